@@ -1,0 +1,52 @@
+# `make` alone lists the targets. Python 3.11 to 3.13, git and make are all that a machine needs to have.
+# Another interpreter: make PYTHON=python3.12 lab.   More test workers: make WORKERS=8 test.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+# JupyterLab refuses to run as root unless told; a container often has no other user.
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+PYTEST := COURSE_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test test-fast lint format course notebooks bench claims clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "make %-10s  %s\n", $$1, $$2}'
+
+setup:  ## make .venv with the pinned versions (every other target does this first)
+	@command -v $(PYTHON) >/dev/null || { echo "Set-up: Python 3.11-3.13 is needed; there is no $(PYTHON) on this machine."; exit 1; }
+	@$(PYTHON) install.py
+
+lab: setup  ## open JupyterLab on the first lesson (this machine only, with its token)
+	$(BIN)/jupyter lab --ServerApp.ip=localhost $(ROOT_FLAG) notebooks/00_start_here.ipynb
+
+test: lint  ## every check: style, tests, all notebooks from top to bottom
+	$(PYTEST) notebooks tests --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+
+test-fast: lint  ## the same without running the notebooks
+	$(PYTEST) tests
+
+lint: setup  ## check style and format only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## put the code into the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+course: setup  ## run all notebooks and write an HTML gallery to build/course
+	$(BIN)/python -m course_lib.lab.gallery
+
+notebooks: setup  ## run all notebooks in place, ready to commit
+	$(BIN)/python -m course_lib.lab.gallery --in-place
+
+bench: setup  ## measure the library beside its peers
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[bench]'
+	$(BIN)/python -m course_lib.bench
+
+claims: setup  ## run every experiment again and write data/claims.json
+	$(BIN)/python -m course_lib.claims
+
+clean:  ## remove what the other targets wrote, except .venv
+	rm -rf build .pytest_cache .ruff_cache .hypothesis course_lib.egg-info
+	find course_lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,18 @@
+"""Video diffusion, rebuilt small enough to run: the package behind the notebooks.
+
+One axis vocabulary, declared here and nowhere else; every annotation and docstring uses it.
+
+| axis | meaning                        |
+|------|--------------------------------|
+| `b`  | clip (which one of the batch)  |
+| `c`  | channel                        |
+| `f`  | frame                          |
+| `h`  | height, downwards              |
+| `w`  | width, rightwards              |
+| `l`  | text token                     |
+| `d`  | width of an embedding          |
+
+Video is always `(b, c, f, h, w)`, one clip `(c, f, h, w)`, images `(b, c, h, w)`: float, in [-1, 1].
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,9 @@
+"""Every benchmark by name, in the order in which they run."""
+
+from collections.abc import Callable
+
+from course_lib.bench.convolution import bench_convolution
+from course_lib.bench.timing import Row
+from course_lib.bench.world import bench_world
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"world": bench_world, "convolution": bench_convolution}

@@ -1,0 +1,1 @@
+"""What a video network is built from. Knows no diffusion and no data."""

@@ -1,0 +1,109 @@
+"""How subjects move: every motion is an affine path, a closed-form function of time.
+
+A path gives, for each frame, the subject's centre (x, y), its size and its angle. Coordinates are grid_sample's:
+-1 is the left or top border of the frame, +1 the right or bottom one; size is the share of the frame that the
+subject's longer side covers; angles are radians, positive turns clockwise as seen on screen.
+
+Two properties are used all over the course:
+- opposite motions of the same variant are time reversals of each other, so no single frame tells left from right;
+- a path has no length: clips of any number of frames are cut from it.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from course_lib.world.hashing import uniform
+
+MOTIONS: tuple[str, ...] = (
+    "standing still",
+    "moving left",
+    "moving right",
+    "moving up",
+    "moving down",
+    "growing",
+    "shrinking",
+    "spinning",
+    "bouncing",
+)
+MOTION_INDEX: dict[str, int] = {name: i for i, name in enumerate(MOTIONS)}
+REVERSED: dict[str, str] = {
+    "moving left": "moving right",
+    "moving right": "moving left",
+    "moving up": "moving down",
+    "moving down": "moving up",
+    "growing": "shrinking",
+    "shrinking": "growing",
+}
+CANONICAL_SECONDS = 15 / 8  # from the first to the last of 16 frames at 8 fps
+SMALL, LARGE = 0.45, 0.85  # a subject fills this share of the frame: small sprites teach a VAE nothing
+
+
+def path(
+    motion: Int[np.ndarray, "b"], variant: Int[np.ndarray, "b"], frames: int, fps: float | int
+) -> Float[np.ndarray, "b f 4"]:
+    """Evaluate the path of every clip at every frame.
+
+    Args:
+        motion: indices into `MOTIONS`.
+        variant: one integer per clip; it fixes start, speed, size and every other free choice.
+        frames: number of frames, at least 1.
+        fps: frames per second, positive.
+
+    Returns:
+        (x, y, size, angle) per frame: x, y in [-1, 1] coordinates, size as a share of the frame, angle in radians.
+
+    Raises:
+        ValueError: frames < 1 or fps <= 0.
+    """
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    if fps <= 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    # time runs from -middle to +middle, so that reversing time is t -> -t
+    t = (np.arange(frames) - (frames - 1) / 2)[None, :] / fps  # (1, f)
+    kind, variant = np.asarray(motion)[:, None], np.asarray(variant)[:, None]  # (b, 1)
+
+    def among(*names: str) -> np.ndarray:
+        return np.isin(kind, [MOTION_INDEX[name] for name in names])
+
+    size = _size(among, variant, t, frames, fps)  # (b, f)
+    x = uniform("x", variant, low=-0.5, high=0.5) * (1 - size)
+    y = uniform("y", variant, low=-0.5, high=0.5) * (1 - size)
+    centred = among("growing", "shrinking", "spinning")
+    x, y = np.where(centred, 0.3 * x, x), np.where(centred, 0.3 * y, y)
+
+    drift = uniform("x", variant, low=-0.1, high=0.1)
+    travel = uniform("travel", variant, low=0.55, high=0.95) / CANONICAL_SECONDS * t
+    x = np.where(among("moving right"), _wrap(drift + travel, 1 + size), x)
+    x = np.where(among("moving left"), _wrap(drift - travel, 1 + size), x)
+    y = np.where(among("moving down"), _wrap(drift + travel, 1 + size), y)
+    y = np.where(among("moving up"), _wrap(drift - travel, 1 + size), y)
+
+    beat = t / uniform("hop", variant, low=0.75, high=1.05) + uniform("phase", variant)
+    height = uniform("height", variant, low=0.55, high=0.75)
+    y = np.where(among("bouncing"), 0.95 - size - height * np.abs(np.sin(np.pi * beat)), y)
+
+    turn = np.where(uniform("turn", variant) < 0.5, -1.0, 1.0)
+    turned = uniform("angle", variant, high=2 * np.pi) + turn * 2 * np.pi * t / uniform(
+        "period", variant, low=1.9, high=2.8
+    )
+    angle = np.where(among("spinning"), turned, 0.0)
+    return np.stack([x, y, size, angle], axis=-1)  # (b, f, 4)
+
+
+def _size(among, variant: np.ndarray, t: np.ndarray, frames: int, fps: float | int) -> np.ndarray:
+    """The share of the frame that the subject covers, (b, f)."""
+    size = uniform("size", variant, low=0.5, high=0.65)  # leaves room to travel
+    size = np.where(among("standing still"), uniform("size", variant, low=0.5, high=LARGE), size)
+    size = np.where(among("spinning"), uniform("size", variant, low=0.5, high=0.75), size) + 0 * t
+    # growth is spread over the whole clip when it is longer than two seconds, so it never runs out of frame
+    ratio = uniform("growth", variant, low=1.6, high=LARGE / SMALL)
+    progress = t / max(CANONICAL_SECONDS, (frames - 1) / fps)  # (1, f) within [-1/2, 1/2]
+    middle = np.sqrt(SMALL * LARGE)
+    size = np.where(among("growing"), middle * ratio**progress, size)
+    return np.where(among("shrinking"), middle * ratio**-progress, size)
+
+
+def _wrap(position: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Leave on one side, come back on the other; `limit` is just out of sight."""
+    return (position + limit) % (2 * limit) - limit

@@ -1,0 +1,208 @@
+"""Set up the course: a virtual environment in .venv with the pinned versions. Run it as `python3 install.py`.
+
+Only the standard library is used, and only syntax that old Pythons can read, so that a Python which is
+too old can say so. Nothing happens when the environment is already up to date; an interrupted run resumes.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+
+OLDEST, TOO_NEW = (3, 11), (3, 14)  # kept in step with pyproject.toml by tests/test_install.py
+EXTRAS = "lab,dev"
+DISK_GB = 8  # the environment itself and pip's cache of what it downloaded
+ROOT = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(ROOT, ".venv")
+SCRIPTS = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin")
+VENV_PYTHON = os.path.join(SCRIPTS, "python.exe" if os.name == "nt" else "python")
+STAMP = os.path.join(VENV, "course-stamp")  # written last: what was installed, completely
+HOME = os.path.join(VENV, "course-home")  # where the environment was made: it does not survive being moved
+
+
+class Stop(Exception):
+    """The set-up cannot go on; the message is one line for the reader."""
+
+
+def say(line):
+    sys.stdout.write("Set-up: " + line + "\n")
+    sys.stdout.flush()
+
+
+def short_version(version):
+    return "%d.%d" % (version[0], version[1])
+
+
+def supported(version):
+    return OLDEST <= tuple(version[:2]) < TOO_NEW
+
+
+def find_python():
+    """A suitable interpreter on the PATH, newest first, or None. Each is run: some are only shims."""
+    for minor in range(TOO_NEW[1] - 1, OLDEST[1] - 1, -1):
+        names = [["python3.%d" % minor]]
+        if os.name == "nt":
+            names.append(["py", "-3.%d" % minor])
+        for command in names:
+            question = command + ["-c", "import sys; sys.stdout.write(sys.executable)"]
+            try:
+                process = subprocess.Popen(question, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            except OSError:
+                continue
+            answer = process.communicate()[0].decode()
+            if process.returncode == 0 and answer:
+                return answer
+    return None
+
+
+def fingerprint():
+    """A hash of everything that decides what is installed; the settings of pytest and ruff do not."""
+    import tomllib  # from Python 3.11 on
+
+    with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:
+        tables = tomllib.load(file)
+    del tables["tool"]
+    pins = read(os.path.join(ROOT, "constraints.txt"))
+    return hashlib.sha256(json.dumps([tables, pins, EXTRAS, ROOT]).encode("utf-8")).hexdigest()
+
+
+def read(path):
+    if not os.path.exists(path):
+        return ""
+    with open(path) as file:
+        return file.read().strip()
+
+
+def write(path, text):
+    with open(path + ".part", "w") as file:
+        file.write(text + "\n")
+    os.replace(path + ".part", path)
+
+
+def up_to_date():
+    return os.path.exists(VENV_PYTHON) and read(STAMP) == fingerprint()
+
+
+def folder_bytes(folder):
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(where, name)
+            if not os.path.islink(path):
+                total += os.path.getsize(path)
+    return total
+
+
+def check_machine():
+    """Refuse at once, in one line, what would otherwise fail after minutes of downloading."""
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        raise Stop("PyTorch has no build for Macs with Intel processors, nor for a Python run by Rosetta.")
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        package = "python%s-venv" % short_version(sys.version_info)
+        raise Stop("Python's venv module is missing; on Debian or Ubuntu: sudo apt install " + package)
+    if not os.path.exists(STAMP):
+        free = shutil.disk_usage(ROOT).free + folder_bytes(VENV)
+        if free < DISK_GB * 10**9:
+            raise Stop("about %d GB of free disk is needed; here there is %.1f GB." % (DISK_GB, free / 1e9))
+
+
+def make_environment():
+    """A new .venv, unless one made here by a suitable Python is there already."""
+    kept = read(HOME) == ROOT and os.path.exists(VENV_PYTHON)
+    if kept:
+        question = [VENV_PYTHON, "-c", "import pip, sys; sys.stdout.write('%d %d' % sys.version_info[:2])"]
+        answer = subprocess.run(question, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        kept = answer.returncode == 0 and supported([int(part) for part in answer.stdout.split()])
+    if kept:
+        return
+    say("making .venv with Python " + platform.python_version())
+    if subprocess.call([sys.executable, "-m", "venv", "--clear", VENV]) != 0:
+        raise Stop("`%s -m venv` failed; its message is above." % sys.executable)
+    write(HOME, ROOT)
+
+
+def pip(*arguments, **options):
+    command = [VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-c", "constraints.txt"]
+    return subprocess.run(command + list(arguments), cwd=ROOT, **options)
+
+
+def forget_half_installed():
+    """pip writes INSTALLER last; a package without it was cut short, and pip would take it for complete."""
+    packages = glob.glob(os.path.join(VENV, "lib", "python3*", "site-packages"))
+    for site in packages or [os.path.join(VENV, "Lib", "site-packages")]:
+        for folder in glob.glob(os.path.join(site, "*.dist-info")):
+            if not os.path.exists(os.path.join(folder, "INSTALLER")):
+                shutil.rmtree(folder)
+
+
+def install():
+    """pip shows its own progress. The small build tool goes first: it tells a missing network at once."""
+    first = pip("--retries", "1", "setuptools", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if first.returncode != 0:
+        said = first.stdout.decode("utf-8", "replace").strip()
+        if "from versions: none" in said or "connection" in said.lower():
+            raise Stop("pip cannot reach its package index: the first set-up needs the network.")
+        raise Stop("pip failed: " + (said.splitlines() or ["it said nothing"])[-1])
+    say("installing the pinned versions: minutes and gigabytes the first time")
+    project = "%s[%s]" % (ROOT, EXTRAS)
+    # Isolation would download an unpinned setuptools; the pinned one is already in .venv.
+    if pip("--no-build-isolation", "-e", project).returncode != 0:
+        raise Stop("pip did not finish (its message is above); the same command carries on from here.")
+
+
+def settle_jupyter():
+    """JupyterLab opens on the lesson: without first asking whether it may fetch its news."""
+    settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+    folder = os.path.join(VENV, "share", "jupyter", "lab", "settings")
+    os.makedirs(folder, exist_ok=True)
+    write(os.path.join(folder, "overrides.json"), json.dumps(settings))
+
+
+def how_to_open():
+    lab = os.path.relpath(os.path.join(SCRIPTS, "jupyter-lab"), ROOT)
+    direct = lab + " " + os.path.join("notebooks", "00_start_here.ipynb")
+    return direct if os.name == "nt" else "make lab (or " + direct + ")"
+
+
+def set_up():
+    if up_to_date():
+        say("up to date in .venv")
+        return
+    start = time.time()
+    check_machine()
+    wanted = fingerprint()
+    make_environment()
+    forget_half_installed()
+    install()
+    settle_jupyter()
+    write(STAMP, wanted)
+    size, minutes = folder_bytes(VENV) / 1e9, (time.time() - start) / 60
+    say("done in %.1f minutes; .venv takes %.1f GB. Open the course with: %s" % (minutes, size, how_to_open()))
+
+
+def main():
+    if not supported(sys.version_info):
+        other = find_python()
+        if other:
+            return subprocess.call([other, os.path.join(ROOT, "install.py")])
+        wanted = short_version(OLDEST) + "-" + short_version((TOO_NEW[0], TOO_NEW[1] - 1))
+        say("Python %s is needed; this is %s." % (wanted, short_version(sys.version_info)))
+        return 1
+    try:
+        set_up()
+    except Stop as stop:
+        say(str(stop))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

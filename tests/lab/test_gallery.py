@@ -1,0 +1,101 @@
+import base64
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from course_lib.lab import gallery
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+
+
+def draw(alt):
+    return f"display({{'image/png': '{PIXEL}'}}, raw=True, metadata={{'image/png': {{'alt': {alt!r}}}}})"
+
+
+def lesson(tmp_path, *code):
+    intro = new_markdown_cell("# 01 · Still <life>\n\nA *clip* is a [stack](x.md) of frames. And more.")
+    notebook = new_notebook(cells=[intro, *map(new_code_cell, code)])
+    notebook.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {}}
+    notebook.cells[0].metadata = {"tags": ["kept"], "scrolled": True}
+    path = tmp_path / "01_still.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_in_place_run_saves_a_clean_notebook_with_static_widgets(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("COURSE_STATIC", raising=False)
+    show = "import os\nprint('a')\nprint(os.environ['COURSE_STATIC'], os.path.exists('01_still.ipynb'))"
+    path = lesson(tmp_path, show, draw("a red dot"), "1 + 1")
+    assert gallery.main(["--in-place", str(path)]) == 0
+    saved = json.loads(path.read_text())
+    code = saved["cells"][1:]
+    assert [cell["execution_count"] for cell in code] == [1, 2, 3]
+    assert code[0]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["a\n", "1 True\n"]}]
+    assert code[2]["outputs"][0]["data"]["text/plain"] == ["2"]
+    assert set(saved["metadata"]) == {"kernelspec", "language_info"}
+    assert saved["metadata"]["kernelspec"]["name"] == "python3"
+    assert saved["cells"][0]["metadata"] == {"tags": ["kept"]}
+    assert all(cell["metadata"] == {} for cell in code)
+    assert "pictures: 1" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_failing_cell_fails_the_command_and_leaves_the_notebook_alone(tmp_path, capsys):
+    path = lesson(tmp_path, "1 / 0")
+    before = path.read_bytes()
+    assert gallery.main(["--in-place", str(path)]) == 1
+    assert "FAILED: ZeroDivisionError: division by zero" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+def executed(alt="a red dot"):
+    data, metadata = {"image/png": PIXEL}, {"image/png": {"alt": alt}}
+    cell = new_code_cell("draw()", outputs=[new_output("display_data", data, metadata=metadata)])
+    return new_notebook(cells=[new_markdown_cell("# Title\n\nOne. Two."), cell])
+
+
+def test_gallery_links_pages_and_keeps_alternative_text(tmp_path):
+    good = gallery.Lesson(tmp_path / "00_a.ipynb", executed("<a> dot"), 1.26)
+    bad = gallery.Lesson(tmp_path / "01_b.ipynb", executed(), 0.1, "ValueError: no <good>")
+    index = gallery.write_gallery([good, bad], tmp_path / "out", "two cores & hope")
+    page = index.read_text()
+    assert 'href="00_a.html"' in page
+    assert "ran in 1.3 minutes" in page
+    assert "failed: ValueError: no &lt;good&gt;" in page
+    assert "two cores &amp; hope" in page
+    assert (tmp_path / "out" / "00_a.png").read_bytes() == base64.b64decode(PIXEL)
+    html = (tmp_path / "out" / "00_a.html").read_text()
+    assert 'alt="&lt;a&gt; dot"' in html
+    assert gallery.NO_ALT not in html
+
+
+def test_cell_ids_follow_the_source_and_stay_unique():
+    cells = [new_code_cell("a"), new_code_cell("b"), new_code_cell("b"), new_markdown_cell("b")]
+    ids = [cell.id for cell in gallery.tidy(new_notebook(cells=cells)).cells]
+    later = [new_code_cell("before"), *(new_code_cell(source) for source in "abb")]
+    assert [cell.id for cell in gallery.tidy(new_notebook(cells=later)).cells][1:] == ids[:3]
+    assert len(set(ids)) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("# T\n\nPlain words. More.", ("T", "Plain words.")),
+        ("# T\nRight below.", ("T", "Right below.")),
+        (
+            "intro\n\n# T\n\n![pic](a.png)\n\n| a | b |\n\n**Bold** `code` [link](x) end",
+            ("T", "Bold code link end"),
+        ),
+        ("no heading", ("Untitled", "")),
+    ],
+)
+def test_heading(source, expected):
+    assert gallery.heading(new_notebook(cells=[new_markdown_cell(source)])) == expected
+
+
+def test_report_warns_of_a_big_notebook(tmp_path):
+    lesson = gallery.Lesson(tmp_path / "a.ipynb", executed(), 2.0)
+    assert gallery.report(lesson, 999_000) == "a.ipynb: 2.0 min, pictures: 1, 999 KB"
+    assert "WARNING: over 1 MB" in gallery.report(lesson, 1_000_001)

@@ -1,0 +1,200 @@
+"""The ground: profile, device, dtype, seeds, costs, the hub, the data folder."""
+
+import http.server
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+
+from course_lib import runtime
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("COURSE_PROFILE", "COURSE_DEVICE", "COURSE_DATA", "COURSE_HUB"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "ci"])
+def test_profile_is_what_the_environment_says(monkeypatch, name):
+    monkeypatch.setenv("COURSE_PROFILE", name)
+    assert runtime.profile() == name
+    assert runtime.pick(cpu="cpu", gpu="gpu", ci="ci") == name
+
+
+def test_profile_defaults_to_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runtime.profile() == "gpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.profile() == "cpu"
+
+
+def test_unknown_profile_is_refused(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "tpu")
+    with pytest.raises(ValueError, match="COURSE_PROFILE must be one of cpu, gpu, ci; got 'tpu'"):
+        runtime.pick(cpu=1, gpu=2, ci=3)
+
+
+def test_pick_wants_every_profile():
+    with pytest.raises(TypeError):
+        runtime.pick(cpu=1, gpu=2)
+
+
+def test_device_order(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runtime.device() == torch.device("cuda")
+    monkeypatch.setenv("COURSE_PROFILE", "ci")
+    assert runtime.device() == torch.device("cpu")
+    monkeypatch.setenv("COURSE_DEVICE", "cuda:1")
+    assert runtime.device() == torch.device("cuda:1")
+    monkeypatch.delenv("COURSE_PROFILE")
+    monkeypatch.delenv("COURSE_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.device() == torch.device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert runtime.device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "expected"),
+    [(False, False, torch.float32), (True, False, torch.bfloat16), (False, True, torch.bfloat16)],
+)
+def test_dtype_on_cpu(monkeypatch, avx512, amx, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert runtime.dtype("cpu") == runtime.dtype(torch.device("cpu")) == expected
+
+
+def test_dtype_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert runtime.dtype("cuda:0") == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert runtime.dtype("cuda:0") == torch.float32
+    assert runtime.dtype("mps") == torch.float32
+    monkeypatch.setenv("COURSE_DEVICE", "mps")
+    assert runtime.dtype() == torch.float32
+
+
+def test_seeding_repeats_every_draw():
+    def draws():
+        generator = runtime.seed_everything(7)
+        return random.random(), np.random.rand(), torch.rand(()), torch.rand((), generator=generator)
+
+    first, second = draws(), draws()
+    assert first == second
+    assert first[2] == first[3]  # the generator carries the same seed
+    assert runtime.seed_everything(8).initial_seed() == 8
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_out_of_range(seed):
+    with pytest.raises(ValueError, match=rf"seed must lie in 0 … .*; got {seed}"):
+        runtime.seed_everything(seed)
+
+
+def test_machine_summary_is_one_line_of_facts():
+    text = runtime.machine_summary()
+    assert "\n" not in text
+    assert torch.__version__ in text and "CPU core" in text and "profile" in text
+
+
+def test_measured_times_the_block(monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_DEVICE", "cpu")
+    with runtime.measured("a nap") as cost:
+        time.sleep(0.15)
+    assert 0.15 <= cost.seconds < 1.5
+    assert cost.peak_mb > 50  # torch alone is more
+    line = capsys.readouterr().out
+    assert line == f"{cost}\n"
+    assert line.startswith("measured: a nap: ") and f"{runtime.cpu_cores()} CPU core" in line
+
+
+@pytest.mark.parametrize("lived_larger", [False, True])
+def test_measured_sees_a_peak_that_is_gone_at_the_end(monkeypatch, lived_larger):
+    monkeypatch.setenv("COURSE_DEVICE", "cpu")
+    with runtime.measured("nothing") as before:
+        pass
+    if lived_larger:
+        torch.ones(60_000_000)  # from now on the process's own high-water mark says nothing about 100 MB
+    with runtime.measured("100 MB for a moment") as cost:
+        held = torch.ones(25_000_000)
+        time.sleep(0.1)
+        del held
+    assert 80 < cost.peak_mb - before.peak_mb < 160
+    with runtime.measured("nothing again") as after:
+        pass
+    assert after.peak_mb < cost.peak_mb - 80  # an earlier block's peak is not this block's
+
+
+def test_measured_says_nothing_after_an_error_and_stops_watching(capsys):
+    threads = threading.active_count()
+    with pytest.raises(RuntimeError, match="boom"), runtime.measured("a crash"):
+        raise RuntimeError("boom")
+    assert capsys.readouterr().out == ""
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("seconds", "mb", "expected"),
+    [
+        (0.0123, 12.4, "12.3 ms, peak memory 12 MB"),
+        (12.34, 1234.0, "12.3 s, peak memory 1.2 GB"),
+        (99.96, 999.0, "1 min 40 s, peak memory 999 MB"),
+        (3599.8, 12345.0, "60 min 0 s, peak memory 12 GB"),
+    ],
+)
+def test_how_a_measurement_reads(seconds, mb, expected):
+    text = str(runtime.Measurement("x", seconds, mb, "2 CPU cores"))
+    assert text == f"measured: x: {expected} (2 CPU cores)"
+
+
+@pytest.fixture
+def small_hub():
+    """A server that answers HEAD / with 200 and HEAD /broken with 503."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(503 if "broken" in self.path else 200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_hub_needs_the_wish_and_the_answer(monkeypatch, small_hub):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", small_hub)
+    assert not runtime.hub_available()  # nobody asked
+    monkeypatch.setenv("COURSE_HUB", "1")
+    assert runtime.hub_available()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not runtime.hub_available()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", small_hub + "broken")
+    assert not runtime.hub_available()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
+    assert not runtime.hub_available()
+
+
+def test_unknown_hub_wish_is_refused(monkeypatch):
+    monkeypatch.setenv("COURSE_HUB", "yes")
+    with pytest.raises(ValueError, match="COURSE_HUB must be 0 or 1; got 'yes'"):
+        runtime.hub_available()
+
+
+def test_data_folder(monkeypatch, tmp_path):
+    assert runtime.data_dir().name == "data"
+    assert (runtime.data_dir().parent / "course_lib" / "runtime.py").is_file()
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    assert runtime.data_dir() == tmp_path

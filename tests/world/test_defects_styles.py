@@ -1,0 +1,101 @@
+"""Defects do what their label says and nothing else; styles keep the film and change the look."""
+
+import pytest
+import torch
+
+from course_lib.world import DEFECTS, STYLES, Scene, World, damage, damage_some, parse_caption, render
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return World("test", part="all").batch(range(8))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("defect", ["clean", *DEFECTS])
+def test_each_defect_changes_what_it_should(clips, defect):
+    damaged = damage(clips, [defect] * 8, generator())
+    before, after = clips.video, damaged.video
+    assert damaged.labels == [defect] * 8 and after.abs().max() <= 1 + 1e-5
+    changed = (before - after).abs().amax(1)  # b f h w
+    assert (damaged.captions == clips.captions) == (defect != "wrong caption")
+    assert torch.equal(before, after) == (defect in ("clean", "wrong caption"))
+    if defect == "hard cut":
+        for i, cut in enumerate(damaged.cuts):
+            assert 4 <= cut <= 11
+            assert torch.equal(after[i, :, :cut], before[i, :, :cut])
+            assert torch.equal(after[i, :, cut:], before[(i + 1) % 8, :, cut:])
+    else:
+        assert damaged.cuts == [None] * 8
+    if defect == "static":
+        assert (after - after[:, :, :1]).abs().max() == 0
+    if defect == "letterbox":
+        assert (after[:, :, :, :8] == -1).all() and (after[:, :, :, -8:] == -1).all()
+        assert torch.equal(after[:, :, :, 8:-8], before[:, :, :, 8:-8])
+    if defect == "text":
+        share = (changed > 0.3).float().mean((1, 2, 3))
+        assert (share > 0.01).all() and (share < 0.3).all()
+        written = (after - before).abs().amax(1) > 1e-6
+        rows = written.any(dim=1).any(dim=2)  # b h
+        assert (rows.sum(1) <= 24).all(), "text stays in one line"
+    if defect == "noise":
+        assert 0.1 < (after - before).std() < 0.3
+    if defect == "blur":
+        detail = lambda v: v.diff(dim=-1).abs().mean((1, 2, 3, 4))  # noqa: E731
+        assert (detail(after) < 0.75 * detail(before)).all()
+        assert (after.mean((2, 3, 4)) - before.mean((2, 3, 4))).abs().max() < 0.03
+
+
+def test_a_wrong_caption_is_wrong_even_among_twins():
+    twins = render([Scene("tiger", "growing", "sea", 0), Scene("tiger", "growing", "sea", 2)])
+    damaged = damage(twins, ["wrong caption", "clean"], generator())
+    assert parse_caption(damaged.captions[0])["background"] != "sea" and damaged.captions[1] == twins.captions[1]
+
+
+def test_damage_is_reproducible_and_leaves_its_input_alone(clips):
+    before = clips.video.clone()
+    one, two = (damage_some(clips, 0.7, generator(3)) for _ in range(2))
+    assert torch.equal(one.video, two.video) and one.labels == two.labels and torch.equal(clips.video, before)
+    assert damage_some(clips, 0.0, generator()).labels == ["clean"] * 8
+    assert "clean" not in damage_some(clips, 1.0, generator()).labels
+
+
+def test_damage_refuses_nonsense(clips):
+    one = render([Scene("tiger")])
+    with pytest.raises(ValueError, match="one defect per clip: got 1 for 8 clips"):
+        damage(clips, ["blur"], generator())
+    with pytest.raises(ValueError, match=r"\['scratch'\] are not among: clean, hard cut"):
+        damage(one, ["scratch"], generator())
+    with pytest.raises(ValueError, match="needs a second clip to borrow from, got 1"):
+        damage(one, ["hard cut"], generator())
+    with pytest.raises(ValueError, match="needs at least two frames, got 1"):
+        damage(World(frames=1).batch(range(2)), ["hard cut", "clean"], generator())
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 1.5"):
+        damage_some(clips, 1.5, generator())
+
+
+@pytest.mark.parametrize("name", sorted(STYLES))
+@pytest.mark.parametrize(("b", "f", "size"), [(2, 3, 64), (1, 1, 32), (0, 2, 64)])
+def test_styles_keep_shape_and_range(name, b, f, size):
+    video = World(part="all", size=size, frames=f).batch(range(b)).video
+    styled = STYLES[name](video)
+    assert styled.shape == video.shape and (b == 0 or styled.abs().max() <= 1)
+
+
+def test_pixel_art_is_blocks_of_few_colours(clips):
+    styled = STYLES["pixel art"](clips.video)
+    blocks = styled.unflatten(-1, (16, 4)).unflatten(-3, (16, 4))  # b c f 16 4 16 4
+    assert (blocks - blocks[..., :1, :, :1]).abs().max() == 0 and len(styled.unique()) == 6
+    with pytest.raises(ValueError, match="divisible by 16, got 40x40"):
+        STYLES["pixel art"](torch.zeros(1, 3, 1, 40, 40))
+
+
+def test_ink_draws_dark_lines_on_paper():
+    clip = render([Scene("red square", "standing still", "white", 0)], frames=1)
+    drawn = STYLES["ink"](clip.video)[0, :, 0].mean(0)
+    rim = (clip.alpha[0, 0, 0] > 0.2) & (clip.alpha[0, 0, 0] < 0.8)
+    ground = clip.alpha[0, 0, 0] == 0
+    assert drawn[rim].mean() < -0.5 and drawn[ground].median() > 0.6

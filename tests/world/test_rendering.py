@@ -1,0 +1,236 @@
+"""Pixels against their closed forms: exact flow, exact masks, time reversal, composition, splits, any size."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_lib.world import BACKGROUNDS, MOTIONS, Scene, World, canny_edges, render
+from course_lib.world.backgrounds import BACKGROUND_INDEX, paint
+from course_lib.world.motions import MOTION_INDEX, REVERSED, path
+from course_lib.world.sprites import LEVELS, draw_shape, level_for, signed_distance, sprite_bank
+from course_lib.world.subjects import COLOURS, SHAPES
+
+
+def warp(images, flow):
+    """Fetch, for every pixel, the value at the end of its flow vector: (n, c, h, w), (n, 2, h, w) in pixels."""
+    size = images.shape[-1]
+    line = (torch.arange(size) * 2 + 1) / size - 1
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1) + flow.permute(0, 2, 3, 1) * 2 / size
+    fetched = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return fetched, (grid.abs() <= 1 - 1 / size).all(-1)[:, None]
+
+
+@pytest.mark.parametrize(("size", "allowed"), [(64, 1.0), (32, 1.5)])
+def test_flow_explains_frozen_clips(size, allowed):
+    """Mean warping error at most 1/255 away from occlusions, on the subject itself, not diluted by still ground."""
+    clips = World("test", part="all", frozen=True, size=size).batch(range(48))
+    assert clips.flow_exact.all()
+    frames = ((clips.video + 1) / 2).transpose(1, 2)  # b f c h w
+    now, later = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    alpha = clips.alpha.transpose(1, 2)
+    cover, next_cover = alpha[:, :-1].flatten(0, 1), alpha[:, 1:].flatten(0, 1)
+    flow = clips.flow.transpose(1, 2).flatten(0, 1)
+    fetched, in_frame = warp(later, flow)
+    error = (fetched - now).abs().mean(1, keepdim=True) * 255
+    opaque = -F.max_pool2d(-cover, 3, 1, 1) > 0.999
+    subject = opaque & in_frame & (warp(next_cover, flow)[0] > 0.98)
+    ground = (F.max_pool2d(cover, 3, 1, 1) < 1e-3) & (F.max_pool2d(next_cover, 3, 1, 1) < 1e-3)
+    assert subject.float().mean() > 0.03, "too few pixels to say anything"
+    assert error[subject].mean() <= allowed
+    assert error[ground].max() < 1e-3
+    assert error[subject | ground].mean() <= 0.25
+    # and the flow is needed: without it the same pixels do not match
+    moving = subject & (flow.norm(dim=1, keepdim=True) > 1)
+    assert (later - now).abs().mean(1, keepdim=True)[moving].mean() * 255 > 5 * error[moving].mean()
+
+
+def test_flow_of_a_translation_is_the_step_of_its_path():
+    clips = render([Scene("red square", "moving right", "white", 4)])
+    step = (clips.path[0, 1, :2] - clips.path[0, 0, :2]) * 32  # pixels of a 64-pixel frame
+    inside = clips.mask[0, 0, 0]
+    torch.testing.assert_close(clips.flow[0, :, 0, inside], step[:, None].expand(-1, int(inside.sum())))
+    assert (clips.flow[0, :, 0, ~inside] == 0).all()
+
+
+@pytest.mark.parametrize("motion", sorted(REVERSED))
+def test_opposite_motions_are_time_reversals(motion):
+    """No frame tells left from right: the two clips show the same frames, in opposite order."""
+    for variant in (0, 5, 123456):
+        one = render([Scene("tiger", motion, "sea", variant)], frozen=True).video
+        other = render([Scene("tiger", REVERSED[motion], "sea", variant)], frozen=True).video
+        torch.testing.assert_close(one, other.flip(2), atol=2e-3, rtol=0)
+        assert (one - other).abs().max() > 0.3
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.sampled_from([4.0, 8.0, 12.5]))
+@settings(max_examples=40)
+def test_paths_do_what_their_names_say(variant, frames, fps):
+    motions = np.arange(len(MOTIONS))
+    places = path(motions, np.full(len(MOTIONS), variant), frames, fps)
+    assert places.shape == (len(MOTIONS), frames, 4) and np.isfinite(places).all()
+    share = places[..., 2]
+    assert (share >= 0.44).all() and (share <= 0.86).all(), "the subject fills 45-85 % of the frame"
+    if frames == 1:
+        return
+    step = np.diff(places, axis=1)
+    here = {name: step[MOTION_INDEX[name]] for name in MOTIONS}
+    assert (here["standing still"] == 0).all()
+    assert (here["growing"][:, 2] > 0).all() and (here["shrinking"][:, 2] < 0).all()
+    spin = here["spinning"][:, 3]
+    assert (spin > 0).all() or (spin < 0).all()
+    for name, axis, sign in (("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1)):
+        moves = here[f"moving {name}"]
+        assert (moves[:, 1 - axis] == 0).all()
+        onward = sign * moves[:, axis] > 0
+        position = places[MOTION_INDEX[f"moving {name}"], :, axis]
+        # it may leave on one side and come back on the other, but only where nobody sees it jump
+        hidden = np.abs(position[:-1]) > 1 + share[MOTION_INDEX[f"moving {name}"]].min() - np.abs(moves[onward, axis]).max() - 1e-6
+        assert (onward | hidden).all()
+
+
+def test_a_clip_does_not_depend_on_its_batch_or_order():
+    world = World(part="all")
+    together = world.batch([3, 1, 4, 1, 5])
+    alone = world.batch([4])
+    torch.testing.assert_close(together.video[2:3], alone.video, atol=1e-6, rtol=0)
+    torch.testing.assert_close(together.video[1], together.video[3], atol=0, rtol=0)
+    assert together.captions[2] == alone.captions[0]
+    one = world[4]
+    assert one["video"].shape == (3, 16, 64, 64) and one["motion"] == alone.labels["motion"][0]
+
+
+def test_the_small_clip_is_the_average_of_the_large_one():
+    scenes = [Scene("owl", "bouncing", "grass", 2), Scene("blue ring", "growing", "desert", 3)]
+    large, small = render(scenes), render(scenes, size=32)
+    torch.testing.assert_close(F.avg_pool3d(large.video, (1, 2, 2)), small.video, atol=1e-5, rtol=0)
+    # away from the borders of the mask, vectors measured in pixels are half as long
+    both = F.avg_pool3d(large.mask[:, :, :-1].float(), (1, 2, 2)) == 1
+    halved = F.avg_pool3d(large.flow, (1, 2, 2)) / 2
+    inside = (both & small.mask[:, :, :-1]).expand_as(halved)
+    torch.testing.assert_close(halved[inside], small.flow[inside], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 33, 48, 64, 96])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_any_size_and_length(size, frames):
+    clips = World(part="all", size=size, frames=frames).batch(range(3))
+    assert clips.video.shape == (3, 3, frames, size, size)
+    assert clips.video.dtype == torch.float32 and clips.video.abs().max() <= 1 + 1e-5
+    assert clips.flow.shape == (3, 2, frames - 1, size, size)
+    assert clips.trajectory.shape == clips.alpha.shape == (3, 1, frames, size, size)
+
+
+def test_an_empty_batch():
+    clips = render([])
+    assert clips.video.shape == (0, 3, 16, 64, 64) and clips.flow.shape == (0, 2, 15, 64, 64)
+    assert len(clips) == 0 and clips.captions == [] and clips.labels["subject"].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 4}, "size must be at least 8 pixels, got 4"),
+        ({"frames": 0}, "frames must be at least 1, got 0"),
+        ({"fps": 0.0}, "fps must be positive, got 0"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        World(**arguments)
+
+
+def test_a_still_clip_of_a_shape_is_still_and_its_ground_never_moves():
+    clips = render([Scene("red star", "standing still", "sea", 8), Scene("tiger", "moving left", "sea", 8)])
+    assert (clips.video[0] - clips.video[0, :, :1]).abs().max() == 0
+    ground = (clips.alpha[1] == 0).all(dim=1, keepdim=True).expand(3, 16, -1, -1)  # never covered
+    assert (clips.video[1] - clips.video[1, :, :1])[ground].abs().max() == 0
+    assert clips.flow_exact.tolist() == [True, False]
+
+
+def test_masks_cover_what_the_shape_covers():
+    """A circle of share s covers pi/4 s^2 of the frame."""
+    clips = render([Scene("blue circle", "standing still", "white", v) for v in range(0, 20, 2)])
+    expected = np.pi / 4 * clips.path[:, 0, 2] ** 2
+    torch.testing.assert_close(clips.mask[:, 0, 0].float().mean((1, 2)), expected, rtol=0.03, atol=0)
+    torch.testing.assert_close(clips.alpha[:, 0, 0].mean((1, 2)), expected, rtol=0.03, atol=0)
+
+
+def test_the_trajectory_peaks_at_the_subject():
+    clips = render([Scene("bus", "moving left", "snow", 10)])
+    for f in range(16):
+        y, x = np.unravel_index(int(clips.trajectory[0, 0, f].argmax()), (64, 64))
+        centre = (clips.path[0, f, :2] + 1) * 32 - 0.5
+        assert abs(x - centre[0]) <= 0.5 + 1e-4 and abs(y - centre[1]) <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_signed_distances_agree_with_brute_force(shape):
+    """|distance| is how far the nearest point of the other side is."""
+    line = np.linspace(-1.3, 1.3, 66)
+    x, y = np.meshgrid(line, line)
+    d = signed_distance(shape, x, y)
+    inside = np.stack([x[d < 0], y[d < 0]], 1)
+    probe = np.random.default_rng(0).choice(np.flatnonzero(d.ravel() > 0.1), 40)
+    for i in probe:
+        nearest = np.hypot(inside[:, 0] - x.ravel()[i], inside[:, 1] - y.ravel()[i]).min()
+        assert abs(nearest - d.ravel()[i]) < 0.07, shape
+    assert np.abs(inside).max() <= 1.05 and np.abs(inside).max() > 0.8, "the shape spans [-1, 1]"
+
+
+def test_unknown_shape_is_refused():
+    with pytest.raises(ValueError, match="shape must be one of"):
+        draw_shape("hexagon", (1.0, 0.0, 0.0))
+
+
+def test_sprites_are_premultiplied_with_an_empty_margin():
+    pictures, table = sprite_bank()
+    assert pictures.shape[0] == len(LEVELS) and pictures.dtype == torch.uint8 and table.shape == (124, 16)
+    colour, alpha = pictures[:, :, :3].int(), pictures[:, :, 3:].int()
+    assert (colour <= alpha + 1).all(), "premultiplied colour never exceeds coverage"
+    assert alpha[0, :, :, 0].max() <= 3 and alpha[0, :, :, :, 0].max() <= 3, "the sharpest level ends in nothing"
+    assert alpha[..., 0, :].max() < 20 and alpha[..., :, 0].max() < 20, "and the softest almost does"
+    assert (table[76:] == table[76:, :1]).all() and len(np.unique(table[:76])) == 76 * 16
+
+
+def test_levels_grow_with_shrinking():
+    assert level_for(np.array([0.85, 0.6, 0.45]), 64).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_backgrounds_are_colours_and_vary(background):
+    index = np.full(6, BACKGROUND_INDEX[background])
+    pictures = paint(index, np.arange(6), 64)
+    assert pictures.shape == (6, 3, 64, 64) and 0 <= pictures.min() and pictures.max() <= 1
+    assert not torch.equal(pictures[0], pictures[1])
+
+
+def test_backgrounds_differ_from_each_other():
+    means = paint(np.arange(len(BACKGROUNDS)), np.zeros(len(BACKGROUNDS), dtype=int), 64)
+    for a, b in itertools.combinations(range(len(BACKGROUNDS)), 2):
+        assert (means[a] - means[b]).abs().mean() > 0.05, (BACKGROUNDS[a], BACKGROUNDS[b])
+
+
+def test_colours_are_far_apart():
+    values = torch.tensor(list(COLOURS.values()))
+    distances = torch.cdist(values, values) + 10 * torch.eye(len(values))
+    assert distances.min() > 0.25
+
+
+def test_canny_finds_the_outline_of_a_square():
+    clips = render([Scene("red square", "standing still", "white", 0)], frames=2)
+    edges = canny_edges(clips.video)
+    assert edges.shape == (1, 1, 2, 64, 64) and set(edges.unique().tolist()) == {0.0, 1.0}
+    rim = F.max_pool2d(clips.alpha[:, :, 0], 5, 1, 2) - -F.max_pool2d(-clips.alpha[:, :, 0], 5, 1, 2) > 0.5
+    near = F.max_pool2d(rim.float(), 7, 1, 3) > 0  # the rim of a shape has a second, inner line
+    assert edges[:, :, 0][~near].sum() == 0 and edges[:, :, 0].sum() > 60
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_on_a_gpu():
+    scenes = [World(part="all").sampler(i) for i in range(8)]
+    torch.testing.assert_close(render(scenes, device="cuda").video.cpu(), render(scenes).video, atol=2e-3, rtol=0)
