@@ -152,7 +152,8 @@ def public_problems(path):
             continue
         if not ast.get_docstring(node):
             problems.append(f"{path.name}: {node.name} has no docstring")
-        if isinstance(node, ast.FunctionDef):
+        # a reference solution is shown to students, who write no annotations
+        if isinstance(node, ast.FunctionDef) and not re.fullmatch(r"lesson_\d\d", path.stem):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             bare = [argument.arg for argument in arguments if argument.annotation is None]
             problems += [f"{path.name}: {node.name}({name}) is not annotated" for name in bare]

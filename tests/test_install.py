@@ -175,7 +175,7 @@ def test_a_second_run_does_nothing_and_a_changed_pin_installs_again(fake_install
     fake_install.main()
     assert len(fake_install.runs) == 2
     project = Path(fake_install.ROOT) / "pyproject.toml"
-    project.write_text(project.read_text().replace("line-length = 110", "line-length = 99"))
+    project.write_text(project.read_text().replace("line-length = 120", "line-length = 99"))
     fake_install.main()
     assert len(fake_install.runs) == 2, "a tool's settings do not decide what is installed"
 

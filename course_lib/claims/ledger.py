@@ -118,7 +118,7 @@ def judge(better: Sequence[float], worse: Sequence[float]) -> tuple[float, tuple
     """
     if len(better) != len(worse) or len(better) < 3:
         raise ValueError(f"a verdict needs the same three or more seeds in both arms, got {len(better)}, {len(worse)}")
-    mean, low, high = mean_interval(np.subtract(better, worse))
+    mean, low, high = mean_interval([ours - theirs for ours, theirs in zip(better, worse, strict=True)])
     verdict = VERDICTS[0] if low > 0 else VERDICTS[2] if high < 0 else VERDICTS[1]
     return mean, (low, high), verdict
 
@@ -132,14 +132,12 @@ def run_claim(claim: Claim, seeds: Sequence[int] = (0, 1, 2), scale: float = 1.0
         scale: share of the ledger's training steps.
         keep: a folder that remembers finished runs, so that an interrupted run goes on where it stopped.
     """
-    start = time.perf_counter()
     runs: dict[str, list[Numbers]] = {arm: [] for arm in claim.arms}
     for seed in seeds:  # seeds outside, arms inside: an early stop leaves complete comparisons
         for arm in claim.arms:
             runs[arm].append(_run_once(claim, arm, seed, scale, keep))
     values = {arm: [run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)}
     effect, interval, verdict = judge(values[claim.better], values[claim.worse])
-    kept = [run.get("minutes", 0.0) for arm in runs.values() for run in arm]
     return Record(
         **{name: getattr(claim, name) for name in ("id", "lesson", "source", "statement", "setting", "metric")},
         better=claim.better,
@@ -149,7 +147,7 @@ def run_claim(claim: Claim, seeds: Sequence[int] = (0, 1, 2), scale: float = 1.0
         effect=effect,
         interval=interval,
         verdict=verdict,
-        minutes=max(sum(kept), (time.perf_counter() - start) / 60),
+        minutes=sum(run["minutes"] for arm in runs.values() for run in arm),
         machine=machine_summary(),
         versions={name: importlib.metadata.version(name) for name in ("torch", "torchvision", "diffusers")}
         | {"python": platform.python_version()},
@@ -162,7 +160,7 @@ def _run_once(claim: Claim, arm: str, seed: int, scale: float, keep: Path | None
         return json.loads(file.read_text())
     start = time.perf_counter()
     numbers = claim.run(arm, seed, scale)
-    numbers = numbers | {"minutes": (time.perf_counter() - start) / 60}
+    numbers = {"minutes": (time.perf_counter() - start) / 60} | numbers
     print(f"{claim.id}, {arm}, seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

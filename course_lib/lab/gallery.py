@@ -12,6 +12,7 @@ import hashlib
 import html
 import os
 import re
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -189,6 +190,9 @@ def write_gallery(lessons: list[Lesson], folder: Path, machine: str) -> Path:
     `machine` is the one-line summary of where the lessons ran, shown above the minutes.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for images in {lesson.path.parent / "images" for lesson in lessons}:
+        if images.is_dir():  # pictures that the prose refers to
+            shutil.copytree(images, folder / "images", dirs_exist_ok=True)
     cards = "\n".join(card(lesson, folder) for lesson in lessons)
     total = sum(lesson.minutes for lesson in lessons)
     summary = f"{len(lessons)} lessons, run from top to bottom in {total:.1f} minutes on: {html.escape(machine)}"
