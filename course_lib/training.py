@@ -94,7 +94,7 @@ def train(
     Raises ValueError for a bad argument or batches that run out, FloatingPointError, naming the step, for a
     loss or gradient that is not finite.
     """
-    _refuse(steps, lr, optimizer, schedule, warmup, ema, minutes)
+    _refuse(steps, lr, optimizer, schedule, warmup, ema, minutes, clip)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not learned:
         raise ValueError("model: expected parameters that require a gradient, found none")
@@ -117,6 +117,8 @@ def train(
             average.step(model.parameters())
         return loss.item(), rate
 
+    if accelerator.num_processes > 1 and not callable(batches):
+        raise ValueError("batches: with several processes, pass a callable from the batch's number to the batch")
     # A generator of its own, so that a bad argument is refused by the call and not by the first step
     return _steps(accelerator, update, _drawer(batches), model, average, steps, minutes, seed)
 
@@ -126,12 +128,15 @@ def _steps(accelerator, update, draw, model, average, steps, minutes, seed) -> I
     done, examples, seconds = 0, 0, 0.0
     while done < steps and (minutes is None or seconds < 60 * minutes):
         start = time.perf_counter()
-        # Each process takes every num_processes-th batch, so that no two see the same
+        # Each process takes every num_processes-th batch, so that no two see the same (`batches` must be callable)
         index = done * accelerator.num_processes + accelerator.process_index
         batch = send_to_device(draw(index), accelerator.device)
         mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+        drawn = int(mixed >> 1)  # torch's seed is signed
         done += 1
-        loss, lr = update(done, batch, torch.Generator().manual_seed(int(mixed >> 1)))  # torch's seed is signed
+        with torch.random.fork_rng():  # dropout draws from the global generator; the reader's numbers stay as they are
+            torch.manual_seed(drawn)
+            loss, lr = update(done, batch, torch.Generator().manual_seed(drawn))
         examples += find_batch_size(batch) * accelerator.num_processes
         seconds += time.perf_counter() - start
         yield Step(done, loss, lr, seconds, examples / seconds, model, average)
@@ -156,9 +161,10 @@ def fit(
     return history
 
 
-def _refuse(steps, lr, optimizer, schedule, warmup, ema, minutes) -> None:
+def _refuse(steps, lr, optimizer, schedule, warmup, ema, minutes, clip) -> None:
     """Raise ValueError for an argument that could not train anything."""
-    names = [kind.value for kind in SchedulerType]
+    # piecewise_constant needs rules of its own, which nothing here passes on
+    names = [kind.value for kind in SchedulerType if kind is not SchedulerType.PIECEWISE_CONSTANT]
     expectations = [
         (steps >= 1, f"steps: expected at least 1, got {steps}"),
         (lr > 0, f"lr: expected a positive number, got {lr}"),
@@ -167,6 +173,7 @@ def _refuse(steps, lr, optimizer, schedule, warmup, ema, minutes) -> None:
         (0 <= warmup < steps, f"warmup: expected from 0 to steps - 1 = {steps - 1}, got {warmup}"),
         (ema is None or 0 < ema < 1, f"ema: expected a decay between 0 and 1, got {ema}"),
         (minutes is None or minutes > 0, f"minutes: expected a positive number, got {minutes}"),
+        (clip is None or clip > 0, f"clip: expected a positive gradient norm or None, got {clip}"),
     ]
     for met, message in expectations:
         if not met:

@@ -101,6 +101,29 @@ def test_dropout_is_seeded():
     assert losses(0) == losses(5)
 
 
+def test_dropout_does_not_depend_on_what_the_reader_draws():
+    def losses(disturb):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+        out = []
+        for step in train(model, batch, squared, steps=4, lr=0.01, seed=3):
+            out.append(step.loss)
+            if disturb:
+                torch.rand(3)
+        return out
+
+    assert losses(disturb=False) == losses(disturb=True)
+
+
+def test_the_readers_own_numbers_are_left_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    steps = train(line(), batch, squared, steps=2, lr=0.01, seed=3)
+    torch.manual_seed(0)
+    next(steps)
+    assert torch.equal(torch.rand(2), expected)
+
+
 def test_what_a_step_says():
     model = line()
     steps = list(train(model, batch, squared, **{**OPTIONS, "steps": 4, "warmup": 2}))
@@ -253,6 +276,8 @@ def test_clip_may_be_off(clip):
         ({"warmup": 60}, "warmup: expected from 0 to steps - 1 = 59, got 60"),
         ({"ema": 1.0}, "ema: expected a decay between 0 and 1, got 1.0"),
         ({"minutes": 0}, "minutes: expected a positive number, got 0"),
+        ({"clip": -1.0}, "clip: expected a positive gradient norm or None, got -1.0"),
+        ({"schedule": "piecewise_constant"}, "schedule: expected one of .*cosine.*; got 'piecewise_constant'"),
     ],
 )
 def test_bad_arguments_are_refused_by_the_call(wrong, message):

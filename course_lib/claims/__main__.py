@@ -34,7 +34,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _digest() -> str:
     """Finished runs count only while the code that made them is unchanged."""
     package = Path(__file__).parents[1]
-    files = [package / "training.py", *sorted(package.glob("nn/*.py")), *sorted(package.glob("world/*.py"))]
+    files = [
+        package / "training.py",
+        package / "runtime.py",
+        data_dir() / "sprites" / "emoji.webp",
+        *sorted(package.glob("nn/*.py")),
+        *sorted(package.glob("world/*.py")),
+    ]
     files += sorted(package.glob("claims/*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 

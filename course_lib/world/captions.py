@@ -51,7 +51,8 @@ def parse_caption(text: str) -> dict[str, str | None]:
     """Read a caption back into its attributes.
 
     Args:
-        text: any wording that names a subject and, perhaps, a motion and a background.
+        text: a sentence that names a subject and, perhaps, a motion and a background in the world's own words; the
+            name of a background counts where the word "background" follows it.
 
     Returns:
         "subject", "motion" and "background", each a name or None where the text has none.
@@ -59,7 +60,7 @@ def parse_caption(text: str) -> dict[str, str | None]:
     Raises:
         ValueError: the text names two different values of one attribute.
     """
-    rest = text.lower()
+    rest = " ".join(text.lower().split())
     found: dict[str, str | None] = {}
     for attribute, names in (("background", BACKGROUNDS), ("motion", MOTIONS), ("subject", SUBJECTS)):
         hits = []

@@ -4,7 +4,7 @@ Stable Video Diffusion filters a large collection for cuts, static clips, text a
 section 3). Nobody knows the true answer for web video; here every defect comes with its label.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,8 @@ def damage(clips: Clips, defects: list[str], generator: torch.Generator) -> Dama
         generator: source of randomness, on the CPU.
 
     Raises:
-        ValueError: an unknown defect, a wrong number of them, a single clip or frame where two are needed.
+        ValueError: an unknown defect, a wrong number of them, a single clip or frame where two are needed, or a
+            defect that would change nothing: its label would be false.
     """
     if len(defects) != len(clips):
         raise ValueError(f"defects must name one defect per clip: got {len(defects)} for {len(clips)} clips")
@@ -52,8 +53,8 @@ def damage(clips: Clips, defects: list[str], generator: torch.Generator) -> Dama
         raise ValueError(f"defects {sorted(unknown)} are not among: clean, {', '.join(DEFECTS)}")
     if len(clips) < 2 and {"hard cut", "wrong caption"} & set(defects):
         raise ValueError("clips: a hard cut or a wrong caption needs a second clip to borrow from, got 1")
-    if clips.video.shape[2] < 2 and "hard cut" in defects:
-        raise ValueError("clips: a hard cut needs at least two frames, got 1")
+    if clips.video.shape[2] < 2 and {"hard cut", "static"} & set(defects):
+        raise ValueError("clips: a hard cut or a static clip needs at least two frames, got 1")
     video, captions = clips.video.clone(), clips.captions
     cuts: list[int | None] = [None] * len(clips)
     for i, defect in enumerate(defects):
@@ -62,7 +63,13 @@ def damage(clips: Clips, defects: list[str], generator: torch.Generator) -> Dama
             frames = clips.video.shape[2]  # cut in the middle half: one stray frame at either end is no shot
             cuts[i] = _integer(generator, max(1, frames // 4), frames - frames // 4)
             video[i, :, cuts[i] :] = clips.video[other, :, cuts[i] :]
+            if torch.equal(video[i], clips.video[i]):
+                raise ValueError(
+                    f"clips: a hard cut of clip {i} to clip {other} shows nothing: they are the same scene"
+                )
         elif defect == "static":
+            if is_still(video[i]):
+                raise ValueError(f"clips: clip {i} ({captions[i]}) stands still already")
             video[i] = video[i, :, :1]
         elif defect == "text":
             video[i] = _write(video[i], _WORDS[_integer(generator, 0, len(_WORDS))], generator)
@@ -79,8 +86,17 @@ def damage(clips: Clips, defects: list[str], generator: torch.Generator) -> Dama
     return Damaged(video, captions, list(defects), cuts)
 
 
+def is_still(clip: Float[Tensor, "3 f h w"]) -> bool:
+    """Say whether every frame of a clip is the same, as in the clip of a shape that stands still.
+
+    Args:
+        clip: red, green, blue in [-1, 1].
+    """
+    return bool((clip == clip[:, :1]).all())
+
+
 def damage_some(clips: Clips, share: float | int, generator: torch.Generator) -> Damaged:
-    """Spoil a random share of the clips, each in a random way.
+    """Spoil a random share of the clips, each in a random way; clips that stand still anyway are labelled "static".
 
     Args:
         clips: at least two clips of at least two frames.
@@ -95,7 +111,10 @@ def damage_some(clips: Clips, share: float | int, generator: torch.Generator) ->
     spoilt = torch.rand(len(clips), generator=generator) < share
     kinds = torch.randint(len(DEFECTS), (len(clips),), generator=generator)
     names = [DEFECTS[k] if bad else "clean" for bad, k in zip(spoilt.tolist(), kinds.tolist(), strict=True)]
-    return damage(clips, names, generator)
+    still = [is_still(clip) for clip in clips.video]
+    damaged = damage(clips, ["clean" if s else name for s, name in zip(still, names, strict=True)], generator)
+    labels = ["static" if s else name for s, name in zip(still, damaged.labels, strict=True)]
+    return replace(damaged, labels=labels)
 
 
 def _integer(generator: torch.Generator, low: int, high: int) -> int:

@@ -1,6 +1,7 @@
 """Real film: the clips shipped in `data/clips/`, and any video file of your own, read through PyAV."""
 
 import json
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -63,18 +64,16 @@ def load_film(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not a readable video, holds no picture in the asked-for range, or an argument is out
-            of range. The message names the file.
+        ValueError: the file is damaged or no video, holds no picture in the asked-for range, or an argument is out
+            of range. The message names the file or the argument.
     """
+    _check_request(start, frames, fps, size)
     path = _find(source)
-    if start < 0:
-        raise ValueError(f"start must not be negative, got {start}")
-    if frames is not None and frames < 1:
-        raise ValueError(f"frames must be at least 1, got {frames}")
-    if fps is not None and fps <= 0:
-        raise ValueError(f"fps must be positive, got {fps}")
     try:
-        pictures = _decode(path, start, frames, fps, size)
+        # seeking is quick, but not every container can do it; the second try reads from the beginning
+        pictures = _read(path, start, frames, fps, size, seek=True) if start > 0 else None
+        if pictures is None:
+            pictures = _read(path, start, frames, fps, size, seek=False)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a video (damaged, or not a video at all?): {error}") from error
     if not pictures:
@@ -85,15 +84,34 @@ def load_film(
     return video.permute(3, 0, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
+def _check_request(start: float | int, frames: int | None, fps: float | int | None, size) -> None:
+    if not 0 <= start < math.inf:
+        raise ValueError(f"start must not be negative or infinite, got {start}")
+    if frames is not None and frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps must be positive and finite, got {fps}")
+    sides = (size,) if isinstance(size, int) else size
+    if sides is not None and (len(sides) > 2 or min(sides) < 1 or (len(sides) == 1 and not isinstance(size, int))):
+        raise ValueError(f"size must be a positive integer, or (height, width) of them, got {size}")
+
+
 def _find(source: str | Path) -> Path:
+    if Path(source).is_file():
+        return Path(source)
     shipped = films()
-    path = data_dir() / "clips" / f"{source}.mp4" if str(source) in shipped else Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; shipped clips are: {', '.join(shipped)}")
-    return path
+    if str(source) not in shipped:
+        raise FileNotFoundError(f"{source} is not a file; shipped clips are: {', '.join(shipped)}")
+    return data_dir() / "clips" / f"{source}.mp4"
 
 
-def _decode(path: Path, start: float | int, frames: int | None, fps: float | int | None, size) -> list[np.ndarray]:
+def _read(
+    path: Path, start: float | int, frames: int | None, fps: float | int | None, size, seek: bool
+) -> list[np.ndarray] | None:
+    """The pictures on screen at start, start + 1/fps, …; None if seeking did not land at or before `start`.
+
+    A frame stays on screen until the next one comes, however long that takes: files need not have a steady rate.
+    """
     pictures: list[np.ndarray] = []
     with av.open(str(path)) as file:
         if not file.streams.video:
@@ -103,24 +121,31 @@ def _decode(path: Path, start: float | int, frames: int | None, fps: float | int
         own = float(stream.average_rate or stream.guessed_rate or 0)
         if own <= 0:
             raise ValueError(f"{path} does not state its frame rate")
-        origin = float((stream.start_time or 0) * stream.time_base)
-        if start > 0:  # lands on the key frame before it
-            file.seek(int((start + origin) / stream.time_base), stream=stream)
-        previous, kept = None, 0
-        for frame in file.decode(stream):
-            now = (frame.time if frame.time is not None else len(pictures) / own) - origin
-            # show whatever was on screen at start + kept / fps, until this new frame replaces it
-            while previous is not None and start + kept / (fps or own) < now - 1e-4 and kept != frames:
-                pictures.append(previous)
-                kept += 1
-            if kept == frames:
+        origin, rate = float((stream.start_time or 0) * stream.time_base), fps or own
+        if seek:  # to the key frame before it
+            try:
+                file.seek(int((start + origin) / stream.time_base), stream=stream)
+            except av.error.FFmpegError:  # a bare stream has no index
+                return None
+        previous, number, now = None, -1, 0.0
+        for number, frame in enumerate(file.decode(stream)):  # noqa: B007
+            now = number / own if frame.time is None else frame.time - origin
+            if seek and number == 0 and (frame.time is None or now > start + 1e-4):
+                return None
+            if frame.is_corrupt:
+                raise ValueError(f"{path} is damaged: its picture at {now:.2f} s cannot be decoded whole")
+            while previous is not None and len(pictures) != frames and start + len(pictures) / rate < now - 1e-4:
+                pictures.append(_to_rgb(previous, size, path))
+            if len(pictures) == frames:
                 return pictures
-            previous = _to_rgb(frame, size, path) if now + 1 / own > start else None
-        if previous is not None:  # the last frame stays on screen for one frame's time
-            end = now + 1 / own
-            while start + kept / (fps or own) < end - 1e-4 and kept != frames:
-                pictures.append(previous)
-                kept += 1
+            previous = frame
+        if previous is None and seek:
+            return None
+        if not seek and number + 1 < stream.frames:
+            raise ValueError(f"{path} is damaged: it ends after {number + 1} of {stream.frames} frames")
+        end = now + 1 / own  # the last frame stays for one frame's time
+        while previous is not None and len(pictures) != frames and start + len(pictures) / rate < end - 1e-4:
+            pictures.append(_to_rgb(previous, size, path))
     return pictures
 
 

@@ -4,9 +4,11 @@ A path gives, for each frame, the subject's centre (x, y), its size and its angl
 -1 is the left or top border of the frame, +1 the right or bottom one; size is the share of the frame that the
 subject's longer side covers; angles are radians, positive turns clockwise as seen on screen.
 
-Two properties are used all over the course:
-- opposite motions of the same variant are time reversals of each other, so no single frame tells left from right;
-- a path has no length: clips of any number of frames are cut from it.
+Three properties are used all over the course:
+- opposite motions of the same variant are time reversals of each other (pixel for pixel if the sprite is frozen), so
+  no single frame tells left from right;
+- short clips are cut from the middle of the canonical one, which has 16 frames at 8 frames a second;
+- longer clips lose nobody: travel and growth are spread over the whole clip, turning and bouncing go on.
 """
 
 import numpy as np
@@ -53,12 +55,12 @@ def path(
         (x, y, size, angle) per frame: x, y in [-1, 1] coordinates, size as a share of the frame, angle in radians.
 
     Raises:
-        ValueError: frames < 1 or fps <= 0.
+        ValueError: frames < 1, or fps not positive and finite.
     """
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
-    if fps <= 0:
-        raise ValueError(f"fps must be positive, got {fps}")
+    if not 0 < fps < np.inf:
+        raise ValueError(f"fps must be positive and finite, got {fps}")
     # time runs from -middle to +middle, so that reversing time is t -> -t
     t = (np.arange(frames) - (frames - 1) / 2)[None, :] / fps  # (1, f)
     kind, variant = np.asarray(motion)[:, None], np.asarray(variant)[:, None]  # (b, 1)
@@ -66,18 +68,18 @@ def path(
     def among(*names: str) -> np.ndarray:
         return np.isin(kind, [MOTION_INDEX[name] for name in names])
 
-    size = _size(among, variant, t, frames, fps)  # (b, f)
+    # longer clips take their time, so that nothing runs out of the frame; (1, f) within [-1/2, 1/2]
+    progress = t / max(CANONICAL_SECONDS, (frames - 1) / fps)
+    size = _size(among, variant, progress)  # (b, f)
     x = uniform("x", variant, low=-0.5, high=0.5) * (1 - size)
     y = uniform("y", variant, low=-0.5, high=0.5) * (1 - size)
     centred = among("growing", "shrinking", "spinning")
     x, y = np.where(centred, 0.3 * x, x), np.where(centred, 0.3 * y, y)
 
     drift = uniform("x", variant, low=-0.1, high=0.1)
-    travel = uniform("travel", variant, low=0.55, high=0.95) / CANONICAL_SECONDS * t
-    x = np.where(among("moving right"), _wrap(drift + travel, 1 + size), x)
-    x = np.where(among("moving left"), _wrap(drift - travel, 1 + size), x)
-    y = np.where(among("moving down"), _wrap(drift + travel, 1 + size), y)
-    y = np.where(among("moving up"), _wrap(drift - travel, 1 + size), y)
+    travel = uniform("travel", variant, low=0.55, high=0.95) * progress
+    x = np.where(among("moving right"), drift + travel, np.where(among("moving left"), drift - travel, x))
+    y = np.where(among("moving down"), drift + travel, np.where(among("moving up"), drift - travel, y))
 
     beat = t / uniform("hop", variant, low=0.75, high=1.05) + uniform("phase", variant)
     height = uniform("height", variant, low=0.55, high=0.75)
@@ -91,19 +93,11 @@ def path(
     return np.stack([x, y, size, angle], axis=-1)  # (b, f, 4)
 
 
-def _size(among, variant: np.ndarray, t: np.ndarray, frames: int, fps: float | int) -> np.ndarray:
+def _size(among, variant: np.ndarray, progress: np.ndarray) -> np.ndarray:
     """The share of the frame that the subject covers, (b, f)."""
     size = uniform("size", variant, low=0.5, high=0.65)  # leaves room to travel
     size = np.where(among("standing still"), uniform("size", variant, low=0.5, high=LARGE), size)
-    size = np.where(among("spinning"), uniform("size", variant, low=0.5, high=0.75), size) + 0 * t
-    # growth is spread over the whole clip when it is longer than two seconds, so it never runs out of frame
-    ratio = uniform("growth", variant, low=1.6, high=LARGE / SMALL)
-    progress = t / max(CANONICAL_SECONDS, (frames - 1) / fps)  # (1, f) within [-1/2, 1/2]
-    middle = np.sqrt(SMALL * LARGE)
+    size = np.where(among("spinning"), uniform("size", variant, low=0.5, high=0.75), size) + 0 * progress
+    ratio, middle = uniform("growth", variant, low=1.6, high=LARGE / SMALL), np.sqrt(SMALL * LARGE)
     size = np.where(among("growing"), middle * ratio**progress, size)
     return np.where(among("shrinking"), middle * ratio**-progress, size)
-
-
-def _wrap(position: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Leave on one side, come back on the other; `limit` is just out of sight."""
-    return (position + limit) % (2 * limit) - limit

@@ -6,9 +6,11 @@ Rendering is vectorised over clips and frames, follows its device, and knows the
 every pixel itself.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -75,16 +77,21 @@ class Clips:
     @property
     def paraphrases(self) -> list[str]:
         """A wording per clip that depends on its variant: use these to train text-conditioned models."""
-        count = len(VIDEO_TEMPLATES)
-        picks = [int(uniform("wording", s.variant)[0] * count) for s in self.scenes]
-        return [caption(scene, pick) for scene, pick in zip(self.scenes, picks, strict=True)]
+        return [caption(scene, _wording(scene)) for scene in self.scenes]
+
+    @property
+    def image_paraphrases(self) -> list[str]:
+        """The same for a frame of each clip: subject and background, no motion."""
+        return [image_caption(scene, _wording(scene)) for scene in self.scenes]
 
     @property
     def labels(self) -> dict[str, Tensor]:
         """Class indices, int64 of shape (b,), for "subject", "motion" and "background"."""
         tables = {"subject": SUBJECT_INDEX, "motion": MOTION_INDEX, "background": BACKGROUND_INDEX}
         return {
-            name: torch.tensor([table[getattr(scene, name)] for scene in self.scenes], device=self.video.device)
+            name: torch.tensor(
+                [table[getattr(scene, name)] for scene in self.scenes], dtype=torch.int64, device=self.video.device
+            )
             for name, table in tables.items()
         }
 
@@ -94,6 +101,10 @@ class Clips:
         point = _pixel_grid(self.video.shape[-1], self.video.device)  # (h, w, 2)
         distance = (point - self.path[:, :, None, None, :2]).square().sum(-1)  # (b, f, h, w)
         return torch.exp(-distance / (2 * 0.08**2))[:, None]
+
+
+def _wording(scene: Scene) -> int:
+    return int(uniform("wording", scene.variant)[0] * len(VIDEO_TEMPLATES))
 
 
 def render(
@@ -146,7 +157,8 @@ def _sprites(scenes, variant, places, size, fps, frozen, device) -> Float[Tensor
     """Pick each frame's picture of the subject: its animation runs to and fro, from a start of its own."""
     frames = places.shape[1]
     start = np.floor(uniform("animation", variant, high=2 * SPRITE_FRAMES - 2))[:, None]
-    elapsed = np.zeros(frames) if frozen else np.floor(np.arange(frames) * 8 / fps)  # drawn at 8 frames a second
+    # drawn at 8 frames a second, and counted from the middle of the clip, as time on the path is
+    elapsed = np.zeros(frames) if frozen else np.floor((np.arange(frames) - frames // 2) * 8 / fps)
     period = 2 * SPRITE_FRAMES - 2
     step = (start + elapsed[None]) % period
     frame = np.where(step < SPRITE_FRAMES, step, period - step).astype(np.int64)  # (b, f)
@@ -193,6 +205,7 @@ class World(torch.utils.data.Dataset):
     Args:
         split, part, seed, subjects, motions, backgrounds: which scenes, see `Sampler`.
         size, frames, fps, frozen, device: how they are rendered, see `render`.
+        length: how many clips a DataLoader should take for one epoch; the world itself has no end.
 
     Raises:
         ValueError: as `Sampler` and `render` do.
@@ -212,12 +225,16 @@ class World(torch.utils.data.Dataset):
         fps: float | int = 8,
         frozen: bool = False,
         device: torch.device | str = "cpu",
+        length: int = 65536,
     ) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        self.length = length
         self.sampler = Sampler(split, part=part, seed=seed, subjects=subjects, motions=motions, backgrounds=backgrounds)
         self.how = {"size": size, "frames": frames, "fps": fps, "frozen": frozen, "device": device}
         render([], **self.how)  # refuse bad sizes now, not in the middle of a run
 
-    def batch(self, indices: Sequence[int]) -> Clips:
+    def batch(self, indices: Iterable[SupportsIndex]) -> Clips:
         """Render the clips of these indices.
 
         Args:
@@ -226,10 +243,19 @@ class World(torch.utils.data.Dataset):
         Raises:
             ValueError: a negative index.
         """
-        return render([self.sampler(int(index)) for index in indices], **self.how)
+        return render([self.sampler(operator.index(index)) for index in indices], **self.how)
+
+    def __len__(self) -> int:
+        return self.length
 
     def __getitem__(self, index: int) -> dict:
-        """One clip for a DataLoader: "video" (3, f, h, w) in [-1, 1], "caption", and the class indices."""
+        """One clip for a DataLoader: "video" (3, f, h, w) in [-1, 1], "caption", and the class indices.
+
+        Raises:
+            IndexError: an index outside [0, length), which is what ends a plain `for` loop.
+        """
+        if not 0 <= index < self.length:
+            raise IndexError(f"index must be in [0, {self.length}), got {index}")
         clips = self.batch([index])
         labels = {name: int(value[0]) for name, value in clips.labels.items()}
         return {"video": clips.video[0], "caption": clips.paraphrases[0], **labels}

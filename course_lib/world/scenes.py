@@ -4,12 +4,13 @@ A `Scene` is the whole truth of a clip: four small values from which every pixel
 of (seed, index). Train and test scenes can never coincide: their variants differ in parity.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from course_lib.world.backgrounds import BACKGROUND_INDEX, BACKGROUNDS
+from course_lib.world.backgrounds import BACKGROUND_INDEX
 from course_lib.world.hashing import mix, uniform
 from course_lib.world.motions import MOTION_INDEX, MOTIONS
 from course_lib.world.subjects import (
@@ -93,7 +94,7 @@ class Sampler:
         split: "train" or "test"; their scenes never coincide.
         part: "seen" (what generators learn from), "novel" (the 12 held-out emoji), "composed" (held-out pairs
             of seen things) or "all" (for the judge).
-        seed: non-negative integer.
+        seed: integer in [0, 2**63).
         subjects, motions, backgrounds: restrict the world to these names; None means all.
 
     Raises:
@@ -114,12 +115,14 @@ class Sampler:
             raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
         if part not in PARTS:
             raise ValueError(f"part must be one of {PARTS}, got {part!r}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
+        if not 0 <= operator.index(seed) < 2**63:
+            raise ValueError(f"seed must be in [0, 2**63), got {seed}")
         self.split, self.part, self.seed = split, part, seed
         subjects = _known("subjects", subjects, SUBJECT_INDEX)
         motions = _known("motions", motions, MOTION_INDEX)
         self.backgrounds = _known("backgrounds", backgrounds, BACKGROUND_INDEX)
+        if not self.backgrounds:
+            raise ValueError("backgrounds must name at least one, got none")
         pairs = [(s, m) for s in subjects for m in motions if _exists((s, m))]
         pairs = [pair for pair in pairs if part == "all" or part_of(*pair) == part]
         if not pairs:
@@ -130,13 +133,14 @@ class Sampler:
         """Return the scene of this index.
 
         Args:
-            index: non-negative integer; the world has no end.
+            index: integer in [0, 2**63): as good as no end.
 
         Raises:
-            ValueError: a negative index.
+            ValueError: an index out of range.
+            TypeError: an index that is no integer.
         """
-        if index < 0:
-            raise ValueError(f"index must not be negative, got {index}")
+        if not 0 <= operator.index(index) < 2**63:
+            raise ValueError(f"index must be in [0, 2**63), got {index}")
         key = (SPLITS.index(self.split), self.seed, index)
         shape = bool(uniform("kind", *key)[0] < SHAPE_SHARE)
         pairs = self.pairs[shape] or self.pairs[not shape]
@@ -154,6 +158,3 @@ def _known(argument: str, names: Sequence[str] | None, table: dict[str, int]) ->
         if name not in table:
             raise ValueError(f"{argument}: {name!r} is not one of: {', '.join(table)}")
     return tuple(names)
-
-
-__all__ = ["BACKGROUNDS", "HELD_OUT_PAIRS", "MOTIONS", "PARTS", "SPLITS", "Sampler", "Scene", "part_of"]

@@ -21,9 +21,9 @@ def pixel_art(video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b 3 f h w"]:
     if h % 16 or w % 16:
         raise ValueError(f"video must have height and width divisible by 16, got {h}x{w}")
     block = (1, h // 16, w // 16)
-    coarse = F.avg_pool3d(video, block)
+    coarse = F.avg_pool3d(video.float(), block)  # in float32: half precision has no such pooling on a CPU
     coarse = (coarse.add(1).div(2).mul(5).round() / 5) * 2 - 1
-    return F.interpolate(coarse, scale_factor=tuple(map(float, block)), mode="nearest")
+    return F.interpolate(coarse, scale_factor=tuple(map(float, block)), mode="nearest").to(video.dtype)
 
 
 def ink(video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b 3 f h w"]:

@@ -127,9 +127,22 @@ def test_runs_of_another_scale_are_not_taken_over(tmp_path):
     assert run_claim(fake(heights), scale=0.5, keep=tmp_path).values("down") == [0.5, 1.0, 1.5]
 
 
-def test_fewer_than_three_seeds_are_refused():
-    with pytest.raises(ValueError, match="three or more seeds"):
-        run_claim(fake(heights), seeds=(0, 1))
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 0, 0), (1, 2, 1)])
+def test_too_few_or_equal_seeds_are_refused_before_anything_runs(seeds):
+    calls = []
+    with pytest.raises(ValueError, match="three or more different ones"):
+        run_claim(fake(lambda *a: calls.append(a) or heights(*a)), seeds=seeds)
+    assert calls == []
+
+
+def test_a_verdict_on_nan_is_refused():
+    with pytest.raises(ValueError, match="a verdict needs finite numbers"):
+        judge([math.nan] * 3, [0.0] * 3)
+
+
+def test_lower_can_be_better():
+    record = run_claim(fake(lambda *a: {"height": -heights(*a)["height"]}, lower_is_better=True))
+    assert record.verdict == REPRODUCED and record.effect > 0 and record.lower_is_better
 
 
 def test_save_and_load_round_trip(tmp_path):
@@ -187,9 +200,9 @@ def tiny(monkeypatch):
     for name, value in {"TRAIN_CLIPS": 24, "TEST_CLIPS": 12, "BATCH": 4}.items():
         monkeypatch.setattr(convolution, name, value)
     monkeypatch.setattr(convolution, "left_or_right", lambda split, count, seed: whole(split, min(count, 16), seed))
-    convolution._motion_recognition.cache_clear()
+    convolution._recognise.cache_clear()
     yield
-    convolution._motion_recognition.cache_clear()
+    convolution._recognise.cache_clear()
 
 
 @pytest.mark.parametrize("id", CLAIMS)
@@ -202,14 +215,13 @@ def test_every_arm_runs_and_gives_its_numbers(id, tiny):
         assert all(isinstance(value, float) for value in numbers.values())
     if claim.run is convolution._recognise:
         for numbers in results:
-            assert numbers["test accuracy"] == 1 - numbers["test error"] == 1 + numbers["negative test error"]
-            assert numbers["negative train error"] == -numbers["train error"]
+            assert numbers["test accuracy"] == 1 - numbers["test error"]
             assert min(numbers[key] for key in ("parameters", "MFLOP a clip", "ms a training step")) > 0
 
 
 def test_the_same_seed_gives_the_same_result(tiny):
     first = convolution._recognise("r3d", 1, 0.01)
-    convolution._motion_recognition.cache_clear()
+    convolution._recognise.cache_clear()
     again = convolution._recognise("r3d", 1, 0.01)
     same = [key for key in first if not key.startswith(("ms", "minutes"))]
     assert {key: first[key] for key in same} == {key: again[key] for key in same}
@@ -235,6 +247,12 @@ def test_whoever_is_blind_to_order_is_right_exactly_half_of_the_time():
         assert convolution.error_rate(convolution.build("f-r2d", 2, seed), data) == 0.5
 
 
+@pytest.mark.parametrize("count", [0, 5])
+def test_pairs_come_in_twos(count):
+    with pytest.raises(ValueError, match=f"count must be a positive even number, got {count}"):
+        convolution.left_or_right("test", count, 0)
+
+
 def test_train_and_test_pairs_differ():
     train, test = (convolution.left_or_right(split, 32, 7)[0] for split in ("train", "test"))
     assert not (train.flatten(1)[:, None] == test.flatten(1)[None]).all(2).any()
@@ -251,12 +269,14 @@ def test_the_shipped_ledger_holds_every_claim_and_no_other():
 @pytest.mark.parametrize("id", CLAIMS)
 def test_the_shipped_ledger_follows_from_its_runs(id):
     record, claim = load_ledger()[id], CLAIMS[id]
-    for name in ("lesson", "source", "statement", "setting", "metric", "better", "worse"):
+    for name in ("lesson", "source", "statement", "setting", "metric", "better", "worse", "lower_is_better"):
         assert getattr(record, name) == getattr(claim, name), f"{name} changed: run `make claims`"
     assert set(record.runs) == set(claim.arms)
     assert len(set(record.seeds)) == len(record.seeds) >= 3
     assert all(len(runs) == len(record.seeds) for runs in record.runs.values())
-    effect, interval, verdict = judge(record.values(record.better), record.values(record.worse))
+    sign = -1 if record.lower_is_better else 1
+    values = ([sign * value for value in record.values(arm)] for arm in (record.better, record.worse))
+    effect, interval, verdict = judge(*values)
     assert record.verdict == verdict
     assert (record.effect, *record.interval) == pytest.approx((effect, *interval), rel=1e-3, abs=1e-4)
     assert record.minutes > 0 and record.machine and record.versions["torch"]

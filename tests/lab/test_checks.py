@@ -209,3 +209,10 @@ def test_unknown_ids_are_the_authors_mistake():
 def test_a_badly_declared_exercise_is_refused(id, difficulty, message):
     with pytest.raises(ValueError, match=message):
         checks.Exercise(id, "t", 1, difficulty, list, (), "")
+
+
+def test_an_empty_cell_takes_nothing_back(shown):
+    checks.check("98.2", 42)
+    checks.check("98.2", None)
+    (row,) = [row for row in checks.report(lesson=98) if row["id"] == "98.2"]
+    assert row["status"] == engine.RIGHT and row["attempts"] == 1

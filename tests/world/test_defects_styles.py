@@ -63,6 +63,19 @@ def test_damage_is_reproducible_and_leaves_its_input_alone(clips):
     assert "clean" not in damage_some(clips, 1.0, generator()).labels
 
 
+def test_a_label_is_never_false(clips):
+    """A shape that stands still is static whatever it is called, and a cut to the same scene is no cut."""
+    still = render([Scene("red star", "standing still", "sea", 0), Scene("tiger", "growing", "sea", 2)])
+    assert damage_some(still, 0.0, generator()).labels == ["static", "clean"]
+    with pytest.raises(ValueError, match="clip 0 .* stands still already"):
+        damage(still, ["static", "clean"], generator())
+    twins = render([Scene("tiger", "growing", "sea", 2)] * 2)
+    with pytest.raises(ValueError, match="shows nothing: they are the same scene"):
+        damage(twins, ["hard cut", "clean"], generator())
+    with pytest.raises(ValueError, match="needs at least two frames, got 1"):
+        damage(World(frames=1).batch(range(2)), ["static", "clean"], generator())
+
+
 def test_damage_refuses_nonsense(clips):
     one = render([Scene("tiger")])
     with pytest.raises(ValueError, match="one defect per clip: got 1 for 8 clips"):
@@ -75,6 +88,12 @@ def test_damage_refuses_nonsense(clips):
         damage(World(frames=1).batch(range(2)), ["hard cut", "clean"], generator())
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 1.5"):
         damage_some(clips, 1.5, generator())
+
+
+@pytest.mark.parametrize("name", sorted(STYLES))
+def test_styles_keep_the_dtype(name):
+    video = World(part="all", frames=1).batch(range(2)).video
+    assert STYLES[name](video.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", sorted(STYLES))

@@ -1,10 +1,13 @@
 """Real film: seeking, resizing and frame rates against a naive reading, and damaged files."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 import torch
 
+from course_lib.runtime import data_dir
 from course_lib.world import films, load_film, save_film
 
 
@@ -77,9 +80,12 @@ def test_save_and_load_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"start": -1.0}, "start must not be negative, got -1.0"),
+        ({"start": -1.0}, "start must not be negative or infinite, got -1.0"),
+        ({"size": 0}, "size must be a positive integer, or .height, width. of them, got 0"),
+        ({"size": (0, 10)}, "size must be a positive integer"),
+        ({"fps": float("nan")}, "fps must be positive and finite, got nan"),
         ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"fps": 0.0}, "fps must be positive, got 0.0"),
+        ({"fps": 0.0}, "fps must be positive and finite, got 0.0"),
         ({"start": 99.0}, "counting.mp4 has no frame at or after 99.0 s"),
         ({"frames": 31}, "counting.mp4 has only 30 of the 31 frames asked for"),
     ],
@@ -90,7 +96,7 @@ def test_bad_requests_are_refused(counting, arguments, message):
 
 
 def test_missing_file_is_named():
-    with pytest.raises(FileNotFoundError, match="nowhere.mp4 does not exist; shipped clips are: earth, bunny"):
+    with pytest.raises(FileNotFoundError, match="nowhere.mp4 is not a file; shipped clips are: earth, bunny"):
         load_film("nowhere.mp4")
 
 
@@ -101,6 +107,70 @@ def test_damaged_files_are_named(tmp_path, counting):
     for name in ("text.mp4", "empty.mp4", "half.mp4"):
         with pytest.raises(ValueError, match=f"{name}.*(cannot be read|no frame)"):
             load_film(tmp_path / name)
+
+
+def test_spoilt_bytes_are_noticed(tmp_path):
+    """The file opens and decodes, but its pictures are rubbish: nobody should train on them."""
+    data = bytearray((data_dir() / "clips" / "bunny.mp4").read_bytes())
+    dice = np.random.default_rng(0)
+    for i in dice.integers(3000, len(data) - 5000, 200):
+        data[i] ^= int(dice.integers(1, 255))
+    (tmp_path / "spoilt.mp4").write_bytes(data)
+    with pytest.raises(ValueError, match="spoilt.mp4 is damaged: its picture at .* cannot be decoded whole"):
+        load_film(tmp_path / "spoilt.mp4")
+
+
+def test_a_file_cut_short_is_noticed(tmp_path):
+    """With its index in front, half a file still plays; that half of it is missing must not go unsaid."""
+    whole = tmp_path / "whole.mp4"
+    with (
+        av.open(str(data_dir() / "clips" / "bunny.mp4")) as reader,
+        av.open(str(whole), "w", options={"movflags": "faststart"}) as writer,
+    ):
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(reader.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                writer.mux(packet)
+    assert load_film(whole).shape[1] == 66
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(ValueError, match="half.mp4 is damaged: it ends after [0-9]+ of 66 frames"):
+        load_film(tmp_path / "half.mp4")
+    assert load_film(tmp_path / "half.mp4", frames=5).shape[1] == 5, "what is there can be read"
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [("bare.h264", "libx264", "h264"), ("a.ts", "libx264", "mpegts"), ("b.ts", "mpeg2video", "mpegts")],
+)
+def test_containers_that_cannot_seek(tmp_path, name, codec, container):
+    """No index, perhaps no time stamps: the frames must be right all the same."""
+    path = tmp_path / name
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for i in range(30):
+            picture = np.full((32, 48, 3), i * 8, dtype=np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    assert numbers(load_film(path)) == list(range(30))
+    assert numbers(load_film(path, start=0.6, frames=3)) == [15, 16, 17]
+    assert numbers(load_film(path, start=1.0, frames=3)) == [25, 26, 27]
+
+
+def test_a_frame_stays_on_screen_until_the_next_one(tmp_path):
+    """Files need not have a steady rate: here a pause of three seconds follows frame 2."""
+    path = tmp_path / "pause.mkv"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 48, 32, "bgr0", Fraction(1, 1000)
+        for i, time in enumerate((0, 100, 200, 3000, 3100, 3200)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), i * 8, dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    assert numbers(load_film(path, start=2.0, frames=4, fps=10)) == [2, 2, 2, 2]
+    assert numbers(load_film(path, fps=2)) == [0, 2, 2, 2, 2, 2, 3]
 
 
 def test_a_file_without_pictures_is_named(tmp_path):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib.world import BACKGROUNDS, MOTIONS, Scene, World, canny_edges, render
+from course_lib.world import BACKGROUNDS, MOTIONS, Scene, World, canny_edges, parse_caption, render
 from course_lib.world.backgrounds import BACKGROUND_INDEX, paint
 from course_lib.world.motions import MOTION_INDEX, REVERSED, path
 from course_lib.world.sprites import LEVELS, draw_shape, level_for, signed_distance, sprite_bank
@@ -87,15 +87,55 @@ def test_paths_do_what_their_names_say(variant, frames, fps):
     assert (spin > 0).all() or (spin < 0).all()
     for name, axis, sign in (("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1)):
         moves = here[f"moving {name}"]
-        assert (moves[:, 1 - axis] == 0).all()
-        onward = sign * moves[:, axis] > 0
-        position = places[MOTION_INDEX[f"moving {name}"], :, axis]
-        # it may leave on one side and come back on the other, but only where nobody sees it jump
-        hidden = (
-            np.abs(position[:-1])
-            > 1 + share[MOTION_INDEX[f"moving {name}"]].min() - np.abs(moves[onward, axis]).max() - 1e-6
-        )
-        assert (onward | hidden).all()
+        assert (moves[:, 1 - axis] == 0).all() and (sign * moves[:, axis] > 0).all()
+    # however long the clip, most of the subject is in the frame all the time
+    reach = np.abs(places[..., :2]).max(-1) + share
+    assert reach.max() <= 1.25
+
+
+def test_bouncing_goes_up_and_down_and_spinning_both_ways():
+    variants = np.arange(40)
+    bounce = path(np.full(40, MOTION_INDEX["bouncing"]), variants, 16, 8)
+    turns = np.sign(np.diff(bounce[..., 1], axis=1))
+    assert ((turns > 0).any(1) & (turns < 0).any(1)).all() and (np.ptp(bounce[..., 1], axis=1) > 0.4).all()
+    assert (bounce[..., 0] == bounce[:, :1, 0]).all()
+    spin = np.diff(path(np.full(40, MOTION_INDEX["spinning"]), variants, 16, 8)[..., 3], axis=1)
+    assert 10 < (spin[:, 0] > 0).sum() < 30
+
+
+def pictures_differ(video):
+    """For each pair of neighbouring frames, whether they differ: (f-1,)."""
+    return (video[0, :, 1:] - video[0, :, :-1]).abs().amax((0, 2, 3)) > 1e-4
+
+
+def test_a_sprite_moves_by_itself_to_and_fro_unless_it_is_frozen():
+    tiger = [Scene("tiger", "standing still", "white", 3)]
+    assert pictures_differ(render(tiger).video).sum() >= 14
+    assert not pictures_differ(render(tiger, frozen=True).video).any()
+    there_and_back = render(tiger, frames=61).video[0]  # 16 pictures to and fro: period 30
+    torch.testing.assert_close(there_and_back[:, :31], there_and_back[:, 30:])
+    turn = next(i for i in range(15, 46) if torch.equal(there_and_back[:, i - 1], there_and_back[:, i + 1]))
+    for k in range(1, 15):
+        torch.testing.assert_close(there_and_back[:, turn - k], there_and_back[:, turn + k])
+
+
+def test_sprites_are_drawn_at_eight_frames_a_second():
+    changes = pictures_differ(render([Scene("tiger", "standing still", "white", 3)], frames=16, fps=16).video)
+    assert changes[1::2].sum() >= 6 and not changes[0::2].any()
+
+
+def test_a_short_clip_is_the_middle_of_the_canonical_one():
+    for motion in MOTIONS:
+        scene = [Scene("tiger", motion, "sea", 12)]
+        torch.testing.assert_close(render(scene, frames=8).video, render(scene).video[:, :, 4:12], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(64, 8), (16, 2), (48, 24)])
+def test_flow_of_a_long_clip_never_jumps(frames, fps):
+    scenes = [Scene("tiger", f"moving {way}", "sea", v) for way in ("left", "up") for v in range(4)]
+    clips = render(scenes, frames=frames, fps=fps, frozen=True)
+    step = (clips.path[:, 1:, :2] - clips.path[:, :-1, :2]).norm(dim=-1) * 32
+    assert (clips.flow.norm(dim=1).amax((2, 3)) <= step + 1e-3).all() and step.max() < 8
 
 
 def test_a_clip_does_not_depend_on_its_batch_or_order():
@@ -107,6 +147,27 @@ def test_a_clip_does_not_depend_on_its_batch_or_order():
     assert together.captions[2] == alone.captions[0]
     one = world[4]
     assert one["video"].shape == (3, 16, 64, 64) and one["motion"] == alone.labels["motion"][0]
+    assert one["caption"] == alone.paraphrases[0]
+
+
+def test_a_data_loader_takes_the_world_as_it_is():
+    loader = torch.utils.data.DataLoader(World(frames=2, size=32, length=5), batch_size=2)
+    batches = list(loader)
+    assert [len(batch["caption"]) for batch in batches] == [2, 2, 1]
+    assert batches[0]["video"].shape == (2, 3, 2, 32, 32)
+    assert batches[0]["subject"].tolist() == World().batch([0, 1]).labels["subject"].tolist()
+    with pytest.raises(IndexError, match=r"index must be in \[0, 5\), got 5"):
+        World(length=5)[5]
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        World(length=0)
+
+
+def test_wordings_vary_and_image_captions_name_no_motion():
+    clips = World(size=8, frames=1).batch(range(60))
+    assert 20 < sum(a != b for a, b in zip(clips.paraphrases, clips.captions, strict=True)) < 60
+    assert all(parse_caption(text)["motion"] is None for text in clips.image_captions + clips.image_paraphrases)
+    for text, scene in zip(clips.paraphrases, clips.scenes, strict=True):
+        assert parse_caption(text)["motion"] == scene.motion
 
 
 def test_the_small_clip_is_the_average_of_the_large_one():
@@ -133,7 +194,7 @@ def test_any_size_and_length(size, frames):
 def test_an_empty_batch():
     clips = render([])
     assert clips.video.shape == (0, 3, 16, 64, 64) and clips.flow.shape == (0, 2, 15, 64, 64)
-    assert len(clips) == 0 and clips.captions == [] and clips.labels["subject"].shape == (0,)
+    assert len(clips) == 0 and clips.captions == [] and clips.labels["subject"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -141,7 +202,8 @@ def test_an_empty_batch():
     [
         ({"size": 4}, "size must be at least 8 pixels, got 4"),
         ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"fps": 0.0}, "fps must be positive, got 0"),
+        ({"fps": 0.0}, "fps must be positive and finite, got 0"),
+        ({"fps": float("inf")}, "fps must be positive and finite, got inf"),
     ],
 )
 def test_bad_settings_are_refused_at_once(arguments, message):
@@ -233,6 +295,8 @@ def test_canny_finds_the_outline_of_a_square():
     rim = F.max_pool2d(clips.alpha[:, :, 0], 5, 1, 2) - -F.max_pool2d(-clips.alpha[:, :, 0], 5, 1, 2) > 0.5
     near = F.max_pool2d(rim.float(), 7, 1, 3) > 0  # the rim of a shape has a second, inner line
     assert edges[:, :, 0][~near].sum() == 0 and edges[:, :, 0].sum() > 60
+    tiger = render([Scene("tiger")], frames=1).video
+    assert canny_edges(tiger, sigma=3.0).sum() < 0.7 * canny_edges(tiger).sum()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -20,6 +20,7 @@ from course_lib.world import (
     SUBJECTS,
     Sampler,
     Scene,
+    World,
     caption,
     image_caption,
     parse_caption,
@@ -27,6 +28,7 @@ from course_lib.world import (
 )
 from course_lib.world.captions import IMAGE_TEMPLATES, VIDEO_TEMPLATES
 from course_lib.world.hashing import mix, uniform
+from course_lib.world.subjects import is_shape
 
 every_scene = st.builds(
     lambda subject, motion, background, variant: (subject, motion, background, variant),
@@ -95,6 +97,7 @@ def test_articles():
 def test_captions_refuse_what_they_cannot_say():
     with pytest.raises(ValueError, match="paraphrase must be in 0..3, got 4"):
         caption(Scene("tiger"), 4)
+    assert parse_caption("a  Tiger on a night   sky background")["background"] == "night sky"
     with pytest.raises(ValueError, match="names 2 values of subject"):
         parse_caption("a tiger and a rabbit")
     assert len(IMAGE_TEMPLATES) == len(VIDEO_TEMPLATES)
@@ -131,6 +134,7 @@ def test_sampling_covers_the_world_evenly():
     backgrounds = Counter(s.background for s in scenes)
     assert min(backgrounds.values()) > 320 and max(backgrounds.values()) < 480  # 400 each, about 4 sigma
     assert len({s.variant for s in scenes}) == len(scenes)
+    assert abs(sum(is_shape(s.subject) for s in scenes) / 4000 - 0.3) < 0.03
     assert [Sampler("train", seed=1)(i) for i in range(5)] != [Sampler("train", seed=2)(i) for i in range(5)]
 
 
@@ -139,7 +143,9 @@ def test_sampling_covers_the_world_evenly():
     [
         ({"split": "val"}, "split must be one of"),
         ({"part": "unseen"}, "part must be one of"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*63\), got -1"),
+        ({"seed": 2**64}, r"seed must be in \[0, 2\*\*63\), got"),
+        ({"backgrounds": []}, "backgrounds must name at least one, got none"),
         ({"subjects": ["dodo"]}, "subjects: 'dodo' is not one of"),
         ({"part": "novel", "subjects": ["tiger"]}, "no 'novel' scene is left"),
         ({"part": "all", "subjects": ["red ring"], "motions": ["spinning"]}, "no 'all' scene is left"),
@@ -150,6 +156,13 @@ def test_sampler_refuses_nonsense(arguments, message):
         Sampler(**arguments)
 
 
-def test_sampler_refuses_a_negative_index():
-    with pytest.raises(ValueError, match="index must not be negative, got -1"):
-        Sampler()(-1)
+@pytest.mark.parametrize("index", [-1, 2**63])
+def test_sampler_refuses_an_index_out_of_range(index):
+    with pytest.raises(ValueError, match=rf"index must be in \[0, 2\*\*63\), got {index}"):
+        Sampler()(index)
+
+
+def test_an_index_is_an_integer():
+    with pytest.raises(TypeError):
+        World().batch([1.7])
+    assert World().batch(np.arange(2)).scenes == World().batch(range(2)).scenes

@@ -124,7 +124,8 @@ def check(id: str, attempt: Any) -> None:
 
 
 def _not_yet(exercise: Exercise, progress: Progress) -> None:
-    progress.status = NOT_YET
+    if progress.attempts == 0:  # an empty cell run later takes nothing back
+        progress.status = NOT_YET
     after = f'About {exercise.minutes} minutes. hint("{exercise.id}") helps.'
     present.box(present.OPEN, f"Exercise {exercise.id}: not attempted yet", [], [], after)
 

@@ -129,6 +129,17 @@ def _verify_motion_kernel(attempt):
                 "a slope that moves along with the blob reaches 2"
             )
     yield "each of the four kernels answers half as much again to its own direction as to any other, or more"
+    for faster, plain in (((2, 0), (1, 0)), ((1, 1), (1, 0))):
+        answers = []
+        for velocity in (faster, plain):
+            kernel = call(attempt, *velocity).float()
+            answers.append(float(F.conv3d(_moving_blob(*faster), kernel / kernel.norm()).square().mean()))
+        if answers[0] < 1.1 * answers[1]:
+            raise Wrong(
+                f"a blob that moves by {faster} pixels a frame should please motion_kernel{faster} more than "
+                f"motion_kernel{plain}: let the kernel travel as far as the velocity says, in x and in y"
+            )
+    yield "speed counts, and so do diagonals"
 
 
 # 1.4 ------------------------------------------------------------------------------------------------------------------
@@ -140,7 +151,7 @@ def middle(in_channels, out_channels, t, d):
 
 
 def _verify_middle(attempt):
-    cases = [(64, 64, 3, 3), (64, 128, 3, 3), (3, 16, 3, 7), (16, 8, 5, 3), (2, 1, 3, 1)]
+    cases = [(64, 64, 3, 3), (64, 128, 3, 3), (8, 16, 3, 3), (3, 16, 3, 7), (16, 8, 5, 3), (2, 1, 3, 1)]
     for in_channels, out_channels, t, d in cases:
         told = f"in_channels={in_channels}, out_channels={out_channels}, t={t}, d={d}"
         got = call(attempt, in_channels, out_channels, t, d)
@@ -247,7 +258,7 @@ EXERCISES = (
     ),
     Exercise(
         "1.3", "Any direction", 15, 3, _verify_motion_kernel,
-        ("In frame t the blob is (t - frames // 2) steps from the middle, so it sits at vx·(t - frames // 2) in x.",
+        ("In frame t, along = t - frames // 2 steps from the middle one, the point sits at (vx·along, vy·along).",
          "dx = x - vx·along and dy = y - vy·along are the coordinates that move along with it.",
          "The slope along the velocity is (vx·dx + vy·dy) times the Gaussian of dx, dy."),
         motion_kernel,
@@ -265,7 +276,7 @@ EXERCISES = (
         inflate_causal,
     ),
     Exercise(
-        "1.6", "Find the bug", 15, 4, _verify_causal_pseudo3d,
+        "1.6", "Find the bug", 15, 3, _verify_causal_pseudo3d,
         ("It works when both kernels have the same size. Try a 3x3 spatial kernel with 5 temporal taps.",
          "Look at the line that pads time. Which kernel's size does it use, and which should it use?"),
         causal_pseudo3d,
