@@ -117,7 +117,7 @@ def _reduction(row: Row, widest: int) -> int:
 def _animated_row(row: Row, n: int, scale: int, reduce: int, columns: int | None) -> np.ndarray:
     clips = resize(row.clips, scale if reduce == 1 else 1, reduce)
     b, f, h, w, _ = clips.shape
-    tile = w + GAP
+    tile = (max(w, 96) if any(row.captions) else w) + GAP  # room for a few words under a small clip
     columns = min(b, columns or max(1, PAGE // tile))
     lines = [fit(caption, max(w, 96)) for caption in row.captions]
     heading = 26 if row.title else 0
@@ -127,8 +127,6 @@ def _animated_row(row: Row, n: int, scale: int, reduce: int, columns: int | None
         tops.append(y)
         y += h + 7 + line_height * max(len(text) for text in lines[start : start + columns]) + GAP
     room = max(tile * columns, int(font(FONT_SIZE, True).getlength(row.title)) + GAP)
-    if w < 96:
-        room = max(room, tile * (columns - 1) + 96 + GAP)
     sheet = page(room, y)
     texts = [(2, 4, row.title, FONT_SIZE, True)]
     for k, text in enumerate(lines):

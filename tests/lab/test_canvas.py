@@ -99,3 +99,11 @@ def test_film_strip_shows_the_frames_that_it_numbers():
 def test_a_strip_frame_is_legible(w, wanted):
     strip = canvas.film_strip([canvas.Row(clips(1, 8, 4, w), ("",))])
     assert strip.shape[1] == 8 * (wanted + 4)
+
+
+def test_captions_under_small_clips_do_not_run_into_each_other():
+    row = canvas.Row(np.zeros((3, 1, 32, 32, 3), np.uint8), ("a first caption", "a second", "a third"))
+    sheet = canvas.animation([row], scale=1)[0]
+    black = (sheet[1:33] == 0).all(axis=(0, 2))  # the columns in which a clip stands
+    starts = np.flatnonzero(black[1:] & ~black[:-1]) + 1
+    assert len(starts) == 3 and (np.diff(starts) >= 96).all()
