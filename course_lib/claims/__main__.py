@@ -37,7 +37,7 @@ def _digest() -> str:
     files = [
         package / "training.py",
         package / "runtime.py",
-        data_dir() / "sprites" / "emoji.webp",
+        *sorted((data_dir() / "sprites").glob("*")),
         *sorted(package.glob("nn/*.py")),
         *sorted(package.glob("world/*.py")),
     ]

@@ -101,6 +101,7 @@ MUTANTS = [
     ("0.2", lambda p: p.permute(3, 0, 1, 2) / 128 - 1, "White becomes 0.992"),
     ("0.2", lambda p: (p.permute(3, 0, 1, 2) * 2 - 255) / 255, "uint8 wraps round"),
     ("0.2", lambda p: p.permute(3, 0, 1, 2).double() / 127.5 - 1, "dtype is torch.float64"),
+    ("0.2", lambda pixels: pixels.permute(3, 0, 1, 2) * 2 / 255 - 1, "uint8 wraps round"),
     ("0.3", lambda mask: mean_step(mask.transpose(-1, -2)), "vertical velocity"),
     ("0.3", lambda mask: mean_step(mask) * (mask.shape[2] - 1) / mask.shape[2], "you divided by 8"),
     ("0.3", lambda mask: (columns(mask)[..., -1] - columns(mask)[..., 0])[:, 0], "the whole way"),

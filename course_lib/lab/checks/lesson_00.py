@@ -168,6 +168,7 @@ def _judge_pixels(result: Tensor, pixels: Tensor, expected: Tensor) -> None:
         (places / 127.5, "The values run from 0 to 2: the middle grey should be 0. Subtract 1."),
         (places / 128 - 1, "White becomes 0.992 instead of 1. Pixels end at 255: divide by half of that."),
         (places / 255 - 0.5, "The values run from -0.5 to 0.5. The course's videos run from -1 to 1."),
+        (places * 2 / 255 - 1, "uint8 wraps round at 256 (2 * 200 is 144). Turn it into float before you calculate."),
         *((bad / 255, "uint8 wraps round at 256 (2 * 200 is 144). Turn it into float before you calculate.")
           for bad in wrapped),
     ]  # fmt: skip
@@ -246,7 +247,7 @@ def _velocity_mistakes(mask: Tensor, right: Tensor, frames: int) -> list[tuple[T
 # 0.4 find the bug
 
 
-def tint(video, colour):
+def mended_tint(video, colour):
     """Add to every clip (b, 3, f, h, w) its own colour (b, 3)."""
     b, c, f, h, w = video.shape
     frames = video.transpose(1, 2).reshape(b * f, c, h, w)  # (b f) c h w
@@ -261,7 +262,7 @@ def verify_tint(attempt: Callable) -> Iterator[str]:
     colours = torch.rand(3, 3, generator=generator) * 0.5
     video = coded_video(b=3, f=4) / 4 - 1  # within [-1, -0.3]: no tint reaches white
     one = video[:1], colours[:1]
-    same(call(attempt, *one), tint(*one), "a batch of one clip", input=video[:1])
+    same(call(attempt, *one), mended_tint(*one), "a batch of one clip", input=video[:1])
     yield "a batch of one clip is tinted right"
     plain = require_video(call(attempt, video, torch.zeros(3, 3)), video, "three clips with a tint of zero")
     for clip, frame in ((0, 1), (1, 0), (2, 3)):
@@ -274,7 +275,7 @@ def verify_tint(attempt: Callable) -> Iterator[str]:
             )
     same(plain, video, "three clips with a tint of zero")
     yield "with three clips, every frame stays in its own clip"
-    result, expected = call(attempt, video, colours), tint(video, colours)
+    result, expected = call(attempt, video, colours), mended_tint(video, colours)
     mixed = video + colours.repeat(4, 1).reshape(3, 4, 3).transpose(1, 2)[..., None, None]
     if isinstance(result, Tensor) and result.shape == mixed.shape and torch.allclose(result, mixed, atol=1e-5):
         raise Wrong(
@@ -322,6 +323,6 @@ EXERCISES = (
             "Print torch.arange(2).repeat(3) and torch.arange(2).repeat_interleave(3).",
             "Folded as (b f), the images must be unfolded with b first: reshape(b, f, …).",
         ),
-        tint,
+        mended_tint,
     ),
 )  # fmt: skip
