@@ -65,9 +65,9 @@ def slide_over_clip(clip: Float[Tensor, "1 f h w"], kernel: Float[Tensor, "t k k
         ValueError: a kernel larger than the clip, or a stride below 1.
     """
     _check(clip.shape[1:], kernel.shape, stride)
-    answer = F.conv3d(clip[None], kernel[None, None], stride=(1, stride, stride))[
+    answer = F.conv3d(clip[None], kernel[None, None], stride=(1, stride, stride)).detach()[
         0, 0
-    ].detach()  # (f_out, h_out, w_out)
+    ]  # (f_out, h_out, w_out)
     (t, k, _), (f, h, w), cell = kernel.shape, clip.shape[1:], 5
     tile, colours = w * cell + 6, _signed(answer)
     top, below = 24, 24 + h * cell + 34

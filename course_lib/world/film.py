@@ -91,8 +91,8 @@ def _check_request(start: float | int, frames: int | None, fps: float | int | No
         raise ValueError(f"frames must be at least 1, got {frames}")
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps must be positive and finite, got {fps}")
-    sides = (size,) if isinstance(size, int) else size
-    if sides is not None and (len(sides) > 2 or min(sides) < 1 or (len(sides) == 1 and not isinstance(size, int))):
+    sides = (size, size) if isinstance(size, int) else size
+    if sides is not None and (len(sides) != 2 or min(sides) < 1):
         raise ValueError(f"size must be a positive integer, or (height, width) of them, got {size}")
 
 
