@@ -134,7 +134,8 @@ def _steps(accelerator, update, draw, model, average, steps, minutes, seed) -> I
         mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
         drawn = int(mixed >> 1)  # torch's seed is signed
         done += 1
-        with torch.random.fork_rng():  # dropout draws from the global generator; the reader's numbers stay as they are
+        # dropout draws from the global generator; the reader's numbers stay as they are
+        with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
             torch.manual_seed(drawn)
             loss, lr = update(done, batch, torch.Generator().manual_seed(drawn))
         examples += find_batch_size(batch) * accelerator.num_processes

@@ -104,8 +104,10 @@ def damage_some(clips: Clips, share: float | int, generator: torch.Generator) ->
         generator: source of randomness, on the CPU.
 
     Raises:
-        ValueError: share outside [0, 1], or as `damage`.
+        ValueError: share outside [0, 1], clips of one frame, or as `damage`.
     """
+    if clips.video.shape[2] < 2:
+        raise ValueError("clips: one frame can be neither static nor moving; at least two are needed, got 1")
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")
     spoilt = torch.rand(len(clips), generator=generator) < share

@@ -74,6 +74,8 @@ def test_a_label_is_never_false(clips):
         damage(twins, ["hard cut", "clean"], generator())
     with pytest.raises(ValueError, match="needs at least two frames, got 1"):
         damage(World(frames=1).batch(range(2)), ["static", "clean"], generator())
+    with pytest.raises(ValueError, match="one frame can be neither static nor moving"):
+        damage_some(World(frames=1).batch(range(2)), 0.5, generator())
 
 
 def test_damage_refuses_nonsense(clips):
