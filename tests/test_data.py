@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from course_lib import zoo
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 README = (DATA / "README.md").read_text(encoding="utf-8")
 CLIPS = json.loads((DATA / "clips" / "clips.json").read_text(encoding="utf-8"))
+CHECKPOINTS = DATA / "checkpoints"
 FILES = sorted(path for room in ("sprites", "clips") for path in (DATA / room).iterdir() if path.name != "LICENSE")
 
 
@@ -42,3 +45,34 @@ def test_the_sprites_keep_their_notice():
 
 def test_all_of_it_stays_small():
     assert sum(path.stat().st_size for path in FILES if path.parent.name == "sprites") <= 4e6
+
+
+# Checkpoints have a list of checksums of their own
+
+
+@pytest.mark.parametrize("name", zoo.names(CHECKPOINTS))
+def test_a_checkpoint_is_whole_listed_and_has_a_card(name):
+    zoo.verify(name, CHECKPOINTS)
+    card = zoo.card(name, CHECKPOINTS)
+    assert f"`checkpoints/{name}/`" in README
+    assert card.facts["name"] == name and f"# {name}\n" in card.text
+    assert f"python -m course_lib.recipes {name} --profile " in card.text
+    assert "## Use and limits" in card.text
+
+
+def test_no_file_lies_among_the_checkpoints_unlisted():
+    listed = [CHECKPOINTS / line[66:] for line in sums_of_checkpoints()]
+    cards = [CHECKPOINTS / name / "README.md" for name in zoo.names(CHECKPOINTS)]
+    found = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
+    hidden = [path for path in found if any(part.startswith(".") for part in path.relative_to(CHECKPOINTS).parts)]
+    assert sorted(set(found) - set(hidden)) == sorted([*listed, *cards, *[CHECKPOINTS / zoo.SUMS] * bool(listed)])
+
+
+def sums_of_checkpoints():
+    sums = CHECKPOINTS / zoo.SUMS
+    return sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
+
+
+def test_the_checkpoints_stay_small_together():
+    sizes = [path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 60e6

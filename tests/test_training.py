@@ -1,6 +1,7 @@
 """The training loop: it learns, is reproducible, counts right, and stops with a clear word."""
 
 import math
+import sys
 import time
 
 import pytest
@@ -278,6 +279,10 @@ def test_clip_may_be_off(clip):
         ({"minutes": 0}, "minutes: expected a positive number, got 0"),
         ({"clip": -1.0}, "clip: expected a positive gradient norm or None, got -1.0"),
         ({"schedule": "piecewise_constant"}, "schedule: expected one of .*cosine.*; got 'piecewise_constant'"),
+        ({"save_every": -1}, "save_every: expected seconds, 0 or more, got -1"),
+        ({"every": 0, "evaluate": print}, "every: expected 1 step or more, got 0"),
+        ({"every": 5}, "evaluate, every: expected both or neither"),
+        ({"evaluate": print}, "evaluate, every: expected both or neither"),
     ],
 )
 def test_bad_arguments_are_refused_by_the_call(wrong, message):
@@ -293,6 +298,31 @@ def test_a_model_with_nothing_to_learn_is_refused():
 def test_a_loss_that_is_not_a_scalar_is_refused():
     with pytest.raises(ValueError, match=r"loss_fn: expected a scalar, got shape \(8, 1\)"):
         next(train(line(), batch, lambda m, b, g: m(b["x"]), **OPTIONS))
+
+
+def test_evaluation_comes_when_it_is_due_and_after_the_last_step():
+    seen = []
+
+    def evaluate(step):
+        seen.append(step.step)
+        step.model.eval()
+        return {"square": step.step**2}
+
+    options = {**OPTIONS, "steps": 7, "evaluate": evaluate, "every": 3}
+    found = {step.step: step.evaluation for step in train(line(), batch, squared, **options)}
+    assert seen == [3, 6, 7]
+    assert found == {1: None, 2: None, 3: {"square": 9}, 4: None, 5: None, 6: {"square": 36}, 7: {"square": 49}}
+
+
+def test_evaluation_is_not_counted_as_training():
+    options = {**OPTIONS, "steps": 4, "evaluate": lambda step: time.sleep(0.1) or {}, "every": 1}
+    assert list(train(line(), batch, squared, **options))[-1].seconds < 0.3
+
+
+def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="log: TensorBoard is missing; install the package tensorboard"):
+        train(line(), batch, squared, log=tmp_path, **OPTIONS)
 
 
 def test_fit_shows_progress_on_request(capsys):

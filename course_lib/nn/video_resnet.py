@@ -8,6 +8,7 @@
 | rmc3     | 2D per frame in the stem and the first group, 3D after                    | rMC3        |
 | r3d      | 3D everywhere                                                             | R3D         |
 | r2plus1d | (2+1)D everywhere, each with the parameters of its 3D counterpart         | R(2+1)D     |
+| lean     | 3D stem; (2+1)D after, no wider between their halves than at the end         | here        |
 
 Source: Tran et al. 2018, "A Closer Look at Spatiotemporal Convolutions for Action Recognition", section 3 and
 figure 1. torchvision's VideoResNet fixes the widths at 64 to 512 and the norm at BatchNorm3d, so this is its
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from course_lib.nn.convolution import Conv3d, R2Plus1DConv
 
-Kind = Literal["f-r2d", "r2d", "mc3", "rmc3", "r3d", "r2plus1d"]
+Kind = Literal["f-r2d", "r2d", "mc3", "rmc3", "r3d", "r2plus1d", "lean"]
 Norm = Callable[[int], nn.Module]
 
 # How the stem and each of the four groups of blocks convolve
@@ -35,6 +36,7 @@ LAYOUTS = {
     "rmc3": ("2d", "2d", "3d", "3d", "3d"),
     "r3d": ("3d", "3d", "3d", "3d", "3d"),
     "r2plus1d": ("2+1d", "2+1d", "2+1d", "2+1d", "2+1d"),
+    "lean": ("3d", "lean", "lean", "lean", "lean"),
 }
 
 
@@ -46,13 +48,14 @@ def convolution(
     stride: tuple[int, int] = (1, 1),
     space: int = 3,
 ) -> nn.Module:
-    """One convolution without bias (a norm follows): "2d" (1 x d x d), "3d" (3 x d x d) or "2+1d".
+    """One convolution without bias (a norm follows): "2d" (1 x d x d), "3d" (3 x d x d), "2+1d" or "lean".
 
     stride: (frames, pixels); "2d" leaves the frames alone. space: d, pixels.
     """
     frames, pixels = stride
-    if how == "2+1d":
-        return R2Plus1DConv(in_channels, out_channels, 3, space, stride=stride, norm=norm)
+    if how in ("2+1d", "lean"):
+        middle = out_channels if how == "lean" else None
+        return R2Plus1DConv(in_channels, out_channels, 3, space, stride=stride, middle=middle, norm=norm)
     if how == "2d":
         kernel, stride = (1, space, space), (1, pixels, pixels)
     else:
@@ -95,13 +98,14 @@ class VideoResNet(nn.Module):
         layers: Sequence[int],
         in_channels: int,
         stem_kernel: int,
+        stem_stride: tuple[int, int],
         norm: Norm,
         folded_frames: int | None,
     ):
         super().__init__()
         self.in_channels, self.folded_frames = in_channels, folded_frames
         channels = in_channels if folded_frames is None else in_channels * folded_frames
-        stem = convolution(layout[0], channels, widths[0], norm, (1, 2), stem_kernel)
+        stem = convolution(layout[0], channels, widths[0], norm, stem_stride, stem_kernel)
         self.stem = nn.Sequential(stem, norm(widths[0]), nn.ReLU())
         before, groups = widths[0], []
         for group, (width, blocks) in enumerate(zip(widths, layers, strict=True)):
@@ -149,13 +153,15 @@ def video_resnet(
     in_channels: int = 3,
     frames: int | None = None,
     stem_kernel: int = 3,
+    stem_stride: tuple[int, int] = (1, 2),
     norm: Norm = nn.BatchNorm3d,
 ) -> VideoResNet:
     """A video classifier of one of the kinds above, randomly initialised: (b, c, f, h, w) to (b, classes).
 
     widths, layers: channels and blocks of each of the four groups; (64, 128, 256, 512) and (2, 2, 2, 2) make
     the 18-layer nets of the paper. frames: clip length, for "r2d" only; the other kinds take any length.
-    stem_kernel: pixels, 7 in the paper for 112 x 112; the stem halves the picture. norm: makes a layer from a
+    stem_kernel: pixels, 7 in the paper for 112 x 112. stem_stride: (frames, pixels);
+    the stem halves the picture unless told otherwise. norm: makes a layer from a
     number of channels; `group_norm` (nn.convolution) makes a clip's result independent of its batch.
     Raises ValueError for an unknown kind, not four widths and layers, or `frames` missing or superfluous.
     """
@@ -166,4 +172,4 @@ def video_resnet(
     if (kind == "r2d") != (frames is not None):
         need = "the clip length for 'r2d'" if kind == "r2d" else f"None for {kind!r}"
         raise ValueError(f"frames: expected {need}, got {frames}")
-    return VideoResNet(LAYOUTS[kind], num_classes, widths, layers, in_channels, stem_kernel, norm, frames)
+    return VideoResNet(LAYOUTS[kind], num_classes, widths, layers, in_channels, stem_kernel, stem_stride, norm, frames)

@@ -40,8 +40,20 @@ CANONICAL_SECONDS = 15 / 8  # from the first to the last of 16 frames at 8 fps
 SMALL, LARGE = 0.45, 0.85  # a subject fills this share of the frame: small sprites teach a VAE nothing
 
 
+def check_rate(frames: int, fps: float | int) -> None:
+    """Refuse a clip that cannot be: ValueError for frames < 1, or fps not positive and finite."""
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    if not 0 < fps < np.inf:
+        raise ValueError(f"fps must be positive and finite, got {fps}")
+
+
 def path(
-    motion: Int[np.ndarray, "b"], variant: Int[np.ndarray, "b"], frames: int, fps: float | int
+    motion: Int[np.ndarray, "b"],
+    variant: Int[np.ndarray, "b"],
+    frames: int,
+    fps: float | int,
+    moment: Float[np.ndarray, "b"] | None = None,
 ) -> Float[np.ndarray, "b f 4"]:
     """Evaluate the path of every clip at every frame.
 
@@ -50,6 +62,7 @@ def path(
         variant: one integer per clip; it fixes start, speed, size and every other free choice.
         frames: number of frames, at least 1.
         fps: frames per second, positive.
+        moment: seconds from the middle of the canonical clip to the middle of this one; None means none.
 
     Returns:
         (x, y, size, angle) per frame: x, y in [-1, 1] coordinates, size as a share of the frame, angle in radians.
@@ -57,12 +70,10 @@ def path(
     Raises:
         ValueError: frames < 1, or fps not positive and finite.
     """
-    if frames < 1:
-        raise ValueError(f"frames must be at least 1, got {frames}")
-    if not 0 < fps < np.inf:
-        raise ValueError(f"fps must be positive and finite, got {fps}")
+    check_rate(frames, fps)
     # time runs from -middle to +middle, so that reversing time is t -> -t
     t = (np.arange(frames) - (frames - 1) / 2)[None, :] / fps  # (1, f)
+    t = t if moment is None else t + moment[:, None]  # (b, f)
     kind, variant = np.asarray(motion)[:, None], np.asarray(variant)[:, None]  # (b, 1)
 
     def among(*names: str) -> np.ndarray:

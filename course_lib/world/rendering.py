@@ -21,7 +21,7 @@ from torch import Tensor
 from course_lib.world.backgrounds import BACKGROUND_INDEX, paint
 from course_lib.world.captions import VIDEO_TEMPLATES, caption, image_caption
 from course_lib.world.hashing import uniform
-from course_lib.world.motions import MOTION_INDEX, path
+from course_lib.world.motions import CANONICAL_SECONDS, MOTION_INDEX, check_rate, path
 from course_lib.world.scenes import Sampler, Scene
 from course_lib.world.sprites import EXTENT, SPRITE_FRAMES, level_for, sprite_bank
 from course_lib.world.subjects import SUBJECT_INDEX, is_shape
@@ -43,6 +43,17 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.scenes)
+
+    def take(self, rows: Sequence[int]) -> "Clips":
+        """Some of the clips, in the order of `rows` (indices into this batch)."""
+        rows = list(rows)
+        return Clips(
+            self.video[rows],
+            tuple(self.scenes[i] for i in rows),
+            self.path[rows],
+            self.alpha[rows],
+            self.flow_exact[rows],
+        )
 
     @property
     def mask(self) -> Bool[Tensor, "b 1 f h w"]:
@@ -114,6 +125,7 @@ def render(
     frames: int = 16,
     fps: float | int = 8,
     frozen: bool = False,
+    anytime: bool = False,
     device: torch.device | str = "cpu",
 ) -> Clips:
     """Render scenes; the same scene gives the same clip whatever else is in the batch.
@@ -125,6 +137,8 @@ def render(
         frames: number of frames, at least 1.
         fps: frames per second; the canonical clip has 16 frames at 8 fps.
         frozen: hold the emoji's own animation still, so that the flow is exact.
+        anytime: cut a short clip from a place in the canonical one that its variant decides, not from the middle:
+            single pictures then show a subject at every point of its path.
         device: where to render.
 
     Raises:
@@ -135,12 +149,15 @@ def render(
     fine = 64 if 64 % size == 0 else size
     variant = np.array([scene.variant for scene in scenes], dtype=np.int64)
     motion = np.array([MOTION_INDEX[scene.motion] for scene in scenes], dtype=np.int64)
-    places = path(motion, variant, frames, fps)  # (b, f, 4) float64
+    check_rate(frames, fps)
+    spare = max(0.0, CANONICAL_SECONDS - (frames - 1) / fps)
+    moment = uniform("moment", variant, low=-spare / 2, high=spare / 2) if anytime else np.zeros(len(scenes))
+    places = path(motion, variant, frames, fps, moment)  # (b, f, 4) float64
     background = np.array([BACKGROUND_INDEX[scene.background] for scene in scenes], dtype=np.int64)
 
     behind = paint(background, variant, fine, device)[:, None]  # (b, 1, 3, h, w)
     where = torch.from_numpy(places).float().to(device)
-    moved = _move(_sprites(scenes, variant, places, fine, fps, frozen, device), where, fine)  # (b, f, 4, h, w)
+    moved = _move(_sprites(scenes, variant, places, moment, fine, fps, frozen, device), where, fine)  # (b, f, 4, h, w)
     alpha = moved[:, :, 3:]
     video = moved[:, :, :3] + (1 - alpha) * behind  # (b, f, 3, h, w)
     still = [frozen or is_shape(scene.subject) for scene in scenes]
@@ -153,14 +170,15 @@ def render(
     )
 
 
-def _sprites(scenes, variant, places, size, fps, frozen, device) -> Float[Tensor, "b f 4 64 64"]:
+def _sprites(scenes, variant, places, moment, size, fps, frozen, device) -> Float[Tensor, "b f 4 64 64"]:
     """Pick each frame's picture of the subject: its animation runs to and fro, from a start of its own."""
     frames = places.shape[1]
     start = np.floor(uniform("animation", variant, high=2 * SPRITE_FRAMES - 2))[:, None]
     # drawn at 8 frames a second, and counted from the middle of the clip, as time on the path is
-    elapsed = np.zeros(frames) if frozen else np.floor((np.arange(frames) - frames // 2) * 8 / fps)
+    elapsed = np.floor((np.arange(frames) - frames // 2) * 8 / fps)[None] + np.floor(8 * moment)[:, None]
     period = 2 * SPRITE_FRAMES - 2
-    step = (start + elapsed[None]) % period
+    step = (start + (0 if frozen else elapsed)) % period
+    step = np.broadcast_to(step, (len(scenes), frames))
     frame = np.where(step < SPRITE_FRAMES, step, period - step).astype(np.int64)  # (b, f)
     subject = np.array([SUBJECT_INDEX[scene.subject] for scene in scenes], dtype=np.int64)[:, None]
     level = level_for(places[:, :, 2].mean(1), size)[:, None]  # one per clip: a change would look like motion
@@ -204,7 +222,7 @@ class World(torch.utils.data.Dataset):
 
     Args:
         split, part, seed, subjects, motions, backgrounds: which scenes, see `Sampler`.
-        size, frames, fps, frozen, device: how they are rendered, see `render`.
+        size, frames, fps, frozen, anytime, device: how they are rendered, see `render`.
         length: how many clips a DataLoader should take for one epoch; the world itself has no end.
 
     Raises:
@@ -224,6 +242,7 @@ class World(torch.utils.data.Dataset):
         frames: int = 16,
         fps: float | int = 8,
         frozen: bool = False,
+        anytime: bool = False,
         device: torch.device | str = "cpu",
         length: int = 65536,
     ) -> None:
@@ -231,7 +250,8 @@ class World(torch.utils.data.Dataset):
             raise ValueError(f"length must be at least 1, got {length}")
         self.length = length
         self.sampler = Sampler(split, part=part, seed=seed, subjects=subjects, motions=motions, backgrounds=backgrounds)
-        self.how = {"size": size, "frames": frames, "fps": fps, "frozen": frozen, "device": device}
+        self.how = {"size": size, "frames": frames, "fps": fps, "frozen": frozen, "anytime": anytime}
+        self.how["device"] = device
         render([], **self.how)  # refuse bad sizes now, not in the middle of a run
 
     def batch(self, indices: Iterable[SupportsIndex]) -> Clips:

@@ -6,6 +6,7 @@ import pytest
 
 from course_lib.bench import __main__ as command
 from course_lib.bench import convolution
+from course_lib.bench import metrics as metrics_bench
 from course_lib.bench import world as world_bench
 from course_lib.bench.registry import BENCHMARKS
 from course_lib.bench.timing import Row
@@ -49,7 +50,7 @@ def test_an_unknown_name_is_refused(fakes, capsys):
 
 
 def test_the_registry():
-    assert set(BENCHMARKS) >= {"world", "convolution"}
+    assert set(BENCHMARKS) >= {"world", "convolution", "metrics"}
 
 
 def test_convolution_compares_every_way_in_both_directions(monkeypatch):
@@ -79,3 +80,22 @@ def test_world_reports_a_rate_against_its_target(monkeypatch):
     assert rows[0].case == "32 clips of 16 frames, 64x64" and rows[0].unit == "frames/s"
     assert rows[0].ratio == pytest.approx(rows[0].value / 1500)
     assert len(Stub.drawn) == len(set(Stub.drawn)) > 3  # never the same batch twice
+
+
+def test_metrics_agree_with_their_peers(monkeypatch):
+    for name, value in (("WIDTH", 12), ("SAMPLES", 40), ("FEW", 5), ("CLIPS", 1), ("FRAMES", 2), ("PIXELS", 16)):
+        monkeypatch.setattr(metrics_bench, name, value)
+    rows = metrics_bench.bench_metrics()
+    assert [(row.subject, row.peer) for row in rows] == [
+        ("ssim", "scikit-image"),
+        ("ssim", "torchmetrics"),
+        ("psnr", "scikit-image"),
+        ("psnr", "torchmetrics"),
+        ("frechet_distance", "scipy sqrtm"),
+        ("frechet_distance", "torchmetrics"),
+        ("frechet_distance", "torchmetrics"),
+    ]
+    assert rows[-1].case == "5 features of width 12"
+    differences = [float(row.note.removeprefix("relative difference ")) for row in rows]
+    assert max(differences) < 1e-6  # torchmetrics keeps the range of PSNR in float32
+    assert differences[4] < 1e-8

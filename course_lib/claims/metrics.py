@@ -1,0 +1,207 @@
+"""Lesson 16's claims: what the published metrics see, and what they are blind to.
+
+All of them compare clips of the world's test split with other clips of it, whole or broken on purpose, through the
+shipped feature nets and mini-clip. Nothing is trained: a seed decides which clips are drawn.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from course_lib import zoo
+from course_lib.claims.ledger import Claim, Numbers
+from course_lib.metrics import (
+    ClipEncoder,
+    FrameConsistency,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from course_lib.nn.classifier import VideoClassifier
+from course_lib.world import World
+from course_lib.world.corruption import freeze, shuffle, wobble
+
+CLIPS = 256  # real clips, and as many to compare with them
+SMALL, MIDDLE, LARGE = 1.0, 2.0, 4.0  # pixels by which `wobble` displaces
+COUNTS = (128, 256, 512)  # samples, for the bias
+DRAWS = 16
+
+
+@cache
+def net(name: str) -> VideoClassifier:
+    """A shipped feature net, loaded once."""
+    return zoo.load(name)
+
+
+@torch.no_grad()
+def features(name: str, video: Tensor) -> Tensor:
+    """Features of clips (n, c, f, h, w) by the net of that name, float64; the image net gives the mean over frames."""
+    if name == "features/video":
+        return torch.cat([net(name).features(some) for some in video.split(32)]).double()
+    return frames(video, "features").mean(1)
+
+
+@torch.no_grad()
+def frames(video: Tensor, what: str) -> Tensor:
+    """Features, or logits of a head, of every frame by the image net: (n, f, d)."""
+    pictures = video.transpose(1, 2).flatten(0, 1)[:, :, None]  # (n f) c 1 h w
+    model = net("features/image")
+    parts = [model.features(some) if what == "features" else model(some)[what] for some in pictures.split(256)]
+    return torch.cat(parts).double().unflatten(0, video.shape[:1] + video.shape[2:3])
+
+
+@cache
+def real(count: int, seed: int, frames_: int = 16) -> Tensor:
+    """Clips of the test split; other seeds, other clips."""
+    world = World("test", part="all", seed=seed, frames=frames_, anytime=frames_ == 1)
+    return torch.cat([world.batch(range(i, min(i + 64, count))).video for i in range(0, count, 64)])
+
+
+def _count(scale: float) -> int:
+    return max(96, round(CLIPS * scale))
+
+
+@cache
+def _bias(seed: int, scale: float) -> dict[str, Numbers]:
+    """Fréchet distance and KID between two halves of one world, at several n, each drawn many times."""
+    pool = features("features/image", real(2048 if scale >= 1 else 1024, 100 + seed, 1))
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[list[float]]] = {"Fréchet": [], "KID": []}
+    for n in COUNTS:
+        pairs = [pool[torch.randperm(len(pool), generator=generator)[: 2 * n]].split(n) for _ in range(DRAWS)]
+        found["Fréchet"].append([frechet_distance(*pair) for pair in pairs])
+        found["KID"].append([kernel_distance(*pair) for pair in pairs])
+    out = {}
+    for name, values in found.items():
+        means = np.mean(values, axis=1)
+        out[name] = {f"mean, n = {n}": mean for n, mean in zip(COUNTS, means.tolist(), strict=True)}
+        out[name]["bias in standard deviations"] = abs(float(means[0] / np.std(values[0], ddof=1)))
+    slope = np.polyfit(np.log(COUNTS), np.log([out["Fréchet"][f"mean, n = {n}"] for n in COUNTS]), 1)[0]
+    out["Fréchet"]["power of n"] = float(slope)
+    return out
+
+
+def _shuffled(arm: str, seed: int, scale: float) -> Numbers:
+    name = {"frames, averaged": "features/image", "clips": "features/video"}[arm]
+    clips, others = real(_count(scale), 200 + seed), real(_count(scale), 300 + seed)
+    base = features(name, clips)
+    floor = frechet_distance(base, features(name, others))
+    spoilt = frechet_distance(base, features(name, shuffle(others, torch.Generator().manual_seed(seed))))
+    return {"times the floor": spoilt / floor, "floor": floor, "shuffled": spoilt}
+
+
+def _content(arm: str, seed: int, scale: float) -> Numbers:
+    steady, reach = {
+        "small, flickering": (False, SMALL),
+        "small, steady": (True, SMALL),
+        "middle, steady": (True, MIDDLE),
+        "large, steady": (True, LARGE),
+    }[arm]
+    clips, others = real(_count(scale), 200 + seed), real(_count(scale), 300 + seed)
+    bent = wobble(others, reach, torch.Generator().manual_seed(seed), steady=steady)
+    pictures = [features("features/image", video) for video in (clips, bent)]
+    distance = frechet_distance(features("features/video", clips), features("features/video", bent))
+    flicker = bent.diff(dim=2).abs().mean().item() / others.diff(dim=2).abs().mean().item()
+    return {"FVD": distance, "FID": frechet_distance(*pictures), "flicker, times the real": flicker}
+
+
+def _frozen(arm: str, seed: int, scale: float) -> Numbers:
+    clips = real(_count(scale), 200 + seed)
+    folder = zoo.path("mini-clip")
+    from transformers import CLIPImageProcessor, CLIPTokenizer
+
+    parts = (CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder))
+    metric = FrameConsistency(ClipEncoder(zoo.load("mini-clip"), *parts).image, "mini-clip")
+    for some in (freeze(clips) if arm == "frozen" else clips).split(32):
+        metric.update(some)
+    return {name: score.value for name, score in metric.compute().items()}
+
+
+def _collapse(arm: str, seed: int, scale: float) -> Numbers:
+    """Every subject keeps its share of the pictures, but all its pictures are the same one."""
+    count = 4 * _count(scale)
+    world = World("test", part="all", seed=200 + seed, frames=1, anytime=True)
+    clips = [world.batch(range(i, i + 64)) for i in range(0, count, 64)]
+    labels = torch.cat([some.labels["subject"] for some in clips])
+    video = torch.cat([some.video for some in clips])
+    first = {int(label): i for i, label in reversed(list(enumerate(labels.tolist())))}
+    same = video[[first[int(label)] for label in labels]]
+    if arm == "Inception Score":
+        whole, collapsed = (inception_score(frames(v, "subject")[:, 0]).item() for v in (video, same))
+    else:
+        base = features("features/image", real(count, 300 + seed, 1))
+        whole, collapsed = (precision_recall(base, features("features/image", v))[1] for v in (video, same))
+    return {"share lost": 1 - collapsed / whole, "whole": whole, "collapsed": collapsed}
+
+
+_CHONG = "Chong & Forsyth 2020, Effectively Unbiased FID and Inception Score"
+_GE = "Ge et al. 2024, On the Content Bias in Fréchet Video Distance"
+CLAIMS = (
+    Claim(
+        id="fid-bias",
+        lesson="16",
+        source=f"{_CHONG}; Bińkowski et al. 2018, Demystifying MMD GANs",
+        statement="Between two samples of one distribution FID is far above zero, falling as 1/n; KID is around zero.",
+        arms=("Fréchet", "KID"),
+        run=lambda arm, seed, scale: _bias(seed, scale)[arm],
+        metric="bias in standard deviations",
+        lower_is_better=True,
+        better="KID",
+        worse="Fréchet",
+        setting=f"features/image, pictures of the test split against others, {DRAWS} draws at n = {COUNTS}; the bias "
+        f"is the mean at n = {COUNTS[0]} over the standard deviation of a draw",
+    ),
+    Claim(
+        id="order-blind-features",
+        lesson="16",
+        source="this course",
+        statement="A distance on features of single frames cannot see a shuffle; one on features of clips can.",
+        arms=("frames, averaged", "clips"),
+        run=_shuffled,
+        metric="times the floor",
+        better="clips",
+        worse="frames, averaged",
+        setting=f"{CLIPS} clips of 16 frames against {CLIPS} others, shuffled; over the distance to the others whole",
+    ),
+    Claim(
+        id="content-bias",
+        lesson="16",
+        source=_GE,
+        statement="FVD prefers good frames to good motion: it counts a steady bend of twice the size as worse than a "
+        "small one that flickers in every frame.",
+        arms=("small, flickering", "small, steady", "middle, steady", "large, steady"),
+        run=_content,
+        metric="FVD",
+        better="middle, steady",
+        worse="small, flickering",
+        setting=f"features/video, {CLIPS} clips of 16 frames against {CLIPS} others through wavy glass that displaces "
+        f"by {SMALL:g}, {MIDDLE:g} and {LARGE:g} pixels",
+    ),
+    Claim(
+        id="frozen-is-consistent",
+        lesson="16",
+        source="this course; the definition is Gen-1's (Esser et al. 2023)",
+        statement="A frozen video has a better frame consistency than a real one.",
+        arms=("frozen", "real"),
+        run=_frozen,
+        metric="consecutive",
+        better="frozen",
+        worse="real",
+        setting=f"mini-clip, {CLIPS} clips of 16 frames",
+    ),
+    Claim(
+        id="collapse-within-classes",
+        lesson="16",
+        source="Barratt & Sharma 2018, A Note on the Inception Score",
+        statement="If every subject is always the same picture, recall collapses and the Inception Score does not.",
+        arms=("Inception Score", "recall"),
+        run=_collapse,
+        metric="share lost",
+        better="recall",
+        worse="Inception Score",
+        setting=f"features/image, {4 * CLIPS} pictures of the test split; one split; recall (k = 3) against as many",
+    ),
+)

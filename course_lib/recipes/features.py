@@ -1,0 +1,125 @@
+"""The feature nets behind the course's FID, FVD and Inception Score: one for pictures, one for clips.
+
+They learn to classify clean clips and nothing else. A net that is trained to ignore blur cannot measure it; the judge
+is such a net, and these are not. 64 features keep a Fréchet distance meaningful with a few hundred samples.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from course_lib.metrics.frechet import frechet_distance
+from course_lib.nn.classifier import VideoClassifier
+from course_lib.recipes.judge import answers
+from course_lib.recipes.recipe import Recipe, Settings
+from course_lib.world import BACKGROUNDS, MOTIONS, SUBJECTS, World
+from course_lib.world.corruption import CORRUPTIONS
+
+HEADS = {"subject": len(SUBJECTS), "background": len(BACKGROUNDS), "motion": len(MOTIONS)}
+PICTURE = ("blur", "noise", "colour", "compression")  # what the image net can notice
+
+
+def build_image() -> VideoClassifier:
+    """The untrained image net: 2D, and blind to motion."""
+    heads = {name: count for name, count in HEADS.items() if name != "motion"}
+    return VideoClassifier("f-r2d", heads, widths=(32, 64, 128, 64))
+
+
+def build_video() -> VideoClassifier:
+    """The untrained video net: 3D throughout."""
+    return VideoClassifier("r3d", HEADS, widths=(32, 64, 128, 64), stem_kernel=7, stem_stride=(1, 4))
+
+
+def batches(number: int, settings: Settings, frames: int) -> dict[str, Any]:
+    """Clean clips of every subject."""
+    world = World("train", part="all", seed=21, frames=frames, anytime=frames == 1)
+    clips = world.batch(range(number * settings.batch, (number + 1) * settings.batch))
+    return {"video": clips.video, "labels": clips.labels}
+
+
+def loss(model: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+    """Cross-entropy, summed over the heads."""
+    heads = model(batch["video"]).items()
+    return torch.stack([F.cross_entropy(logits.float(), batch["labels"][name]) for name, logits in heads]).sum()
+
+
+@torch.no_grad()
+def vectors(model: VideoClassifier, video: Tensor) -> Tensor:
+    """Features, a few clips at a time, in float64."""
+    return torch.cat([model.features(some) for some in video.split(64)]).double()
+
+
+def evaluate(model: VideoClassifier, settings: Settings, frames: int) -> Mapping[str, Any]:
+    """Accuracy on the test split; the Fréchet floor between real clips; what each corruption adds to it."""
+    count = 80 if settings.steps < 100 else 1024
+    worlds = [World("test", part="all", seed=seed, frames=frames, anytime=frames == 1) for seed in (0, 1)]
+    clips, others = (world.batch(range(count)) for world in worlds)
+    logits = answers(model, clips.video)
+    found: dict[str, Any] = {
+        f"{name} accuracy": (logits[name].argmax(1) == clips.labels[name]).double().mean().item() for name in logits
+    }
+    real = vectors(model, others.video)
+    floor = frechet_distance(real, vectors(model, clips.video))
+    found[f"Fréchet distance, real to real, n = {count}"] = floor
+    generator = torch.Generator().manual_seed(0)
+    for name in PICTURE if frames == 1 else CORRUPTIONS:
+        broken = vectors(model, CORRUPTIONS[name](clips.video, generator))
+        found[f"{name}, times the floor"] = frechet_distance(real, broken) / floor
+    return found
+
+
+def _recipe(name: str, about: str, build, frames: int, steps: int, batch: int, lr: float, bars, notes: str) -> Recipe:
+    return Recipe(
+        name=name,
+        about=about,
+        build=build,
+        batches=partial(batches, frames=frames),
+        loss=loss,
+        evaluate=partial(evaluate, frames=frames),
+        settings={
+            "cpu": Settings(steps=steps, batch=batch, lr=lr, warmup=100, ema=0.995),
+            "gpu": Settings(steps=steps, batch=4 * batch, lr=lr, warmup=100, ema=0.995),
+            "ci": Settings(steps=3, batch=4, lr=lr),
+        },
+        bars=bars,
+        notes=notes,
+    )
+
+
+NOTES = """
+`model.features(video)` gives 64 numbers per {what}; the Fréchet distance between two sets of them is the course's
+{short}. The net knows clean clips only, so that blur, noise and compression move its features. Distances are
+comparable among themselves at equal n, and with no number of any paper, whose nets are others.
+"""
+
+IMAGE = _recipe(
+    "features/image",
+    "Image features for the course's FID and Inception Score: sensitive to blur, blind to time.",
+    build_image,
+    frames=1,
+    steps=2000,
+    batch=64,
+    lr=1e-3,
+    bars={"subject accuracy": (">=", 0.9), "blur, times the floor": (">=", 3.0)},
+    notes=NOTES.format(what="picture (a clip of one frame)", short="FID"),
+)
+VIDEO = _recipe(
+    "features/video",
+    "Video features for the course's FVD: sensitive to blur and to motion.",
+    build_video,
+    frames=16,
+    steps=2500,
+    batch=24,
+    lr=7e-4,
+    bars={
+        "motion accuracy": (">=", 0.9),
+        "blur, times the floor": (">=", 3.0),
+        "shuffle, times the floor": (">=", 3.0),
+    },
+    notes=NOTES.format(what="clip", short="FVD"),
+)
+RECIPES = (IMAGE, VIDEO)

@@ -1,0 +1,207 @@
+"""The shipped checkpoints: load one by name, read its card, check that it is whole.
+
+    from course_lib import zoo
+
+    judge = zoo.load("judge")
+    print(zoo.card("judge").evaluation)
+
+A checkpoint is a folder `data/checkpoints/<name>/` in the format of its library (diffusers or transformers, weights as
+safetensors, never pickle) with a model card in `README.md` and the measured numbers in `evaluation.json`.
+`data/checkpoints/SHA256SUMS` lists every file but the cards; `sha256sum -c` reads it too.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from course_lib.runtime import data_dir
+
+SUMS = "SHA256SUMS"
+CARD, NUMBERS = "README.md", "evaluation.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # run whatever code they hold when they are opened
+# Models of this course: saved by diffusers' ModelMixin, which writes the class' name only
+COURSE_CLASSES = {"VideoClassifier": "course_lib.nn.classifier"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is said about a checkpoint.
+
+    text: the model card, Markdown. evaluation: what was measured on the test split, by name. facts: all of
+    `evaluation.json`: recipe, bars, seed, steps, machine, versions ….
+    """
+
+    name: str
+    text: str
+    evaluation: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def default_root() -> Path:
+    """The folder of the shipped checkpoints, `data/checkpoints`."""
+    return data_dir() / "checkpoints"
+
+
+def names(root: Path | None = None) -> list[str]:
+    """The checkpoints that there are, sorted; a name may hold a slash.
+
+    root: folder of checkpoints; None is the course's own.
+    """
+    return sorted(file.removesuffix(f"/{NUMBERS}") for file in _sums(root or default_root()) if file.endswith(NUMBERS))
+
+
+def path(name: str, root: Path | None = None) -> Path:
+    """The folder of a checkpoint, for whoever calls `from_pretrained` himself; it is verified first.
+
+    name: one of `names()`. root: as there. Raises ValueError and FileNotFoundError as `verify` does.
+    """
+    _verify_once(name, root or default_root())
+    return (root or default_root()) / name
+
+
+def load(
+    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", root: Path | None = None
+) -> Any:
+    """A checkpoint as a model (or a diffusers pipeline), in evaluation mode, without gradients.
+
+    name: one of `names()`. dtype: of the weights in memory; on the disk they are half precision. device: any of
+    torch's. root: folder of checkpoints; None is the course's own.
+    Raises ValueError for an unknown name (listing the known ones) or a damaged file, FileNotFoundError for a missing
+    one.
+    """
+    folder = path(name, root)
+    kind = _class_of(folder)
+    loaded = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device=device, dtype=dtype)
+    for part in [loaded] if isinstance(loaded, nn.Module) else loaded.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return loaded
+
+
+def card(name: str, root: Path | None = None) -> Card:
+    """The card of a checkpoint; its weights are not looked at.
+
+    name: one of `names()`. root: as there. Raises ValueError for an unknown name, FileNotFoundError for a missing card.
+    """
+    folder = _folder(name, root or default_root())
+    facts = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+    return Card(name, (folder / CARD).read_text(encoding="utf-8"), facts["evaluation"], facts)
+
+
+def verify(name: str, root: Path | None = None) -> None:
+    """Compare every file of a checkpoint with the list of checksums.
+
+    name: one of `names()`. root: as there. Raises ValueError for an unknown name, a file that differs from its
+    checksum, safetensors that the list does not name (a library might prefer them), or a pickle; FileNotFoundError
+    for missing files. All of them are named.
+    """
+    root = root or default_root()
+    folder = _folder(name, root)
+    sums = {file: sum for file, sum in _sums(root).items() if file.startswith(f"{name}/")}
+    again = "restore it from the repository, or train it again: python -m course_lib.recipes " + name
+    missing = [file for file in sums if not (root / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"checkpoint {name}: missing {', '.join(missing)}; {again}")
+    corrupt = [file for file, sum in sums.items() if _sha256(root / file) != sum]
+    if corrupt:
+        raise ValueError(f"checkpoint {name}: corrupt {', '.join(corrupt)} (sha256 is not as in {SUMS}); {again}")
+    _refuse_pickles(f"checkpoint {name}", folder)
+    weights = sorted(file.relative_to(root).as_posix() for file in folder.rglob("*.safetensors"))
+    foreign = [file for file in weights if file not in sums]
+    if foreign:
+        raise ValueError(f"checkpoint {name}: {', '.join(foreign)} not in {SUMS}; take it away, or {again}")
+
+
+def _refuse_pickles(what: str, folder: Path) -> None:
+    found = sorted(file.name for file in folder.rglob("*") if file.suffix in PICKLES)
+    if found:
+        raise ValueError(f"{what}: expected safetensors only, found {', '.join(found)}")
+
+
+def store(
+    name: str, save: Callable[[Path], None], facts: Mapping[str, Any], text: str, root: Path | None = None
+) -> Path:
+    """Write a checkpoint, its card and its checksums; what is there is replaced only when all of it is written.
+
+    name: may hold a slash. save: writes the model into the folder it is given. facts: for `evaluation.json`, among
+    them "evaluation". text: the model card. root: folder of checkpoints; None is the course's own.
+    Returns the folder. Raises ValueError for weights that are not safetensors, and for facts without evaluation.
+    """
+    if "evaluation" not in facts:
+        raise ValueError(f"facts: expected 'evaluation' among them, got {', '.join(facts) or 'none'}")
+    root = root or default_root()
+    folder, part, old = root / name, root / f".{name.replace('/', '-')}.part", root / f".{name.replace('/', '-')}.old"
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        save(part)
+        _refuse_pickles("save", part)
+        _write(part / NUMBERS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        _write(part / CARD, text)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+    files = sorted(file for file in part.rglob("*") if file.is_file())
+    sums = {file: sum for file, sum in _sums(root).items() if not file.startswith(f"{name}/")}
+    sums |= {f"{name}/{file.relative_to(part).as_posix()}": _sha256(file) for file in files if file != part / CARD}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    listed = root / f".{SUMS}.part"
+    _write(listed, "".join(f"{sums[file]}  {file}\n" for file in sorted(sums)))
+    os.replace(listed, root / SUMS)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")  # the same bytes, and checksum, on every system
+
+
+def _sums(root: Path) -> dict[str, str]:
+    """File, relative to the root, to sha256."""
+    listed = root / SUMS
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+    return {file: sum for sum, file in (line.split("  ", 1) for line in lines)}
+
+
+def _folder(name: str, root: Path) -> Path:
+    known = names(root)
+    if name not in known:
+        raise ValueError(
+            f"name: expected one of {', '.join(known) or 'none, there are no checkpoints yet'}; got {name!r}"
+        )
+    return root / name
+
+
+@cache
+def _verify_once(name: str, root: Path) -> None:
+    verify(name, root)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _class_of(folder: Path) -> Any:
+    """The class that reads a folder, from what its configuration says."""
+    if (folder / "model_index.json").exists():
+        return importlib.import_module("diffusers").DiffusionPipeline
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "_class_name" in config:
+        kind = config["_class_name"]
+        return getattr(importlib.import_module(COURSE_CLASSES.get(kind, "diffusers")), kind)
+    return getattr(importlib.import_module("transformers"), config["architectures"][0])

@@ -1,0 +1,40 @@
+"""The feature nets: what each can see by construction, and what their card measures."""
+
+import torch
+
+from course_lib.recipes import RECIPES, features
+from course_lib.recipes.recipe import Settings
+from course_lib.world.corruption import shuffle
+
+SMALL = Settings(steps=3, batch=4, lr=1e-3)
+
+
+def video(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_the_image_net_is_blind_to_order_and_the_video_net_is_not():
+    torch.manual_seed(0)
+    clip = video(2, 3, 16, 64, 64)
+    mixed = shuffle(clip, torch.Generator().manual_seed(1))
+    for build, blind in ((features.build_image, True), (features.build_video, False)):
+        net = build().eval()
+        gap = (net.features(clip) - net.features(mixed)).abs().max() / net.features(clip).abs().max()
+        assert (gap < 1e-5) == blind
+
+
+def test_features_are_few_enough_for_a_frechet_distance():
+    for build in (features.build_image, features.build_video):
+        assert build().features(video(1, 3, 1, 64, 64)).shape == (1, 64)
+
+
+def test_batches_are_clean_and_pure():
+    for frames in (1, 16):
+        one, again = (features.batches(2, SMALL, frames) for _ in range(2))
+        assert torch.equal(one["video"], again["video"]) and one["video"].shape == (4, 3, frames, 64, 64)
+
+
+def test_the_recipes_of_the_course_are_known_by_name():
+    assert list(RECIPES) == ["judge", "features/image", "features/video", "mini-clip"]
+    for name, recipe in RECIPES.items():
+        assert recipe.name == name and recipe.bars and recipe.notes.strip()
