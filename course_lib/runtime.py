@@ -1,8 +1,8 @@
 """The ground everybody stands on: which machine is this, how big may a lesson be, and what did it cost.
 
-Four environment variables steer it, none is needed:
+Five environment variables steer it, none is needed:
 `COURSE_PROFILE` (cpu, gpu or ci), `COURSE_DEVICE` (any torch device), `COURSE_DATA` (another data folder),
-`COURSE_HUB=1` (lessons may download the real checkpoints).
+`COURSE_HUB=1` (lessons may download the real checkpoints), `COURSE_WORK` (another folder for training states).
 """
 
 import os

@@ -141,6 +141,8 @@ def store(
         raise ValueError(f"facts: expected 'evaluation' among them, got {', '.join(facts) or 'none'}")
     root = root or default_root()
     folder, part, old = root / name, root / f".{name.replace('/', '-')}.part", root / f".{name.replace('/', '-')}.old"
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a kill came between the two renamings below: this is the only good copy
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)

@@ -176,6 +176,18 @@ def test_a_save_that_fails_leaves_what_was_there(root):
     assert sorted(path.name for path in root.iterdir()) == ["SHA256SUMS", "features", "mini-vae"]
 
 
+def test_a_kill_between_the_two_renamings_costs_nothing(root):
+    """Then the only good copy has a hidden name; the next run must not clear it away before it has saved its own."""
+    (root / "mini-vae").rename(root / ".mini-vae.old")
+
+    def fails(folder):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        store(root, "mini-vae", save=fails)
+    zoo.verify("mini-vae", root)
+
+
 def test_facts_without_an_evaluation_are_refused(tmp_path):
     with pytest.raises(ValueError, match="facts: expected 'evaluation' among them, got seed"):
         zoo.store("x", lambda folder: None, {"seed": 0}, "", tmp_path)

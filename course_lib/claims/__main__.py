@@ -35,13 +35,13 @@ def _digest() -> str:
     """Finished runs count only while the code that made them is unchanged."""
     package = Path(__file__).parents[1]
     files = [
-        package / "training.py",
-        package / "runtime.py",
+        *(package / name for name in ("runtime.py", "training.py", "training_state.py", "zoo.py")),
         *sorted((data_dir() / "sprites").glob("*")),
         *sorted(package.glob("nn/*.py")),
         *sorted(package.glob("world/*.py")),
     ]
-    files += sorted(package.glob("claims/*.py"))
+    files += sorted(package.glob("metrics/*.py")) + sorted(package.glob("claims/*.py"))
+    files += sorted((data_dir() / "checkpoints").glob("SHA256SUMS"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

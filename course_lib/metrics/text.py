@@ -6,6 +6,7 @@ encoder is part of the name of the score.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.functional import normalize
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from course_lib.metrics.clipwise import ClipMeans
 from course_lib.metrics.inputs import check_features, check_images, check_net, check_pair, check_video
@@ -34,9 +36,7 @@ class TextImageEncoder(Protocol):
 class ClipEncoder:
     """A transformers CLIPModel as an encoder: the course's mini-clip or a published checkpoint.
 
-        folder = "openai/clip-vit-large-patch14"
-        parts = (CLIPModel, CLIPTokenizer, CLIPImageProcessor)
-        encoder = ClipEncoder(*(part.from_pretrained(folder) for part in parts))
+        encoder = ClipEncoder.from_pretrained("openai/clip-vit-large-patch14")
 
     Images are resized and cropped by the processor, as floats. Published pipelines resize 8-bit images, and
     round on the way; pixels differ from theirs by about one grey level, more only at extreme contrast.
@@ -58,6 +58,16 @@ class ClipEncoder:
                 f"model: expected text_config.eos_token_id = {tokenizer.eos_token_id}, the tokenizer's, got {expected}"
             )
         self.model, self.tokenizer, self.processor, self.truncate = model, tokenizer, processor, truncate
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, truncate: bool = False) -> "ClipEncoder":
+        """Load all three parts from a folder such as `zoo.path("mini-clip")`, or from the hub; float32, no gradients.
+
+        folder: path, or name on the hub. truncate: as above. Raises what transformers raises for a folder it misses.
+        """
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        parts = (CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder))
+        return cls(model, *parts, truncate=truncate)
 
     @torch.no_grad()
     def image(self, images: Tensor) -> Float[Tensor, "n d"]:

@@ -33,7 +33,12 @@ def blur(video: Float[Tensor, "b c f h w"], sigma: float | int) -> Float[Tensor,
     Args:
         video: in [-1, 1].
         sigma: standard deviation in pixels, positive.
+
+    Raises:
+        ValueError: a sigma that is not.
     """
+    if sigma <= 0:
+        raise ValueError(f"sigma: expected a positive number of pixels, got {sigma}")
     reach = min(int(np.ceil(3 * sigma)), min(video.shape[-2:]) - 1)  # reflection needs more picture than reach
     taps = torch.exp(-(torch.arange(-reach, reach + 1, device=video.device) ** 2) / (2 * sigma**2))
     taps = (taps / taps.sum()).to(video.dtype).view(1, 1, 1, -1)
@@ -118,14 +123,14 @@ def wobble(
 
     Args:
         video: in [-1, 1].
-        reach: standard deviation of the displacement, in pixels.
+        reach: root mean square of the displacement along each axis, in every frame, in pixels.
         generator: on the CPU.
         steady: one glass per clip, not one per frame.
     """
     b, _, f, h, w = video.shape
     coarse = torch.randn(b, 1 if steady else f, 2, 5, 5, generator=generator)  # a bend every fourth of the picture
     fields = F.interpolate(coarse.flatten(0, 1), (h, w), mode="bicubic", align_corners=True).view(b, -1, 2, h, w)
-    fields = fields / fields.std(dim=(1, 2, 3, 4), keepdim=True) * reach
+    fields = fields / fields.square().mean(dim=(2, 3, 4), keepdim=True).sqrt() * reach  # each frame bent as much
     shift = fields.expand(b, f, 2, h, w).flatten(0, 1).permute(0, 2, 3, 1)  # (b f) h w 2
     straight = F.affine_grid(torch.eye(2, 3).expand(b * f, 2, 3), [b * f, 1, h, w], align_corners=False)
     grid = (straight + shift * 2 / torch.tensor([w, h])).to(video)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from course_lib.world.captions import caption
+from course_lib.world.corruption import blur
 from course_lib.world.rendering import Clips
 from course_lib.world.scenes import Scene
 
@@ -74,7 +75,7 @@ def damage(clips: Clips, defects: list[str], generator: torch.Generator) -> Dama
         elif defect == "text":
             video[i] = _write(video[i], _WORDS[_integer(generator, 0, len(_WORDS))], generator)
         elif defect == "blur":
-            video[i] = _blur(video[i])
+            video[i] = blur(video[i][None], video.shape[-1] / 24)[0]  # out of focus
         elif defect == "noise":
             grain = torch.randn(video[i].shape, generator=generator).to(video)
             video[i] = (video[i] + 0.25 * grain).clamp(-1, 1)
@@ -140,15 +141,3 @@ def _write(clip: Tensor, words: str, generator: torch.Generator) -> Tensor:
     ink = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(h, w).to(clip) / 255
     shadow = F.max_pool2d(ink[None, None], 3, 1, 1)[0, 0]  # a dark rim, so that white text shows on white
     return (clip * (1 - shadow) - shadow) * (1 - ink) + ink
-
-
-def _blur(clip: Tensor) -> Tensor:
-    """Out of focus: a Gaussian of 1/24 of the frame."""
-    sigma = clip.shape[-1] / 24
-    reach = int(3 * sigma)
-    taps = torch.exp(-(torch.arange(-reach, reach + 1, device=clip.device) ** 2) / (2 * sigma**2))
-    taps = (taps / taps.sum()).to(clip.dtype).view(1, 1, 1, -1)
-    frames = clip.flatten(0, 1)[:, None]  # (c f) 1 h w
-    rows = F.conv2d(F.pad(frames, (reach, reach, 0, 0), mode="replicate"), taps)
-    both = F.conv2d(F.pad(rows, (0, 0, reach, reach), mode="replicate"), taps.transpose(2, 3))
-    return both.view_as(clip)

@@ -1,7 +1,7 @@
 """Clips that are none of the world's: what a judge must learn to refuse, each with the labels that still hold.
 
 A generator's mistakes are not the world's clips under bad light; they are things that do not exist: half a tiger and
-half a bus, a smear of colour, a scene that changes its mind. Whatever part of a clip remains true keeps its label.
+half a bus, a smear of colour, a subject without a name. Whatever part of a clip remains true keeps its label.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ def empty(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
 
 
 def chimera(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
-    """Each subject's left or upper half grown together with the next one's other half."""
+    """Each subject's left or upper half beside the other half of the next clip, whose subject stays on its own path."""
     size, f = clips.video.shape[-1], clips.video.shape[2]
     upright = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) < 0.5
     place = (torch.arange(size).float() * 2 + 1) / size - 1
@@ -84,7 +84,7 @@ def smear(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
 
 
 def scramble(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
-    """The subject's parts in the wrong places: where it is, the picture is cut into squares and shuffled."""
+    """All parts in the wrong places: the picture is cut into squares, which are shuffled, alike in every frame."""
     side = clips.video.shape[-1] // 8
     b, c, f, h, w = clips.video.shape
     tiles = clips.video.view(b, c, f, h // side, side, w // side, side).movedim(4, 5)

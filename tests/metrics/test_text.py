@@ -107,6 +107,16 @@ def test_embeddings_are_those_of_the_model(encoder, tokenizer):
         assert torch.allclose(found / found.norm(dim=1, keepdim=True), other, atol=1e-5)
 
 
+def test_a_folder_makes_the_same_encoder(encoder, tmp_path):
+    for part in (encoder.model, encoder.tokenizer, encoder.processor):
+        part.save_pretrained(tmp_path)
+    again = ClipEncoder.from_pretrained(tmp_path)
+    images, words = torch.rand(2, 3, 40, 32) * 2 - 1, ["a tiger", "a bus"]
+    torch.testing.assert_close(again.image(images), encoder.image(images), rtol=0, atol=0)
+    torch.testing.assert_close(again.text(words), encoder.text(words), rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in again.model.parameters())
+
+
 def test_prompts_differ_and_their_company_does_not_matter(encoder):
     together = encoder.text(PROMPTS)
     assert torch.cdist(together, together).add(torch.eye(3)).min() > 0.05

@@ -1,5 +1,8 @@
 """mini-clip's recipe: the tokenizer, the families of captions, the loss, and what it may not see."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -46,12 +49,19 @@ def test_all_captions_fit_and_read_back(tokenizer):
     assert plain == texts[:200]
 
 
-def test_the_tokenizer_is_the_same_every_time_and_after_a_folder(tokenizer, tmp_path):
+def test_the_tokenizer_is_the_same_in_every_process_and_after_a_folder(tokenizer, tmp_path):
+    """Ties between merges were once broken by the order of a hash map: other ids in every process."""
+    code = (
+        "from course_lib.recipes.mini_clip import build_tokenizer; print(build_tokenizer().backend_tokenizer.to_str())"
+    )
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert elsewhere == tokenizer.backend_tokenizer.to_str()
+    assert all(mini_clip.build_tokenizer().get_vocab() == tokenizer.get_vocab() for _ in range(5))
     tokenizer.save_pretrained(tmp_path)
-    for other in (mini_clip.build_tokenizer(), CLIPTokenizer.from_pretrained(tmp_path)):
-        text = "A dog of unknown BREED, 7 ä"
-        assert other(text).input_ids == tokenizer(text).input_ids and len(other) == len(tokenizer)
-        assert other.model_max_length == mini_clip.TOKENS
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    text = "A dog of unknown BREED, 7 ä, is moving up to a birthday cake"
+    assert again(text).input_ids == tokenizer(text).input_ids and again.get_vocab() == tokenizer.get_vocab()
+    assert again.model_max_length == mini_clip.TOKENS
 
 
 def test_prompts_are_told_apart(model):

@@ -98,6 +98,12 @@ def test_wobble_bends_each_frame_alike_and_flickers_only_when_told(video):
     assert steady.diff(dim=2).abs().max() < 1e-6 < 0.01 < flickering.diff(dim=2).abs().mean()
     errors = [(bent - still).square().mean() for bent in (steady, flickering)]
     assert errors[0] == pytest.approx(errors[1].item(), rel=0.4)
+    line = torch.arange(64.0) / 64
+    ramps = torch.stack(torch.meshgrid(line, line, indexing="ij"))  # each tells the displacement along one axis
+    ramp = ramps[None, :, None].expand(8, 2, 4, 64, 64)
+    for bent in (wobble(ramp, 1.0, generator(), steady=s) for s in (True, False)):
+        size = ((bent - ramp)[..., 6:-6, 6:-6] * 64).square().mean((1, 3, 4)).sqrt()
+        assert size.mean() == pytest.approx(1.0, rel=0.1) and size.std() < 0.15
 
 
 def test_wobble_displaces_by_what_it_says():
@@ -111,6 +117,7 @@ def test_wobble_displaces_by_what_it_says():
     "call, message",
     [
         (lambda v: shuffle(v[:, :, :2], generator()), "at least 3 frames, got 2"),
+        (lambda v: blur(v, 0), "sigma: expected a positive number of pixels, got 0"),
         (lambda v: cut(v[:1]), "two clips of two frames, got 1 of 8"),
         (lambda v: cut(v[:, :, :1]), "two clips of two frames, got 4 of 1"),
     ],
