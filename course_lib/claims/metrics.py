@@ -21,7 +21,7 @@ from course_lib.metrics import (
     precision_recall,
 )
 from course_lib.nn.classifier import VideoClassifier
-from course_lib.world import World
+from course_lib.world import Clips, World
 from course_lib.world.corruption import freeze, noise, shuffle, wobble
 
 CLIPS = 256  # real clips, and as many to compare with them
@@ -55,10 +55,9 @@ def frames(video: Tensor, what: str) -> Tensor:
 
 
 @cache
-def real(count: int, seed: int, frames_: int = 16) -> Tensor:
+def real(count: int, seed: int, frames_: int = 16) -> Clips:
     """Clips of the test split; other seeds, other clips."""
-    world = World("test", part="all", seed=seed, frames=frames_, anytime=frames_ == 1)
-    return torch.cat([world.batch(range(i, min(i + 64, count))).video for i in range(0, count, 64)])
+    return World("test", part="all", seed=seed, frames=frames_, anytime=frames_ == 1).batch(range(count))
 
 
 def _count(scale: float) -> int:
@@ -68,7 +67,7 @@ def _count(scale: float) -> int:
 @cache
 def _bias(seed: int, scale: float) -> dict[str, Numbers]:
     """Fréchet distance and KID between two halves of one world, at several n, each drawn many times."""
-    pool = features("features/image", real(2048 if scale >= 1 else 1024, 100 + seed, 1))
+    pool = features("features/image", real(2048 if scale >= 1 else 1024, 100 + seed, 1).video)
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[list[float]]] = {"Fréchet": [], "KID": []}
     for n in COUNTS:
@@ -92,7 +91,7 @@ def _power(arm: str, seed: int, scale: float) -> Numbers:
 
 def _shuffled(arm: str, seed: int, scale: float) -> Numbers:
     name = {"frames, averaged": "features/image", "clips": "features/video"}[arm]
-    clips, others = real(_count(scale), 200 + seed), real(_count(scale), 300 + seed)
+    clips, others = (real(_count(scale), start + seed).video for start in (200, 300))
     base = features(name, clips)
     floor = frechet_distance(base, features(name, others))
     spoilt = frechet_distance(base, features(name, shuffle(others, torch.Generator().manual_seed(seed))))
@@ -106,7 +105,7 @@ def _content(arm: str, seed: int, scale: float) -> Numbers:
         "flickering": (False, BEND),
         "steady, twice as bent": (True, 2 * BEND),
     }[arm]
-    clips, others = real(_count(scale), 200 + seed), real(_count(scale), 300 + seed)
+    clips, others = (real(_count(scale), start + seed).video for start in (200, 300))
     bent = wobble(others, reach, torch.Generator().manual_seed(seed), steady=steady)
     every = slice(None, None, 4)  # of the frames, each a sample of its own: neighbours say little new
     pictures = [frames(video[:, :, every], "features").flatten(0, 1) for video in (clips, bent)]
@@ -120,20 +119,11 @@ def _content(arm: str, seed: int, scale: float) -> Numbers:
 
 
 def _frozen(arm: str, seed: int, scale: float) -> Numbers:
-    clips = real(_count(scale), 200 + seed)
+    clips = real(_count(scale), 200 + seed).video
     metric = FrameConsistency(ClipEncoder.from_pretrained(zoo.path("mini-clip")).image, "mini-clip")
     for some in (freeze(clips) if arm == "frozen" else clips).split(32):
         metric.update(some)
     return {name: score.value for name, score in metric.compute().items()}
-
-
-@cache
-def _varied(seed: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Pictures (n, c, 1, h, w) of the test split and their subjects (n,)."""
-    count = 4 * _count(scale)
-    world = World("test", part="all", seed=200 + seed, frames=1, anytime=True)
-    clips = [world.batch(range(i, min(i + 64, count))) for i in range(0, count, 64)]
-    return torch.cat([some.video for some in clips]), torch.cat([some.labels["subject"] for some in clips])
 
 
 def _collapse(arm: str, seed: int, scale: float) -> Numbers:
@@ -142,7 +132,8 @@ def _collapse(arm: str, seed: int, scale: float) -> Numbers:
     All pictures get a breath of noise, so that a repeated one is no exact copy: between copies the distance to the
     third neighbour is zero, and recall would fall for that reason alone.
     """
-    video, subject = _varied(seed, scale)
+    clips = real(4 * _count(scale), 200 + seed, 1)
+    video, subject = clips.video, clips.labels["subject"]
     first = {int(s): i for i, s in reversed(list(enumerate(subject.tolist())))}
     same = video[[first[int(s)] for s in subject]]
     generator = torch.Generator().manual_seed(seed)
@@ -150,7 +141,7 @@ def _collapse(arm: str, seed: int, scale: float) -> Numbers:
     if arm == "Inception Score":
         whole, collapsed = (inception_score(frames(pictures, "subject")[:, 0]).item() for pictures in sets)
     else:
-        base = features("features/image", real(len(video), 300 + seed, 1))
+        base = features("features/image", real(len(video), 300 + seed, 1).video)
         whole, collapsed = (precision_recall(base, features("features/image", pictures))[1] for pictures in sets)
     return {"share lost": 1 - collapsed / whole, "whole": whole, "collapsed": collapsed}
 

@@ -8,7 +8,7 @@
 | rmc3     | 2D per frame in the stem and the first group, 3D after                    | rMC3        |
 | r3d      | 3D everywhere                                                             | R3D         |
 | r2plus1d | (2+1)D everywhere, each with the parameters of its 3D counterpart         | R(2+1)D     |
-| lean     | 3D stem; (2+1)D after, no wider between their halves than at the end         | here        |
+| lean     | 3D in the stem, (2+1)D after, no wider between its halves than at its end | here        |
 
 Source: Tran et al. 2018, "A Closer Look at Spatiotemporal Convolutions for Action Recognition", section 3 and
 figure 1. torchvision's VideoResNet fixes the widths at 64 to 512 and the norm at BatchNorm3d, so this is its
@@ -133,11 +133,11 @@ class VideoResNet(nn.Module):
             if video.shape[2] != self.folded_frames:
                 raise ValueError(f"video: r2d was built for {self.folded_frames} frames, got {video.shape[2]}")
             video = rearrange(video, "b c f h w -> b (f c) 1 h w")
-        x = self.stem(video)  # (b, widths[0], f, h/2, w/2)
+        x = self.stem(video)  # (b, widths[0], f, h/2, w/2) with the usual stem
         x = self.layer1(x)
         x = self.layer2(x)  # from here on each group halves h and w, and f where it sees time
         x = self.layer3(x)
-        x = self.layer4(x)  # (b, widths[3], f/8 or f, h/16, w/16)
+        x = self.layer4(x)  # (b, widths[3], f/8 or f, h/16, w/16) with the usual stem
         return x.mean(dim=(2, 3, 4))
 
     def forward(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b classes"]:

@@ -40,9 +40,10 @@ def build() -> VideoClassifier:
 
 
 def disturb_time(video: Tensor, labels: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Reverse, shuffle, halve or unsettle the order of some clips' frames, in place; returns labels with "order".
+    """Reverse, shuffle or swap the halves of some clips (b, c, f, h, w), in place; returns labels (b,) with "order".
 
-    A clip that stands still keeps its motion whatever its order, and nobody can tell that order.
+    A reversed clip is in order and its motion the opposite; a shuffled one has none that is known. A clip that stands
+    still keeps its motion whatever its order, and nobody can tell that order.
     """
     b, _, f = video.shape[:3]
     still = labels["motion"] == STILL
@@ -66,7 +67,11 @@ def disturb_time(video: Tensor, labels: dict[str, Tensor], generator: torch.Gene
 
 
 def bad_camera(video: Tensor, generator: torch.Generator) -> Tensor:
-    """What generators and codecs do to a picture without changing what it shows, a different mixture per clip."""
+    """What generators and codecs do to a picture without changing what it shows, a different mixture per clip.
+
+    video: (b, 3, f, h, w) in [-1, 1]; stays as it is. BAD_CAMERA of the clips get, each with some probability, a blur
+    of up to 2.2 pixels of 64, noise of up to 0.25, a JPEG of quality 15 to 75, a change of exposure and colour.
+    """
     size, spoilt = video.shape[-1], video.clone()
     dice = torch.rand(len(video), 8, generator=generator)
     for i, (camera, soft, sigma, grain, std, pack, quality, colour) in enumerate(dice.tolist()):
@@ -95,7 +100,10 @@ def _tint(clip: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def spoil(clips: Clips, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """One training batch from clean clips: some impostors, some disturbed in time, most under a bad camera."""
+    """From clean clips, videos (b, 3, f, h, w) in [-1, 1] and labels (b,) by head, for training.
+
+    Some are impostors, some disturbed in time, most under a bad camera.
+    """
     names = list(IMPOSTORS)
     foreign = torch.rand(len(clips), generator=generator) < FOREIGN
     which = torch.randint(len(names), (len(clips),), generator=generator)
@@ -114,7 +122,10 @@ def spoil(clips: Clips, generator: torch.Generator) -> tuple[Tensor, dict[str, T
 
 
 def batches(number: int, settings: Settings) -> dict[str, Any]:
-    """Clips and pictures of one update: 8 or 16 frames, 64x64 or 32x32 pixels by turns."""
+    """One global batch: "video" (b, 3, f, h, w) and "image" (b, STILLS, 3, 1, h, w) in [-1, 1], and their labels.
+
+    By turns 8 or 16 frames, 64x64 or 32x32 pixels.
+    """
     generator = torch.Generator().manual_seed(number)
     frames, size = (16 if number % 4 == 3 else 8), (32 if number % 3 == 2 else 64)
     count = settings.batch

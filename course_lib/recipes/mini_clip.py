@@ -124,7 +124,7 @@ def families(number: int, count: int) -> list[Scene]:
             first,
             Scene(first.subject, first.motion, elsewhere, third.variant),
             Scene(other.subject, other.motion, first.background, other.variant),
-            Scene(_relative(first, draw[1]), "standing still", first.background, third.variant + 2),
+            Scene(_relative(first, draw[1]), "standing still", first.background, (third.variant + 2) % 2**32),
         ]
     return scenes
 
@@ -139,7 +139,9 @@ def _relative(scene: Scene, draw: int) -> str:
 
 
 def batches(number: int, settings: Settings) -> dict[str, Tensor]:
-    """Pictures, captions with and without motion, and which picture and caption mean the same."""
+    """One global batch: "pixel_values" (b, 3, 64, 64) in [-1, 1], "input_ids" (b, 32), half of the captions with a
+    motion, and "meaning" (b,), equal where subject and background are.
+    """
     scenes = families(number, settings.batch)
     images = render(scenes, size=SIZE, frames=1, anytime=True).video[:, :, 0]  # b c h w
     words = [int(mix(6, number, i)[0] % np.uint64(8)) for i in range(len(scenes))]

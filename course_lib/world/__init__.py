@@ -6,7 +6,8 @@
     clip = render([Scene("tiger", "moving left", "sea")])
 
 Rooms, bottom up: `hashing`, `subjects`, `motions`, `backgrounds`, `scenes` (what exists), `captions`, `sprites`,
-`rendering` (pixels), then `defects`, `styles`, `control`, `film`; `build` makes `data/`.
+`rendering` (pixels), then `corruption` (one dial each), `defects`, `impostors`, `styles`, `control`, `film`; `build`
+makes `data/`.
 """
 
 from course_lib.world.backgrounds import BACKGROUNDS

@@ -2,6 +2,9 @@
 
 A generator's mistakes are not the world's clips under bad light; they are things that do not exist: half a tiger and
 half a bus, a smear of colour, a subject without a name. Whatever part of a clip remains true keeps its label.
+
+Each maker takes clips and a generator on the CPU, and returns videos (b, 3, f, h, w) in [-1, 1] and labels (b,) by
+attribute; the next clip of the batch lends what is foreign. `impostors` is what to call.
 """
 
 from collections.abc import Callable, Sequence
@@ -163,7 +166,7 @@ IMPOSTORS: dict[str, Impostor] = {
     maker.__name__.replace("_", " "): maker
     for maker in (empty, chimera, double, smear, scramble, stranger, elsewhere, torn, static_noise)
 }
-"""By name: (clips, generator) to video and labels; the next clip of the batch lends what is foreign."""
+"""The makers by name."""
 
 
 def impostors(clips: Clips, kinds: Sequence[str], generator: torch.Generator) -> tuple[Tensor, Labels]:

@@ -26,6 +26,8 @@ from course_lib.world.scenes import Sampler, Scene
 from course_lib.world.sprites import EXTENT, SPRITE_FRAMES, level_for, sprite_bank
 from course_lib.world.subjects import SUBJECT_INDEX, is_shape
 
+AT_ONCE = 128  # clips
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -47,13 +49,15 @@ class Clips:
     def take(self, rows: Sequence[int]) -> "Clips":
         """Some of the clips, in the order of `rows` (indices into this batch)."""
         rows = list(rows)
-        return Clips(
-            self.video[rows],
-            tuple(self.scenes[i] for i in rows),
-            self.path[rows],
-            self.alpha[rows],
-            self.flow_exact[rows],
-        )
+        scenes = tuple(self.scenes[i] for i in rows)
+        return Clips(self.video[rows], scenes, self.path[rows], self.alpha[rows], self.flow_exact[rows])
+
+    @staticmethod
+    def join(parts: Sequence["Clips"]) -> "Clips":
+        """One batch of several, all of the same size and length."""
+        scenes = tuple(scene for part in parts for scene in part.scenes)
+        video, path, alpha = (torch.cat([getattr(part, n) for part in parts]) for n in ("video", "path", "alpha"))
+        return Clips(video, scenes, path, alpha, torch.cat([part.flow_exact for part in parts]))
 
     @property
     def mask(self) -> Bool[Tensor, "b 1 f h w"]:
@@ -146,6 +150,9 @@ def render(
     """
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")
+    if len(scenes) > AT_ONCE:  # what is made on the way takes several times the memory of the clips
+        how = {"size": size, "frames": frames, "fps": fps, "frozen": frozen, "anytime": anytime, "device": device}
+        return Clips.join([render(scenes[i : i + AT_ONCE], **how) for i in range(0, len(scenes), AT_ONCE)])
     fine = 64 if 64 % size == 0 else size
     variant = np.array([scene.variant for scene in scenes], dtype=np.int64)
     motion = np.array([MOTION_INDEX[scene.motion] for scene in scenes], dtype=np.int64)
@@ -250,8 +257,14 @@ class World(torch.utils.data.Dataset):
             raise ValueError(f"length must be at least 1, got {length}")
         self.length = length
         self.sampler = Sampler(split, part=part, seed=seed, subjects=subjects, motions=motions, backgrounds=backgrounds)
-        self.how = {"size": size, "frames": frames, "fps": fps, "frozen": frozen, "anytime": anytime}
-        self.how["device"] = device
+        self.how = {
+            "size": size,
+            "frames": frames,
+            "fps": fps,
+            "frozen": frozen,
+            "anytime": anytime,
+            "device": device,
+        }
         render([], **self.how)  # refuse bad sizes now, not in the middle of a run
 
     def batch(self, indices: Iterable[SupportsIndex]) -> Clips:

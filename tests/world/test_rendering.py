@@ -191,6 +191,16 @@ def test_any_size_and_length(size, frames):
     assert clips.trajectory.shape == clips.alpha.shape == (3, 1, frames, size, size)
 
 
+def test_a_large_batch_is_rendered_in_pieces_that_nobody_sees():
+    world = World("test", part="all", size=16, frames=2)
+    whole, last = world.batch(range(131)), world.batch(range(126, 131))
+    assert len(whole) == 131 and whole.flow_exact.shape == (131,)
+    again = whole.take(range(126, 131))
+    assert again.scenes == last.scenes and torch.equal(again.flow_exact, last.flow_exact)
+    for name in ("video", "path", "alpha", "flow", "trajectory"):
+        assert torch.equal(getattr(again, name), getattr(last, name)), name
+
+
 def test_an_empty_batch():
     clips = render([])
     assert clips.video.shape == (0, 3, 16, 64, 64) and clips.flow.shape == (0, 2, 15, 64, 64)
