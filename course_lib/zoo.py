@@ -81,7 +81,7 @@ def load(
     """
     folder = path(name, root)
     kind = _class_of(folder)
-    loaded = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device=device, dtype=dtype)
+    loaded = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
     for part in [loaded] if isinstance(loaded, nn.Module) else loaded.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

@@ -7,9 +7,9 @@
 One file per lesson's experiments (`convolution.py` …), each with a tuple `CLAIMS`; `ledger.py` runs and records them.
 """
 
-from course_lib.claims import convolution
+from course_lib.claims import convolution, metrics
 from course_lib.claims.ledger import Claim, Record, judge, load_ledger, mean_interval, run_claim, save_ledger
 
-CLAIMS: dict[str, Claim] = {claim.id: claim for claim in convolution.CLAIMS}
+CLAIMS: dict[str, Claim] = {claim.id: claim for claim in (*convolution.CLAIMS, *metrics.CLAIMS)}
 
 __all__ = ["CLAIMS", "Claim", "Record", "judge", "load_ledger", "mean_interval", "run_claim", "save_ledger"]

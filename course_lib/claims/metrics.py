@@ -25,6 +25,7 @@ from course_lib.world import Clips, World
 from course_lib.world.corruption import freeze, noise, shuffle, wobble
 
 CLIPS = 256  # real clips, and as many to compare with them
+LEAST = 96  # of them, at any scale: a Fréchet distance on fewer says nothing
 BEND = 1.0  # pixels by which `wobble` displaces
 COUNTS = (128, 256, 512)  # samples, for the bias
 DRAWS = 16
@@ -61,13 +62,13 @@ def real(count: int, seed: int, frames_: int = 16) -> Clips:
 
 
 def _count(scale: float) -> int:
-    return max(96, round(CLIPS * scale))
+    return max(LEAST, round(CLIPS * scale))
 
 
 @cache
 def _bias(seed: int, scale: float) -> dict[str, Numbers]:
     """Fréchet distance and KID between two halves of one world, at several n, each drawn many times."""
-    pool = features("features/image", real(2048 if scale >= 1 else 1024, 100 + seed, 1).video)
+    pool = features("features/image", real(4 * COUNTS[-1], 100 + seed, 1).video)
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[list[float]]] = {"Fréchet": [], "KID": []}
     for n in COUNTS:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib.nn.convolution import group_norm
+from course_lib.nn.texture import texture
 from course_lib.nn.video_resnet import video_resnet
 
 
@@ -22,6 +23,7 @@ class VideoClassifier(ModelMixin, ConfigMixin):
     kind, widths, layers, stem_kernel, stem_stride: the trunk, see `video_resnet`.
     heads: from a head's name to its number of outputs.
     size: pixels; clips of another size are resized to it first, so that all sizes are seen by the same eyes.
+    texture: by how much the nine numbers of `nn.texture` are multiplied that `features` appends; 0 for none of them.
     temperatures: per head, what its outputs are divided by; 1 until something fits them.
     Raises ValueError for no heads and whatever `video_resnet` refuses.
     """
@@ -36,6 +38,7 @@ class VideoClassifier(ModelMixin, ConfigMixin):
         stem_kernel: int = 3,
         stem_stride: Sequence[int] = (1, 2),
         size: int = 64,
+        texture: float = 0.0,
     ):
         super().__init__()
         if not heads:
@@ -53,11 +56,13 @@ class VideoClassifier(ModelMixin, ConfigMixin):
         return self.temperatures[self.slots[head]]
 
     def features(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
-        """What the heads see: one vector per clip, `widths[-1]` wide.
+        """One vector per clip: what the heads see, `widths[-1]` wide, and the texture if there is a weight for it.
 
         video: in [-1, 1], any frames, any size.
         """
-        return self.trunk.features(self._resized(video))
+        video = self._resized(video)
+        learned, weight = self.trunk.features(video), self.config.texture
+        return torch.cat([learned, weight * texture(video)], dim=1) if weight else learned
 
     def _resized(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h_new w_new"]:
         b, c, f, h, w = video.shape
@@ -74,5 +79,5 @@ class VideoClassifier(ModelMixin, ConfigMixin):
 
         video: in [-1, 1], any frames, any size.
         """
-        x = self.features(video)
+        x = self.trunk.features(self._resized(video))
         return {name: head(x) / self.temperature(name) for name, head in self.classify.items()}

@@ -36,7 +36,7 @@ from course_lib.world import (
 from course_lib.world.backgrounds import BACKGROUND_INDEX
 from course_lib.world.captions import IMAGE_TEMPLATES, VIDEO_TEMPLATES
 from course_lib.world.hashing import mix
-from course_lib.world.subjects import COLOURED_SHAPES, COLOURS, SEEN_EMOJI, SUBJECT_INDEX
+from course_lib.world.subjects import COLOURED_SHAPES, COLOURS, SEEN_EMOJI, SHAPES, SUBJECT_INDEX, looks_round
 
 SIZE, PATCH, WIDTH, LAYERS, HEADS = 64, 8, 128, 4, 4
 TOKENS = 32  # the longest prompt, ends included: "a video of a birthday cake …" in letters and syllables still fits
@@ -109,33 +109,36 @@ def _tokenizer() -> CLIPTokenizer:
 
 
 def families(number: int, count: int) -> list[Scene]:
-    """Scenes in families of four: one, the same on another background, another on the same, a relative.
+    """Scenes in families of four: one, the same on another background, and two relatives on the same.
 
-    The relative of a coloured shape has its form and another colour; that of an emoji is any other emoji. Contrast
-    between neighbours is what forces the model to read every word. Only what generators may see.
+    The relatives of a coloured shape have its colour and another form, its form and another colour; those of an emoji
+    are any other emoji. Contrast between neighbours is what forces the model to read every word: where forms met only
+    by chance, it told all colours apart and 58 % of the forms. Only what generators may see.
     """
     scenes, sampler = [], Sampler("train", seed=11)
     for family in range(count // FAMILY):
         index = number * (count // FAMILY) + family
-        first, other, third = (sampler(3 * index + k) for k in range(3))
-        draw = [int(mix(5, index, k)[0] >> np.uint64(1)) for k in range(2)]
+        first, *others = (sampler(4 * index + k) for k in range(FAMILY))
+        draw = [int(mix(5, index, k)[0] >> np.uint64(1)) for k in range(3)]
         elsewhere = [name for name in BACKGROUNDS if name != first.background][draw[0] % (len(BACKGROUNDS) - 1)]
-        scenes += [
-            first,
-            Scene(first.subject, first.motion, elsewhere, third.variant),
-            Scene(other.subject, other.motion, first.background, other.variant),
-            Scene(_relative(first, draw[1]), "standing still", first.background, (third.variant + 2) % 2**32),
-        ]
+        scenes += [first, Scene(first.subject, first.motion, elsewhere, others[0].variant)]
+        for names, chance, other in zip(relatives(first), draw[1:], others[1:], strict=True):
+            scenes.append(Scene(names[chance % len(names)], first.motion, first.background, other.variant))
     return scenes
 
 
-def _relative(scene: Scene, draw: int) -> str:
-    """Another subject that is seen standing still and, for a shape, differs in colour only."""
+def relatives(scene: Scene) -> tuple[list[str], list[str]]:
+    """Subjects like a scene's that are seen in its motion: of a shape, in its colour and of its form; else emoji."""
     colour, _, form = scene.subject.partition(" ")
-    shape = colour in COLOURS and scene.subject in COLOURED_SHAPES
-    family = [f"{name} {form}" for name in COLOURS] if shape else SEEN_EMOJI
-    others = [s for s in family if s != scene.subject and part_of(s, "standing still") == "seen"]
-    return others[draw % len(others)]
+    both = SEEN_EMOJI, SEEN_EMOJI
+    if scene.subject in COLOURED_SHAPES:
+        both = [f"{colour} {name}" for name in SHAPES], [f"{name} {form}" for name in COLOURS]
+
+    def seen(subject: str) -> bool:
+        exists = not (scene.motion == "spinning" and looks_round(subject))
+        return exists and subject != scene.subject and part_of(subject, scene.motion) == "seen"
+
+    return tuple([name for name in names if seen(name)] for names in both)
 
 
 def batches(number: int, settings: Settings) -> dict[str, Tensor]:
@@ -259,7 +262,10 @@ RECIPE = Recipe(
         "gpu": Settings(steps=1500, batch=512, lr=1e-3, warmup=200, weight_decay=0.05, ema=0.998),
         "ci": Settings(steps=3, batch=8, lr=1e-3),
     },
-    bars={f"R@1 of 64, {way}": (">=", 0.95) for way in ("picture to caption", "caption to picture")},
+    bars={
+        **{f"R@1 of 64, {way}": (">=", 0.95) for way in ("picture to caption", "caption to picture")},
+        "seen colour x shape, right among 48": (">=", 0.9),
+    },
     notes="""
 `transformers.CLIPModel`, `CLIPTokenizer` and `CLIPImageProcessor` load this folder. Pictures are 64 x 64. It learned
 from single frames of the parts of the world that generators may see: it does not know the 12 novel emoji, nor has it

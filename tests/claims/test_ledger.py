@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -19,6 +18,7 @@ from course_lib.claims import (
     judge,
     load_ledger,
     mean_interval,
+    metrics,
     run_claim,
     save_ledger,
 )
@@ -190,19 +190,7 @@ def test_a_claim_is_well_formed(id):
 
 
 def test_ids_are_unique():
-    assert len(CLAIMS) == len(convolution.CLAIMS)
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """The experiments on a handful of clips; nothing of it stays in their caches."""
-    whole = convolution.left_or_right
-    for name, value in {"TRAIN_CLIPS": 24, "TEST_CLIPS": 12, "BATCH": 4}.items():
-        monkeypatch.setattr(convolution, name, value)
-    monkeypatch.setattr(convolution, "left_or_right", lambda split, count, seed: whole(split, min(count, 16), seed))
-    convolution._recognise.cache_clear()
-    yield
-    convolution._recognise.cache_clear()
+    assert len(CLAIMS) == len(convolution.CLAIMS) + len(metrics.CLAIMS)
 
 
 @pytest.mark.parametrize("id", CLAIMS)
@@ -213,49 +201,6 @@ def test_every_arm_runs_and_gives_its_numbers(id, tiny):
         assert numbers.keys() == results[0].keys()
         assert math.isfinite(numbers[claim.metric])
         assert all(isinstance(value, float) for value in numbers.values())
-    if claim.run is convolution._recognise:
-        for numbers in results:
-            assert numbers["test accuracy"] == 1 - numbers["test error"]
-            assert min(numbers[key] for key in ("parameters", "MFLOP a clip", "ms a training step")) > 0
-
-
-def test_the_same_seed_gives_the_same_result(tiny):
-    first = convolution._recognise("r3d", 1, 0.01)
-    convolution._recognise.cache_clear()
-    again = convolution._recognise("r3d", 1, 0.01)
-    same = [key for key in first if not key.startswith(("ms", "minutes"))]
-    assert {key: first[key] for key in same} == {key: again[key] for key in same}
-
-
-def test_the_factorised_nets_have_the_parameters_of_the_3d_one():
-    full, factorised = (convolution.count_parameters(convolution.build(k, 9, 0)) for k in ("r3d", "r2plus1d"))
-    assert factorised == pytest.approx(full, rel=0.05)
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_mirrored_pairs_hold_the_same_frames_in_opposite_order(split):
-    videos, labels = convolution.left_or_right(split, 64, 7)
-    assert torch.equal(labels, torch.arange(64) % 2)
-    left, right = videos[0::2], videos[1::2]
-    assert torch.equal(left.flip(2), right)
-    assert (left != right).flatten(1).any(1).all(), "a pair that looks the same both ways teaches nothing"
-
-
-def test_whoever_is_blind_to_order_is_right_exactly_half_of_the_time():
-    data = convolution.left_or_right("test", 64, 7)
-    for seed in range(3):
-        assert convolution.error_rate(convolution.build("f-r2d", 2, seed), data) == 0.5
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_pairs_come_in_twos(count):
-    with pytest.raises(ValueError, match=f"count must be a positive even number, got {count}"):
-        convolution.left_or_right("test", count, 0)
-
-
-def test_train_and_test_pairs_differ():
-    train, test = (convolution.left_or_right(split, 32, 7)[0] for split in ("train", "test"))
-    assert not (train.flatten(1)[:, None] == test.flatten(1)[None]).all(2).any()
 
 
 # What the course ships

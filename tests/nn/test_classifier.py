@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from course_lib.nn.classifier import VideoClassifier
+from course_lib.nn.texture import texture
 
 SMALL = {"widths": (8, 8, 16, 16), "heads": {"subject": 5, "motion": 3}, "size": 32}
 
@@ -65,6 +66,16 @@ def test_time_is_seen_but_by_the_2d_kind():
     for kind, blind in (("f-r2d", True), ("lean", False), ("r3d", False)):
         gap = (make(kind=kind).features(video) - make(kind=kind).features(shuffled)).abs().max()
         assert (gap < 1e-5) == blind, kind
+
+
+def test_texture_stands_beside_what_the_heads_see_and_changes_no_answer(tmp_path):
+    plain, model, video = make(), make(texture=20.0), clips(2, 3, 4, 32, 32)
+    features = model.features(video)
+    torch.testing.assert_close(features, torch.cat([plain.features(video), 20 * texture(video)], dim=1))
+    torch.testing.assert_close(model(video), plain(video))
+    plain.register_to_config(texture=20.0)  # as `finish` of a recipe does
+    plain.save_pretrained(tmp_path)
+    torch.testing.assert_close(VideoClassifier.from_pretrained(tmp_path).features(video), features)
 
 
 @pytest.mark.parametrize("heads", [None, {}])

@@ -12,6 +12,7 @@ from course_lib.recipes import mini_clip
 from course_lib.recipes.recipe import Settings
 from course_lib.world import BACKGROUNDS, MOTIONS, NOVEL_EMOJI, SUBJECTS, Scene, caption, part_of
 from course_lib.world.captions import IMAGE_TEMPLATES, VIDEO_TEMPLATES
+from course_lib.world.subjects import COLOURED_SHAPES, SEEN_EMOJI, looks_round
 
 SMALL = Settings(steps=3, batch=16, lr=1e-3)
 
@@ -82,15 +83,25 @@ def test_families_show_only_what_generators_may_see():
 def test_a_family_differs_in_one_word_at_a_time():
     shapes = 0
     for number in range(20):
-        family = mini_clip.families(number, 4)
-        first, elsewhere, beside, relative = family
+        first, elsewhere, one, other = mini_clip.families(number, 4)
         assert elsewhere.subject == first.subject and elsewhere.background != first.background
-        assert beside.background == first.background == relative.background
-        assert relative.subject != first.subject
-        if first.subject.endswith((" circle", " square", " triangle", " star", " heart", " ring")):
-            assert relative.subject.split()[1] == first.subject.split()[1]
+        for relative in (one, other):
+            assert relative.background == first.background and relative.motion == first.motion
+            assert relative.subject != first.subject
+        if first.subject in COLOURED_SHAPES:
+            (colour, form), (same, another), (tint, likewise) = (s.subject.split() for s in (first, one, other))
+            assert colour == same and form != another
+            assert colour != tint and form == likewise
             shapes += 1
-    assert shapes
+    assert 0 < shapes < 20
+
+
+def test_every_scene_has_relatives_that_may_be_seen():
+    for subject in (*SEEN_EMOJI, *COLOURED_SHAPES):
+        for motion in MOTIONS if not looks_round(subject) else [m for m in MOTIONS if m != "spinning"]:
+            for names in mini_clip.relatives(Scene(subject, motion, "sea", 2)):
+                assert names and subject not in names
+                assert {part_of(name, motion) for name in names} == {"seen"}
 
 
 def test_batches_are_pure_and_name_equal_captions():
