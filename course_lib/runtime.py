@@ -137,6 +137,20 @@ class Measurement:
 
 
 @contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """While the block lasts, transformers loads without a bar: a small model is there before anybody has read it."""
+    from transformers.utils import logging  # takes seconds, and not everybody needs it
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def measured(what: str) -> Iterator[Measurement]:
     """Time a block and its peak memory; prints one line at the end unless the block raised.
 

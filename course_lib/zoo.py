@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_lib.runtime import data_dir
+from course_lib.runtime import data_dir, no_progress_bars
 
 SUMS = "SHA256SUMS"
 CARD, NUMBERS = "README.md", "evaluation.json"
@@ -81,7 +81,8 @@ def load(
     """
     folder = path(name, root)
     kind = _class_of(folder)
-    loaded = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
+    with no_progress_bars():
+        loaded = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
     for part in [loaded] if isinstance(loaded, nn.Module) else loaded.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

@@ -198,3 +198,17 @@ def test_data_folder(monkeypatch, tmp_path):
     assert (runtime.data_dir().parent / "course_lib" / "runtime.py").is_file()
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     assert runtime.data_dir() == tmp_path
+
+
+def test_progress_bars_are_hidden_for_a_while_and_then_as_before():
+    from transformers.utils import logging
+
+    with pytest.raises(KeyError), runtime.no_progress_bars():
+        assert not logging.is_progress_bar_enabled()
+        raise KeyError
+    assert logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    with runtime.no_progress_bars():
+        pass
+    assert not logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()

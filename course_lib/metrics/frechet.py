@@ -85,17 +85,18 @@ def frechet_from_moments(
 
 
 def _covariance(root: Float[Tensor, "r d"]) -> Float[np.ndarray, "d d"]:
-    # NumPy sees that XᵀX is symmetric and works out half of it, which torch does not
-    return root.numpy().T @ root.numpy()
+    # The upper half only. By SciPy's own BLAS, as the eigenvalues after it: the waiting threads of another would
+    # keep the cores busy for longer than the product takes
+    return linalg.blas.dsyrk(1.0, root.numpy().T)
 
 
 def _symmetric_trace(cov_1: Float[np.ndarray, "d d"], cov_2: Float[np.ndarray, "d d"]) -> float | None:
-    """Tr (Σ₁Σ₂)^½, or None where Σ₁ has no Cholesky factor.
+    """Tr (Σ₁Σ₂)^½ from the upper halves, or None where Σ₁ has no Cholesky factor.
 
     The generalised eigenvalue problem of type 2, Σ₂Σ₁v = λv, is what LAPACK solves by LᵀΣ₂L with Σ₁ = LLᵀ.
     """
     try:
-        values = linalg.eigvalsh(cov_2, cov_1, type=2, driver="gv", check_finite=False)
+        values = linalg.eigvalsh(cov_2, cov_1, type=2, driver="gv", lower=False, check_finite=False)
     except linalg.LinAlgError:
         return None
     return float(np.sqrt(values.clip(min=0)).sum())

@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from course_lib.metrics.clipwise import ClipMeans
 from course_lib.metrics.inputs import check_features, check_images, check_net, check_pair, check_video
 from course_lib.metrics.score import Score
+from course_lib.runtime import no_progress_bars
 
 
 @runtime_checkable
@@ -65,7 +66,8 @@ class ClipEncoder:
 
         folder: path, or name on the hub. truncate: as above. Raises what transformers raises for a folder it misses.
         """
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        with no_progress_bars():
+            model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
         parts = (CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder))
         return cls(model, *parts, truncate=truncate)
 
