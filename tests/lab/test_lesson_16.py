@@ -201,7 +201,7 @@ MUTANTS = [
     ("16.7", drawn(torch.equal), "You returned False for a mean over frames"),
     ("16.7", drawn(torch.allclose), "some features are near 0"),
     ("16.7", drawn(lambda a, b: (a - b).abs().max() < 1e-7), "You returned False for a mean over frames"),
-    ("16.7", drawn(lambda a, b: (a - b).abs().max() < 0.01), "in millionths, of 1e-7 or so"),
+    ("16.7", drawn(lambda a, b: (a - b).abs().max() < 0.01), "in tiny units, features of about 1e-7"),
     ("16.7", drawn(lambda a, b: a.shape == b.shape), "your comparison missed it"),
     ("16.7", drawn(lambda a, b: abs(a.mean() - b.mean()) <= 1e-4 * abs(a.mean())), "each frame's brightness"),
     ("16.7", drawn(lambda a, b: (a - b).abs().max() <= 0.2 * a.abs().max()), "larger by a few per cent"),

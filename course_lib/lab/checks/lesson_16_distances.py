@@ -173,7 +173,9 @@ def verify_kid(attempt: Callable) -> Iterator[str]:
     cross = ((real @ generated.T / d + 1) ** 3).mean().item()
     biased = kernel_distance(real, generated, unbiased=False)
     traces = [((x.square().sum(dim=1) / d + 1) ** 3).sum().item() for x in (real, generated)]
+    among = (((generated @ generated.T / d + 1) ** 3).sum().item() - traces[1]) / 12  # 4 · 3 pairs
     mistakes = [
+        (expected - among + among * 12 / 42, "The pairs of generated samples are m (m - 1), not n (n - 1)."),
         (biased, "That counts every sample's pair with itself, the diagonal of k(x, x): the biased estimate, too high. "
          "Leave it out, and divide by n (n - 1)."),
         (biased - traces[0] / 49 - traces[1] / 16, "The diagonals are left out, but you still divide by n²: "
@@ -192,7 +194,8 @@ def verify_kid(attempt: Callable) -> Iterator[str]:
     judge_number(call(attempt, real, generated), expected, mistakes, "real (7, 5) and generated (4, 5)")
     yield "right for 7 real and 4 generated samples"
     expected = kernel_distance(real, real)
-    message = "You cut it off at 0. An unbiased estimate of zero must fall below it half of the time."
+    message = ("You cut it off at 0. Between two draws of one distribution the mean must be zero, so some values must "
+               "be negative; with the very same samples twice it is negative too.")  # fmt: skip
     mistakes = [(0, message), (abs(expected), "An absolute value: " + message[0].lower() + message[1:])]
-    judge_number(call(attempt, real, real.clone()), expected, mistakes, "two equal sets")
+    judge_number(call(attempt, real, real.clone()), expected, mistakes, "the same samples twice")
     yield "may fall below zero, as an unbiased estimate must"

@@ -46,7 +46,7 @@ def _steps(video: Tensor) -> Tensor:
 _SEEING = (
     *((f"features of frame {k} alone", lambda video, k=k: video[:, :, k].flatten(1)) for k in range(8)),
     ("the mean step from frame to frame", _steps),
-    ("the same steps in millionths, of 1e-7 or so", lambda video: 1e-6 * _steps(video)),
+    ("the same steps in tiny units, features of about 1e-7", lambda video: 1e-6 * _steps(video)),
     ("steps round the ring, the last frame beside the first",
      lambda video: (video - video.roll(1, dims=2)).abs().mean(dim=(2, 3, 4))),
     ("a list of each frame's brightness", lambda video: video.mean(dim=(1, 3, 4))),
