@@ -1,6 +1,6 @@
 """Every paper's headline claim as an experiment: seeds, effect, interval, and an honest verdict.
 
-    make claims                                     # all of them, over three seeds (a quarter of an hour on two cores)
+    make claims                                     # all of them, over three seeds (some 35 minutes on two cores)
     python -m course_lib.claims order-blind         # one
     load_ledger()["order-blind"].verdict            # what the course found
 
