@@ -77,6 +77,13 @@ def mmd(real, generated, gamma=None, coef=1, degree=3, own=False, cross=2, pairs
     return within(real) + within(generated) - cross * ((real @ generated.T * gamma + coef) ** degree).mean()
 
 
+def one_count_for_both(real, generated):
+    """Divides both sums by n (n - 1), although the generated samples are m."""
+    kernel, n = (generated @ generated.T / real.shape[1] + 1) ** 3, len(real)
+    among, m = kernel.sum() - kernel.trace(), len(generated)
+    return mmd(real, generated) - among / (m * (m - 1)) + among / (n * (n - 1))
+
+
 def cosines(frames, dim=1):
     unit = frames / frames.norm(dim=dim, keepdim=True)
     return unit @ unit.T
@@ -151,6 +158,7 @@ MUTANTS = [
     ("16.3", by_cholesky, "no Cholesky factor"),
     ("16.4", lambda x, y: mmd(x, y, own=True), "pair with itself"),
     ("16.4", lambda x, y: mmd(x, y, pairs=False), "you still divide by n²"),
+    ("16.4", one_count_for_both, "are m (m - 1), not n (n - 1)"),
     ("16.4", lambda x, y: mmd(x, y, gamma=1), "the division by d is missing"),
     ("16.4", lambda x, y: mmd(x, y, gamma=1) / x.shape[1], "inside the kernel"),
     ("16.4", lambda x, y: mmd(x, y, coef=0), "without the + 1 it is odd"),
