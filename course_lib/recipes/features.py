@@ -4,8 +4,8 @@ They learn to classify clean clips and nothing else. A net that is trained to ig
 is such a net, and these are not. But a classifier is also free to forget what it does not need: in the video net's 64
 learned features a blur of 1.5 pixels moves nothing (1.0 times the distance between real clips). So nine numbers that
 describe texture stand beside them, with a weight that is a choice: a twentieth of the features' variance. At a fifth,
-a softness that nobody would mind (a blur of half a pixel) already doubles the distance of pictures. 73 features keep a Fréchet
-distance meaningful with a few hundred samples.
+a softness that nobody would mind (a blur of half a pixel) already doubles the distance of pictures. 73 features keep
+a Fréchet distance meaningful with a few hundred samples.
 """
 
 from collections.abc import Mapping
