@@ -1,7 +1,7 @@
 """Exercises of lesson 16, metrics: their checks, hints and reference solutions.
 
 The oracle is `course_lib.metrics`. A mistake is known by the number it leads to on the check's own input. The checks of
-16.2 to 16.4 are in `lesson_16_distances.py`, that of 16.7 in `lesson_16_order.py`.
+16.2 to 16.4 are in `lesson_16_distances.py`, that of 16.6 in `lesson_16_order.py`.
 """
 
 import math
@@ -114,6 +114,75 @@ def kid(real, generated):
 # 16.5 -----------------------------------------------------------------------------------------------------------------
 
 
+def score_of_probabilities(probabilities):
+    """exp of the mean KL divergence of p(y|x) from p(y); probabilities (n, k), zeros allowed."""
+    marginal = probabilities.mean(dim=0)  # p(y), (k,)
+    terms = torch.xlogy(probabilities, probabilities) - torch.xlogy(probabilities, marginal)  # xlogy(0, 0) is 0
+    return terms.sum(dim=1).mean().exp()
+
+
+def _verify_inception_score(attempt):
+    p = (normal(40, 6, 4) * 1.5).softmax(dim=1)
+    marginal = p.mean(dim=0)
+    terms, reverse = p * (p / marginal).log(), marginal * (marginal / p).log()
+    each = terms.sum(dim=1)
+    hot, shared = torch.eye(4).double().repeat(3, 1), torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0, 1]]).double()
+    mistakes = [
+        (each.mean(), "exp is missing at the end: with it the score runs from 1 to k."),
+        (-torch.special.entr(marginal).sum(), "That is minus the entropy of p(y): variety only, and no exp."),
+        (torch.special.entr(marginal).sum().exp(), "That is exp of the entropy of p(y): it rewards variety, but a "
+         "classifier unsure of every sample gets full marks. Subtract the mean entropy of p(y|x)."),
+        ((-torch.special.entr(p).sum(dim=1).mean()).exp(), "That is only how sure p(y|x) is; p(y) does not enter."),
+        (reverse.sum(dim=1).mean().exp(), "The divergence is the other way round: p(y|x) stands before the logarithm."),
+        ((p * (4 * p).log()).sum(dim=1).mean().exp(), "Your p(y) is the same for all classes. It is the mean over "
+         "samples (dim=0); over classes (dim=1) every row has the mean 1/k."),
+        (each.exp().mean(), "The mean belongs inside: exp of the mean divergence, not the mean of exps."),
+        (each.sum().exp(), "That sums over samples too: sum over classes, mean over samples."),
+        (terms.mean().exp(), "That averages over classes too: a divergence is a sum over classes."),
+        (terms.sum(dim=0).mean().exp(), "Sums and means are swapped: sum over classes (dim=1), mean over samples."),
+        ((each.mean() / math.log(2)).exp(), "log2 and exp do not belong together: use log."),
+        ((-each.mean()).exp(), "The sign is flipped: log p(y|x) - log p(y)."),
+        *_safeguards(p),
+    ]  # fmt: skip
+    judge_number(call(attempt, p), inception_score(p.log()).item(), mistakes, "6 unsure samples of 4 classes")
+    yield "right for samples of which the classifier is half sure"
+    judge_number(call(attempt, p[:1].expand(5, -1)), 1.0, [], "5 samples with equal probabilities")
+    yield "samples that are all alike score 1"
+    nan = [(math.nan, "0 · log 0 is NaN in floating point; its limit is 0. torch.xlogy knows that.")]
+    judge_number(
+        call(attempt, hot), 4.0, nan + _safeguards(hot), "12 samples of 4 classes, the classifier quite sure (one-hot)"
+    )
+    judge_number(call(attempt, shared), 2.0, nan, "[[½, ½, 0, 0], [0, 0, 0, 1]], with a class that never comes up")
+    yield "sure and balanced samples of k classes score k, zeros and all"
+
+
+def _safeguards(p: Tensor) -> list[tuple[Tensor, str]]:
+    """The scores that a constant inside both logarithms leads to, when it is large enough to matter."""
+    message = "The constant {} inside the logarithm changes the score: take a smaller one, or torch.xlogy and none."
+    marginal = p.mean(dim=0)
+    return [
+        ((p * ((p + small) / (marginal + small)).log()).sum(dim=1).mean().exp(), message.format(small))
+        for small in (0.1, 0.01, 0.001, 0.0001)
+    ]
+
+
+# 16.6 -----------------------------------------------------------------------------------------------------------------
+
+
+def order_blind(net, video):
+    """True if no reordering of the frames changes the net's features by more than rounding."""
+    features = net(video)
+    rounding = 1e-4 * features.abs().max()
+    for _ in range(10):
+        order = torch.randperm(video.shape[2])
+        if (net(video[:, :, order]) - features).abs().max() > rounding:
+            return False
+    return True
+
+
+# 16.7 -----------------------------------------------------------------------------------------------------------------
+
+
 def consistency(frames):
     """Mean cosine over all pairs of different frames, and over neighbours; frames (f, d)."""
     unit = frames / frames.norm(dim=1, keepdim=True)
@@ -166,62 +235,6 @@ def _pair(got: object) -> tuple[float, float]:
     return float(got[0]), float(got[1])
 
 
-# 16.6 -----------------------------------------------------------------------------------------------------------------
-
-
-def score_of_probabilities(probabilities):
-    """exp of the mean KL divergence of p(y|x) from p(y); probabilities (n, k), zeros allowed."""
-    marginal = probabilities.mean(dim=0)  # p(y), (k,)
-    terms = torch.xlogy(probabilities, probabilities) - torch.xlogy(probabilities, marginal)  # xlogy(0, 0) is 0
-    return terms.sum(dim=1).mean().exp()
-
-
-def _verify_inception_score(attempt):
-    p = (normal(40, 6, 4) * 1.5).softmax(dim=1)
-    marginal = p.mean(dim=0)
-    terms, reverse = p * (p / marginal).log(), marginal * (marginal / p).log()
-    each = terms.sum(dim=1)
-    mistakes = [
-        (each.mean(), "exp is missing at the end: with it the score runs from 1 to k."),
-        (-torch.special.entr(marginal).sum(), "That is minus the entropy of p(y): variety only, and no exp."),
-        (torch.special.entr(marginal).sum().exp(), "That is exp of the entropy of p(y): it rewards variety, but a "
-         "classifier unsure of every sample gets full marks. Subtract the mean entropy of p(y|x)."),
-        ((-torch.special.entr(p).sum(dim=1).mean()).exp(), "That is only how sure p(y|x) is; p(y) does not enter."),
-        (reverse.sum(dim=1).mean().exp(), "The divergence is the other way round: p(y|x) stands before the logarithm."),
-        ((p * (4 * p).log()).sum(dim=1).mean().exp(), "Your p(y) is the same for all classes. It is the mean over "
-         "samples (dim=0); over classes (dim=1) every row has the mean 1/k."),
-        (each.exp().mean(), "The mean belongs inside: exp of the mean divergence, not the mean of exps."),
-        (each.sum().exp(), "That sums over samples too: sum over classes, mean over samples."),
-        (terms.mean().exp(), "That averages over classes too: a divergence is a sum over classes."),
-        (terms.sum(dim=0).mean().exp(), "Sums and means are swapped: sum over classes (dim=1), mean over samples."),
-        ((each.mean() / math.log(2)).exp(), "log2 and exp do not belong together: use log."),
-        ((-each.mean()).exp(), "The sign is flipped: log p(y|x) - log p(y)."),
-    ]  # fmt: skip
-    judge_number(call(attempt, p), inception_score(p.log()).item(), mistakes, "6 unsure samples of 4 classes")
-    yield "right for samples of which the classifier is half sure"
-    judge_number(call(attempt, p[:1].expand(5, -1)), 1.0, [], "5 samples with equal probabilities")
-    yield "samples that are all alike score 1"
-    hot, shared = torch.eye(4).double().repeat(3, 1), torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0, 1]]).double()
-    nan = [(math.nan, "0 · log 0 is NaN in floating point; its limit is 0. torch.xlogy knows that.")]
-    judge_number(call(attempt, hot), 4.0, nan, "12 samples of 4 classes, the classifier quite sure (one-hot)")
-    judge_number(call(attempt, shared), 2.0, nan, "[[½, ½, 0, 0], [0, 0, 0, 1]], with a class that never comes up")
-    yield "sure and balanced samples of k classes score k, zeros and all"
-
-
-# 16.7 -----------------------------------------------------------------------------------------------------------------
-
-
-def order_blind(net, video):
-    """True if no reordering of the frames changes the net's features by more than rounding."""
-    features = net(video)
-    rounding = 1e-4 * features.abs().max()
-    for _ in range(10):
-        order = torch.randperm(video.shape[2])
-        if (net(video[:, :, order]) - features).abs().max() > rounding:
-            return False
-    return True
-
-
 EXERCISES = (
     Exercise(
         "16.1", "Decibels of a video", 5, 1, _verify_psnr,
@@ -254,24 +267,24 @@ EXERCISES = (
         kid,
     ),
     Exercise(
-        "16.5", "Does it look like one film?", 10, 2, _verify_consistency,
-        ("Make every embedding of length 1; then one matrix product holds the cosines of all pairs.",
-         "All pairs: everything but the diagonal, f (f - 1) numbers. Neighbours: the diagonal beside it.",
-         "(cosine.sum() - cosine.trace()) / (f * (f - 1)), and cosine.diagonal(offset=1).mean()."),
-        consistency,
-    ),
-    Exercise(
-        "16.6", "Sure and varied", 10, 3, _verify_inception_score,
+        "16.5", "Sure and varied", 10, 3, _verify_inception_score,
         ("p(y) is the mean of the rows, p(y|x) is a row.",
          "The divergence of a row: the sum over classes of p(y|x) (log p(y|x) - log p(y)). Then mean, then exp.",
          "0 · log 0 is NaN; torch.xlogy(p, q) is p · log q with 0 where p is 0."),
         score_of_probabilities,
     ),
     Exercise(
-        "16.7", "Does it watch the film at all?", 15, 3, verify_order_blind,
+        "16.6", "Does it watch the film at all?", 15, 3, verify_order_blind,
         ("video[:, :, order] has its frames in another order; torch.randperm(f) draws one.",
          "Backwards is one order, and a net of step lengths does not mind it. Draw ten.",
          "Compare (net(shuffled) - features).abs().max() with 1e-4 times features.abs().max()."),
         order_blind,
+    ),
+    Exercise(
+        "16.7", "Does it look like one film?", 10, 2, _verify_consistency,
+        ("Make every embedding of length 1; then one matrix product holds the cosines of all pairs.",
+         "All pairs: everything but the diagonal, f (f - 1) numbers. Neighbours: the diagonal beside it.",
+         "(cosine.sum() - cosine.trace()) / (f * (f - 1)), and cosine.diagonal(offset=1).mean()."),
+        consistency,
     ),
 )  # fmt: skip

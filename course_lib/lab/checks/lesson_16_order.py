@@ -1,4 +1,4 @@
-"""Lesson 16's check of 16.7: a test that tells whether a net minds the order of a video's frames.
+"""Lesson 16's check of 16.6: a test that tells whether a net minds the order of a video's frames.
 
 A check of a test needs nets of which it is known what the test should say: one blind net and many that see.
 """
