@@ -96,6 +96,12 @@ def test_a_family_differs_in_one_word_at_a_time():
     assert 0 < shapes < 20
 
 
+def test_every_second_family_is_of_shapes():
+    firsts = [mini_clip.families(number, 4)[0].subject for number in range(40)]
+    assert all(subject in COLOURED_SHAPES for subject in firsts[1::2])
+    assert any(subject in SEEN_EMOJI for subject in firsts[::2])
+
+
 def test_every_scene_has_relatives_that_may_be_seen():
     for subject in (*SEEN_EMOJI, *COLOURED_SHAPES):
         for motion in MOTIONS if not looks_round(subject) else [m for m in MOTIONS if m != "spinning"]:

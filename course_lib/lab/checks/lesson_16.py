@@ -12,14 +12,9 @@ from torch import Tensor
 
 from course_lib.lab.checks.compare import Wrong, brief, same
 from course_lib.lab.checks.engine import Exercise, call
-from course_lib.lab.checks.lesson_16_distances import (
-    judge_number,
-    normal,
-    verify_gaussian,
-    verify_kid,
-    verify_trace_sqrt,
-)
+from course_lib.lab.checks.lesson_16_distances import verify_gaussian, verify_kid, verify_trace_sqrt
 from course_lib.lab.checks.lesson_16_order import verify_order_blind
+from course_lib.lab.checks.mistakes import judge_number, normal
 from course_lib.metrics.consistency import frame_consistency
 from course_lib.metrics.distribution import inception_score
 from course_lib.metrics.image import psnr

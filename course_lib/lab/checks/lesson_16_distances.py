@@ -5,36 +5,15 @@ Solutions and hints are in `lesson_16.py`. A mistake is known by the number it l
 
 import math
 from collections.abc import Callable, Iterator
-from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from course_lib.lab.checks.compare import Wrong, same
 from course_lib.lab.checks.engine import call
+from course_lib.lab.checks.mistakes import judge_number, normal
 from course_lib.metrics.distribution import kernel_distance
 from course_lib.metrics.frechet import frechet_from_moments, gaussian
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    """The same standard normal numbers every time, in float64. seed, shape: of them."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def judge_number(got: object, expected: float, mistakes: list[tuple[object, str]], what: str) -> None:
-    """Raise Wrong unless `got`, what the student returned for `what`, is the number `expected`, to 1e-4 of it.
-
-    mistakes: the number that each leads to, and its message.
-    """
-    if isinstance(got, Tensor | np.ndarray) and got.shape == ():
-        got = got.item()
-    if isinstance(got, Real) and not math.isclose(got, expected, rel_tol=1e-4, abs_tol=1e-6):
-        for wrong, message in mistakes:
-            if np.isclose(got, float(wrong), rtol=1e-4, atol=1e-8, equal_nan=True):
-                raise Wrong(f"{what}: got {got:.5g}, expected {expected:.5g}. {message}")
-    same(got, expected, what, atol=1e-6 + 1e-4 * abs(expected))
-
 
 # 16.2 -----------------------------------------------------------------------------------------------------------------
 

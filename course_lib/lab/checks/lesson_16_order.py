@@ -12,7 +12,7 @@ from torch import Tensor
 
 from course_lib.lab.checks.compare import Wrong, brief
 from course_lib.lab.checks.engine import call
-from course_lib.lab.checks.lesson_16_distances import normal
+from course_lib.lab.checks.mistakes import normal
 
 
 def _marked_clip() -> Tensor:
