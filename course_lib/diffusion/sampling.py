@@ -1,0 +1,216 @@
+"""From noise to data, as generators: they yield after every step, so that a notebook can draw meanwhile.
+
+    noise = initial_noise((4, 3, 16, 32, 32), generator)
+    for step in sample(guided(model, empty, 5), scheduler, noise, text, steps=50, generator=generator):
+        show(step.x0)
+
+`sample` runs any diffusers scheduler; `ddpm` and `ddim` are the two that a lesson writes by hand. All leave the
+scheduler as it was, refuse bad arguments when called, and record no gradients; between steps, the reader may.
+
+Ho et al. 2020, "Denoising Diffusion Probabilistic Models", arXiv 2006.11239.
+Song et al. 2021, "Denoising Diffusion Implicit Models", arXiv 2010.02502.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import SchedulerMixin
+from jaxtyping import Float
+from torch import Tensor
+
+from course_lib.diffusion.guidance import dynamic_threshold
+from course_lib.diffusion.objective import CLEAN, Level, Model, estimate, level_at, prediction_type
+
+
+class Step(NamedTuple):
+    """Where sampling stands.
+
+    step: how many are done, 1 to `steps`. t: the timestep that this one left. x: where it led, on the scheduler's own
+    scale (Euler's is x0 + σε and begins at σ = 15 or more). x0: the estimate of the clean data that it went by, after
+    the clipping or thresholding of the scheduler's config.
+    """
+
+    step: int
+    t: int | float
+    x: Float[Tensor, "b *axes"]
+    x0: Float[Tensor, "b *axes"]
+
+
+def sample(
+    model: Model,
+    scheduler: SchedulerMixin,
+    x: Float[Tensor, "b *axes"],
+    conditioning: Any = None,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    **options: Any,
+) -> Iterator[Step]:
+    """Sample with a diffusers scheduler: DDPM, DDIM, Euler, DPM-Solver++ and others with an ε, x0 or v prediction.
+
+    model: (x, t, conditioning) to a prediction of the scheduler's `prediction_type`; x has the scale of training
+    (`scale_model_input`), t is (b,) and may be fractional. x: `initial_noise`, scaled here (`init_noise_sigma`).
+    conditioning: handed on to the model. steps: how many, at most those of training (Heun's call the model twice).
+    generator: for schedulers that draw; others leave it alone. options: for the scheduler's `step`, such as DDIM's eta.
+    Raises ValueError for steps or options that the scheduler does not take, and as `prediction_type` does.
+    """
+    kind = prediction_type(scheduler)
+    scheduler = _set(scheduler, steps, x)
+    known = inspect.signature(scheduler.step).parameters
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{name}: {type(scheduler).__name__}.step takes no such option")
+    if "generator" in known:
+        options["generator"] = generator
+    return _sample(model, scheduler, kind, x, conditioning, options)
+
+
+def _sample(model: Model, scheduler: Any, kind: str, x: Tensor, conditioning: Any, options: dict) -> Iterator[Step]:
+    x = x * scheduler.init_noise_sigma
+    for number, t in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            scaled = scheduler.scale_model_input(x, t)
+            prediction = model(scaled, t.expand(len(x)), conditioning)
+            result = scheduler.step(prediction, t, x, **options)
+            x, x0 = result.prev_sample, getattr(result, "pred_original_sample", None)
+            if x0 is None:  # DPM-Solver does not tell
+                x0 = estimate(kind, prediction, scaled, _level(scheduler, number, t)).x0
+                x0 = _limited(x0, scheduler.config)
+        yield Step(number + 1, t.item(), x, x0)
+
+
+def _set(scheduler: SchedulerMixin, steps: int, x: Tensor) -> Any:
+    """A copy of the scheduler, ready for so many steps. A copy: Euler and DPM-Solver count their steps in themselves.
+
+    Refused are counts for which it visits timesteps that are none: 61 with "trailing" spacing become 62 and end at -1,
+    which diffusers reads as the last of the schedule; as many as in training, with an offset, begin at T.
+    """
+    longest, name = scheduler.config.num_train_timesteps, type(scheduler).__name__
+    if not 1 <= steps <= longest:
+        raise ValueError(f"steps: expected 1 to {longest}, got {steps}")
+    scheduler = copy.deepcopy(scheduler)
+    with warnings.catch_warnings():  # Euler's and DPM-Solver's hand NumPy 2 a tensor in a way it deprecates
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        scheduler.set_timesteps(steps, device=x.device)
+    low, high = scheduler.timesteps.min().item(), scheduler.timesteps.max().item()
+    continuous = scheduler.config.get("timestep_type") == "continuous"  # ln σ / 4, may be below 0
+    if not continuous and not 0 <= low <= high < longest:
+        raise ValueError(f"steps: with {steps}, {name} visits timesteps {low:g} to {high:g}, not 0 to {longest - 1}")
+    return scheduler
+
+
+def _level(scheduler: Any, number: int, t: Tensor) -> Level:
+    """The level that the scheduler believes x to have: its sigmas are noise / signal and may lie between timesteps."""
+    if not hasattr(scheduler, "sigmas"):
+        return level_at(scheduler, t[None])
+    sigma = scheduler.sigmas[number : number + 1].cpu().double()
+    size = (1 + sigma**2).sqrt()
+    return Level(1 / size, sigma / size)
+
+
+def _limited(x0: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """What a scheduler's config does to an estimate of x0."""
+    if config.get("thresholding"):
+        return dynamic_threshold(x0, config["dynamic_thresholding_ratio"], config["sample_max_value"])
+    if config.get("clip_sample"):
+        return x0.clamp(-config["clip_sample_range"], config["clip_sample_range"])
+    return x0
+
+
+# By hand
+
+
+def ddpm(
+    model: Model,
+    scheduler: SchedulerMixin,
+    x: Float[Tensor, "b *axes"],
+    conditioning: Any = None,
+    *,
+    steps: int,
+    generator: torch.Generator,
+) -> Iterator[Step]:
+    """Ancestral sampling: draw x_s from q(x_s | x_t, x0) with the model's x0. Ho et al. 2020, algorithm 2.
+
+    scheduler: its schedule, spacing, clipping and variance_type ("fixed_small" or "fixed_large") are used. Equals
+    DDPMScheduler, but for one thing: the last step, which leads to x0, adds no noise. Diffusers' does unless t = 0,
+    so "fixed_large" on other timesteps ("trailing", or an offset) leaves noise in its result.
+    Other arguments: as for `sample`. Raises ValueError as `sample`, for another variance_type or fractional timesteps.
+    """
+    variance_type = scheduler.config.get("variance_type", "fixed_small")
+    if variance_type not in ("fixed_small", "fixed_large"):
+        raise ValueError(f"scheduler: expected a variance_type of fixed_small or fixed_large, got {variance_type!r}")
+    path = _path(scheduler, steps, x, CLEAN)
+    kind = prediction_type(scheduler)
+    return _ddpm(model, scheduler.config, kind, x, conditioning, path, variance_type == "fixed_large", generator)
+
+
+def _ddpm(model, config, kind, x, conditioning, path, large, generator) -> Iterator[Step]:
+    for number, (t, level, next_level) in enumerate(path, start=1):
+        with torch.no_grad():
+            prediction = model(x, t.expand(len(x)), conditioning)
+            x0 = _limited(estimate(kind, prediction, x, level).x0, config)
+            a_t, a_s = level.signal.item() ** 2, next_level.signal.item() ** 2  # ᾱ here and where this step leads
+            alpha = a_t / a_s
+            x = (a_s**0.5 * (1 - alpha) * x0 + alpha**0.5 * (1 - a_s) * x) / (1 - a_t)  # equation 7
+            if number < len(path):
+                variance = (1 - alpha) * (1 if large else (1 - a_s) / (1 - a_t))  # section 3.2
+                x = x + variance**0.5 * _drawn(x, generator)
+        yield Step(number, t.item(), x, x0)
+
+
+def ddim(
+    model: Model,
+    scheduler: SchedulerMixin,
+    x: Float[Tensor, "b *axes"],
+    conditioning: Any = None,
+    *,
+    steps: int,
+    eta: float | int = 0.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[Step]:
+    """DDIM: the model's x0 and ε, put together again at the next level. Song et al. 2021, equations 12 and 16.
+
+    scheduler: its schedule, spacing and clipping are used, and set_alpha_to_one: the last step leads to x0, or to
+    timestep 0. eta: 0 draws nothing, 1 is DDPM; with more than 0, generator is needed.
+    Each step leads to the next timestep. So do DDIMScheduler's while they are T // steps apart; with "linspace", or
+    "trailing" where steps do not divide T, it goes T // steps down and calls the model somewhere else.
+    Other arguments: as for `sample`. Raises ValueError as `sample`, for another eta or fractional timesteps.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: expected 0 to 1, got {eta}")
+    if eta > 0 and generator is None:
+        raise ValueError(f"generator: expected one, since eta = {eta} draws noise")
+    to_one = scheduler.config.get("set_alpha_to_one", True)
+    path = _path(scheduler, steps, x, CLEAN if to_one else level_at(scheduler, torch.zeros(1)))
+    return _ddim(model, scheduler.config, prediction_type(scheduler), x, conditioning, path, eta, generator)
+
+
+def _ddim(model, config, kind, x, conditioning, path, eta, generator) -> Iterator[Step]:
+    for number, (t, level, next_level) in enumerate(path, start=1):
+        with torch.no_grad():
+            said = estimate(kind, model(x, t.expand(len(x)), conditioning), x, level)
+            x0 = _limited(said.x0, config)
+            a_t, a_s = level.signal.item() ** 2, next_level.signal.item() ** 2
+            variance = eta**2 * (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)  # equation 16
+            direction = max(1 - a_s - variance, 0.0) ** 0.5  # rounding may lead below 0 where a_t is 0
+            x = a_s**0.5 * x0 + direction * said.noise  # equation 12; ε as the model said it, even if x0 was clipped
+            if eta > 0:
+                x = x + variance**0.5 * _drawn(x, generator)
+        yield Step(number, t.item(), x, x0)
+
+
+def _path(scheduler: SchedulerMixin, steps: int, x: Tensor, end: Level) -> list[tuple[Tensor, Level, Level]]:
+    """Every timestep with its level and the level that its step leads to."""
+    timesteps = _set(scheduler, steps, x).timesteps
+    if timesteps.is_floating_point():
+        raise ValueError(f"scheduler: expected one with integer timesteps, got {type(scheduler).__name__}")
+    levels = [level_at(scheduler, t[None]) for t in timesteps]
+    return list(zip(timesteps, levels, [*levels[1:], end], strict=True))
+
+
+def _drawn(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)

@@ -1,0 +1,111 @@
+"""pixel-ddpm: draws one of 107 subjects in 32 x 32 pixels, on any background; the model of lesson 02.
+
+It never sees the 12 novel emoji or a held-out colour and shape: it has no class for them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin, UNet2DModel
+from torch import Tensor, nn
+
+from course_lib import runtime
+from course_lib.diffusion import Example, denoising_loss, guided, initial_noise, sample
+from course_lib.papers.ddpm import anything, as_model, build_schedule, build_unet, learn_from
+from course_lib.recipes.drawn import compared, judged
+from course_lib.recipes.recipe import Recipe, Settings, save_half
+from course_lib.world import HELD_OUT_SHAPES, SEEN_EMOJI, Sampler, World, render
+from course_lib.world.hashing import mix
+from course_lib.world.subjects import COLOURED_SHAPES
+
+SIZE = 32
+CLASSES = (*SEEN_EMOJI, *(shape for shape in COLOURED_SHAPES if shape not in HELD_OUT_SHAPES))
+SCHEDULE = build_schedule()
+GUIDANCE, STEPS = 2.0, 50  # of the evaluation
+
+
+def build() -> UNet2DModel:
+    """The untrained U-Net."""
+    return build_unet(len(CLASSES), SIZE)
+
+
+def batches(number: int, settings: Settings) -> dict[str, Any]:
+    """One global batch: noisy pictures and what they hide, see `diffusion.Example`, and "classes" (b,)."""
+    sampler = Sampler("train", seed=31)
+    rows = range(number * settings.batch, (number + 1) * settings.batch)
+    clips = render([sampler(row) for row in rows], size=SIZE, frames=1, anytime=True)
+    classes = torch.tensor([CLASSES.index(scene.subject) for scene in clips.scenes])
+    generator = torch.Generator().manual_seed(int(mix(31, number)[0] >> np.uint64(1)))
+    example, told = learn_from(SCHEDULE, clips.video[:, :, 0], classes, torch.tensor([len(CLASSES)]), generator)
+    return {**example._asdict(), "classes": told}
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    """The squared error of one batch."""
+    example = Example(*(batch[name] for name in Example._fields))
+    return denoising_loss(model(example.x_t, example.t, class_labels=batch["classes"]).sample, example)
+
+
+def save(model: UNet2DModel, folder: Path) -> None:
+    """Write the U-Net, and beside it its noise schedule."""
+    save_half(model, folder)
+    SCHEDULE.save_pretrained(folder / "scheduler")
+
+
+def draw(
+    model: UNet2DModel,
+    classes: Tensor,
+    generator: torch.Generator,
+    *,
+    scheduler: SchedulerMixin = SCHEDULE,
+    steps: int = STEPS,
+    scale: float | int = GUIDANCE,
+) -> Tensor:
+    """Images of these classes, (b, 3, 1, 32, 32) in [-1, 1] on the CPU.
+
+    scheduler: by which to sample, DDIM unless told otherwise. scale: of guidance, see `diffusion.guide`.
+    """
+    known, parts = guided(as_model(model), anything(model), scale), []
+    for some in classes.split(64):
+        noise = initial_noise((len(some), 3, SIZE, SIZE), generator).to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=runtime.dtype() == torch.bfloat16):
+            *_, last = sample(known, scheduler, noise, some.to(model.device), steps=steps, generator=generator)
+        parts.append(last.x.float().cpu().clamp(-1, 1))
+    return torch.cat(parts)[:, :, None]
+
+
+def evaluate(model: UNet2DModel, settings: Settings) -> Mapping[str, Any]:
+    """The judge's view of a thousand pictures, every class equally often; and the distance from real ones."""
+    count = 80 if settings.steps < 100 else 1024
+    asked = torch.arange(count) % len(CLASSES)
+    pictures = draw(model, asked, torch.Generator().manual_seed(0))
+    found = judged(pictures, [f"a {CLASSES[number]}" for number in asked])
+    nothing = draw(model, anything(model).cpu().expand(count), torch.Generator().manual_seed(1))
+    real = [World("test", size=SIZE, frames=1, anytime=True, seed=seed).batch(range(count)).video for seed in (1, 2)]
+    found |= compared(pictures, *real, name="guided")
+    return found | compared(nothing, *real, name="without a class")
+
+
+RECIPE = Recipe(
+    name="pixel-ddpm",
+    about="Draws one of 107 subjects in 32 x 32 pixels: diffusion at its plainest.",
+    build=build,
+    batches=batches,
+    loss=loss,
+    save=save,
+    evaluate=evaluate,
+    settings={
+        "cpu": Settings(steps=16000, batch=32, lr=1e-3, warmup=300, ema=0.999),
+        "gpu": Settings(steps=16000, batch=128, lr=1e-3, warmup=300, ema=0.999),
+        "ci": Settings(steps=3, batch=4, lr=1e-3),
+    },
+    bars={"subject, judge": (">=", 0.9)},
+    notes="""
+A `diffusers.UNet2DModel`, v-prediction on the cosine schedule (`scheduler/`, a DDIMScheduler). Class labels follow
+`course_lib.recipes.pixel_ddpm.CLASSES`; the last, 107, means "anything" and serves classifier-free guidance. It chooses
+the background itself. It does not know the 12 novel emoji or the five held-out shapes.
+""",
+)

@@ -1,0 +1,330 @@
+"""Samplers against diffusers step by step, and against flows and data that are known."""
+
+import inspect
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from course_lib.diffusion import (
+    CLEAN,
+    PREDICTION_TYPES,
+    ddim,
+    ddpm,
+    finite_data,
+    gaussian,
+    level_at,
+    ode_solution,
+    optimal_model,
+    sample,
+    zero_terminal_snr,
+)
+
+# The set_timesteps of Euler and DPM-Solver hands NumPy 2 a tensor in a way it deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SHAPE = (2, 3, 2, 4, 4)
+CLIPS = [{"clip_sample": False}, {"clip_sample": True}, {"thresholding": True, "sample_max_value": 1.5}]
+
+
+def model(x, t, conditioning):
+    """No network, but not linear either, and it listens to t and to its text."""
+    shift = t.to(x.dtype) / 1000 + (0 if conditioning is None else conditioning.to(x.dtype))
+    return 1.5 * torch.tanh(2 * x + shift.view(-1, *[1] * (x.ndim - 1)))
+
+
+TEXT = torch.tensor([0.5, -0.5])
+
+
+def noise(dtype=torch.float64, shape=SHAPE):
+    return torch.randn(shape, generator=rng(5), dtype=dtype)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def precise(scheduler):
+    """The scheduler with its table in float64, so that it calculates in float64."""
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    if hasattr(scheduler, "final_alpha_cumprod"):
+        to_one = scheduler.config.set_alpha_to_one
+        scheduler.final_alpha_cumprod = torch.ones(()).double() if to_one else scheduler.alphas_cumprod[0]
+    return scheduler
+
+
+def by_hand(scheduler, x, steps, **options):
+    """The loop of diffusers' pipelines: yields (t, x, result of the step)."""
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = rng()
+    scheduler.set_timesteps(steps)
+    x = x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        result = scheduler.step(model(scheduler.scale_model_input(x, t), t.expand(2), TEXT), t, x, **options)
+        x = result.prev_sample
+        yield t.item(), x, result
+
+
+# The hand-written samplers
+
+SETTINGS = list(itertools.product(PREDICTION_TYPES, [("leading", 0), ("leading", 1), ("trailing", 0)], CLIPS))
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ddpm_is_diffusers_step_by_step(variance):
+    for kind, (spacing, offset), clip in [*SETTINGS, ("epsilon", ("linspace", 0), CLIPS[0])]:
+        spaced = {"timestep_spacing": spacing, "steps_offset": offset}
+        scheduler = precise(DDPMScheduler(prediction_type=kind, variance_type=variance, **spaced, **clip))
+        found = list(ddpm(model, scheduler, noise(), TEXT, steps=10, generator=rng()))
+        assert [step.step for step in found] == list(range(1, 11))
+        for ours, (t, x, theirs) in zip(found, by_hand(scheduler, noise(), 10), strict=True):
+            torch.testing.assert_close(ours.x0, theirs.pred_original_sample, rtol=1e-9, atol=1e-9)
+            assert ours.t == t
+            if ours.step < 10 or t == 0:
+                torch.testing.assert_close(ours.x, x, rtol=1e-9, atol=1e-9)
+        # what follows t > 0 is the estimate itself; diffusers adds noise, of variance beta if that is "fixed_large"
+        torch.testing.assert_close(found[-1].x, found[-1].x0, rtol=1e-12, atol=1e-12)
+        added = (x - theirs.pred_original_sample).std().item()
+        wanted = (1 - scheduler.alphas_cumprod[t].item()) ** 0.5 if variance == "fixed_large" and t > 0 else 0
+        assert added == pytest.approx(wanted, rel=0.4, abs=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0, 0.3, 1])
+@pytest.mark.parametrize("to_one", [True, False])
+def test_ddim_is_diffusers_step_by_step(eta, to_one):
+    for kind, (spacing, offset), clip in SETTINGS:
+        spaced = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one}
+        scheduler = precise(DDIMScheduler(prediction_type=kind, **spaced, **clip))
+        found = ddim(model, scheduler, noise(), TEXT, steps=10, eta=eta, generator=rng())
+        for ours, (t, x, theirs) in zip(found, by_hand(scheduler, noise(), 10, eta=eta), strict=True):
+            torch.testing.assert_close(ours.x, x, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(ours.x0, theirs.pred_original_sample, rtol=1e-9, atol=1e-9)
+            assert ours.t == t
+
+
+def test_an_untouched_scheduler_in_float32_gives_the_same_to_its_precision():
+    for scheduler, sampler in ((DDPMScheduler(), ddpm), (DDIMScheduler(), ddim)):
+        found = sampler(model, scheduler, noise(torch.float32), TEXT, steps=20, generator=rng())
+        for ours, (_, x, _) in zip(found, by_hand(scheduler, noise(torch.float32), 20), strict=True):
+            assert ours.x.dtype == torch.float32
+            torch.testing.assert_close(ours.x, x, rtol=1e-3, atol=1e-4)
+
+
+def test_ddim_goes_to_the_next_timestep_where_diffusers_goes_elsewhere():
+    """In 60 "linspace" steps over 100 timesteps DDIMScheduler goes 1 down at a time, and asks as if it were 1.7."""
+    data = gaussian(torch.tensor([0.2, -0.1], dtype=torch.float64), 0.5)
+    betas = {"num_train_timesteps": 100, "beta_end": 0.2}
+    scheduler = precise(DDIMScheduler(timestep_spacing="linspace", clip_sample=False, **betas))
+    oracle, x = optimal_model(data, scheduler), noise(shape=(20, 2))
+    *_, ours = ddim(oracle, scheduler, x, steps=60)
+    *_, theirs = sample(oracle, scheduler, x, steps=60, generator=rng())
+    exact = ode_solution(data, x, level_at(scheduler, torch.tensor([99])), CLEAN)
+    assert 5 * (ours.x - exact).abs().max() < (theirs.x - exact).abs().max()
+
+
+def test_full_noise_and_no_signal_at_once_are_finite():
+    scheduler = zero_terminal_snr(DDIMScheduler(prediction_type="v_prediction", clip_sample=False))
+    steps = list(ddim(model, scheduler, noise(torch.float32), TEXT, steps=10, eta=1, generator=rng()))
+    assert steps[0].t == 999 and all(step.x.isfinite().all() for step in steps)
+    scheduler.set_timesteps(10)  # here diffusers takes the root of a rounding error below 0
+    theirs = scheduler.step(noise(torch.float32), 999, noise(torch.float32), eta=1.0, generator=rng()).prev_sample
+    assert theirs.isnan().any()
+
+
+# Any scheduler of diffusers
+
+KARRAS = {"use_karras_sigmas": True}
+SCHEDULERS = [
+    (DDPMScheduler, {"timestep_spacing": "trailing"}, {}),
+    (DDIMScheduler, {"prediction_type": "v_prediction"}, {"eta": 0.5}),
+    (EulerDiscreteScheduler, {}, {}),
+    (EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1, **KARRAS}, {"s_churn": 2.0}),
+    (EulerDiscreteScheduler, {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, {}),
+    (EulerDiscreteScheduler, {"prediction_type": "v_prediction", "timestep_type": "continuous", **KARRAS}, {}),
+    (DPMSolverMultistepScheduler, {}, {}),
+    (DPMSolverMultistepScheduler, {"prediction_type": "sample", "solver_order": 3, **KARRAS}, {}),
+    (DPMSolverMultistepScheduler, {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"}, {}),
+    (DPMSolverMultistepScheduler, {"thresholding": True, "sample_max_value": 1.5}, {}),
+    (HeunDiscreteScheduler, {}, {}),
+    (UniPCMultistepScheduler, {"prediction_type": "v_prediction"}, {}),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "config", "options"), SCHEDULERS)
+def test_sample_is_the_loop_of_diffusers(scheduler, config, options):
+    x = noise(torch.float32)
+    found = list(sample(model, scheduler(**config), x, TEXT, steps=6, generator=rng(), **options))
+    for ours, (t, after, theirs) in zip(found, by_hand(own := scheduler(**config), x, 6, **options), strict=True):
+        assert ours.t == t and torch.equal(ours.x, after)
+        x0 = theirs.pred_original_sample if "pred_original_sample" in theirs else own.model_outputs[-1]
+        torch.testing.assert_close(ours.x0, x0, rtol=1e-4, atol=1e-4 * x0.abs().max().item())
+
+
+def test_the_model_sees_unit_variance_and_one_timestep_per_row():
+    data = gaussian(torch.zeros(64), 1.0)  # unit variance at every level
+    for scheduler in (EulerDiscreteScheduler(timestep_spacing="leading"), DDIMScheduler(clip_sample=False)):
+        oracle, seen = optimal_model(data, scheduler), []
+
+        def watched(x, t, conditioning, oracle=oracle, seen=seen):
+            assert t.shape == (50,) and not torch.is_grad_enabled()
+            seen.append(x.std().item())
+            return oracle(x, t, conditioning)
+
+        for _ in sample(watched, scheduler, noise(torch.float32, (50, 64)), steps=20, generator=rng()):
+            assert torch.is_grad_enabled()
+        assert len(seen) == 20 and all(abs(std - 1) < 0.2 for std in seen)
+
+
+@pytest.mark.parametrize("sampler", [ddim, ddpm, sample])
+def test_two_samplings_of_one_scheduler_do_not_meet(sampler):
+    scheduler = DPMSolverMultistepScheduler() if sampler is sample else DDPMScheduler()
+    table, timesteps = scheduler.alphas_cumprod.clone(), scheduler.timesteps.clone()
+
+    def start(steps):
+        return sampler(model, scheduler, noise(torch.float32), TEXT, steps=steps, generator=rng())
+
+    alone = list(start(4)), list(start(6))
+    first, second = start(4), start(6)
+    together = [], []
+    for _ in range(6):
+        for run, kept in zip((first, second), together, strict=True):
+            kept += [step for step in [next(run, None)] if step is not None]
+    for expected, found in zip(alone, together, strict=True):
+        assert all(torch.equal(a.x, b.x) for a, b in zip(expected, found, strict=True))
+    assert torch.equal(scheduler.alphas_cumprod, table) and torch.equal(scheduler.timesteps, timesteps)
+
+
+# Against what is known
+
+
+def even_schedule(scheduler, **config):
+    """Log-SNR falls evenly over 961 timesteps, from 8 to -8: any divisor of 960 makes even steps."""
+    squared = 1 / (1 + np.exp(-np.linspace(8, -8, 961)))
+    betas = 1 - squared / np.concatenate([[1.0], squared[:-1]])
+    return scheduler(trained_betas=betas.tolist(), num_train_timesteps=961, timestep_spacing="linspace", **config)
+
+
+def errors(scheduler, run, counts):
+    """Largest error at timestep 0 against the closed form, for each number of steps."""
+    data = gaussian(torch.tensor([0.4, -0.2, 0.1], dtype=torch.float64), 0.6)
+    start, end = level_at(scheduler, torch.tensor([960])), level_at(scheduler, torch.tensor([0]))
+    x = noise(shape=(6, 3))
+    exact = ode_solution(data, x, start, end)
+    return [(run(optimal_model(data, scheduler), x, steps) - exact).abs().max().item() for steps in counts]
+
+
+def order(found):
+    """By how much, in powers of two, halving the steps lowered the error."""
+    return [math.log2(a / b) for a, b in itertools.pairwise(found)]
+
+
+def run_ddim(scheduler):
+    def run(oracle, x, steps):
+        *_, last = ddim(oracle, scheduler, x, steps=steps + 1)  # both ends are visited
+        return last.x
+
+    return run
+
+
+def run_euler(scheduler):
+    def run(oracle, x, steps):
+        start, end = (level_at(scheduler, torch.tensor([t])) for t in (960, 0))
+        scaled = x / start.signal / (start.noise / start.signal)  # sample multiplies by σ at the start
+        *_, last = sample(oracle, scheduler, scaled.float(), steps=steps + 1, generator=rng())
+        return last.x.double() * end.signal
+
+    return run
+
+
+def run_solver(scheduler):
+    def run(oracle, x, steps):
+        *_, last = sample(oracle, scheduler, x.float(), steps=steps, generator=rng())
+        return last.x.double()
+
+    return run
+
+
+SOLVER = {"final_sigmas_type": "sigma_min", "lower_order_final": False}
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_every_sampler_has_its_order_of_convergence(kind):
+    """On one Gaussian, whose flow is known: DDIM and Euler are of first order, DPM-Solver++ 2M is of second."""
+    counts = (12, 24, 48, 96)
+    typed = {"prediction_type": kind}
+    scheduler = even_schedule(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **typed)
+    by_ddim = errors(scheduler, run_ddim(scheduler), counts)
+    assert order(by_ddim) == pytest.approx([1, 1, 1], abs=0.25) and by_ddim[-1] > 1e-3
+    scheduler = even_schedule(EulerDiscreteScheduler, final_sigmas_type="sigma_min", **typed)
+    by_euler = errors(scheduler, run_euler(scheduler), counts)
+    assert by_euler == pytest.approx(by_ddim, rel=1e-2)  # in x / signal, DDIM is Euler's method
+    scheduler = even_schedule(DPMSolverMultistepScheduler, solver_order=1, **SOLVER, **typed)
+    assert errors(scheduler, run_solver(scheduler), counts) == pytest.approx(by_ddim, rel=1e-2)
+    scheduler = even_schedule(DPMSolverMultistepScheduler, solver_order=2, **SOLVER, **typed)
+    by_solver = errors(scheduler, run_solver(scheduler), counts)
+    assert order(by_solver) == pytest.approx([2, 2, 2], abs=0.35) and by_solver[-1] < by_ddim[-1] / 20
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ancestral_sampling_draws_every_datum_as_often(variance):
+    data = torch.tensor([[-0.8, -0.8], [0.8, -0.6], [0.0, 0.9], [0.1, 0.0]])
+    scheduler = DDPMScheduler(variance_type=variance, prediction_type="v_prediction")
+    oracle = optimal_model(finite_data(data), scheduler)
+    *_, last = ddpm(oracle, scheduler, noise(torch.float32, (1200, 2)), steps=100, generator=rng())
+    distances, nearest = torch.cdist(last.x, data).min(dim=1)
+    assert distances.max() < 0.05
+    counts = torch.bincount(nearest, minlength=4)
+    assert ((counts - 300) ** 2 / 300).sum() < 21.1  # chi-squared, 3 degrees of freedom, p = 1e-4
+
+
+# Refusals
+
+X = torch.zeros(SHAPE)
+LEARNT = DDPMScheduler(variance_type="learned_range")
+
+
+def begin(sampler, scheduler, **options):
+    """The call alone: a generator that is not advanced must refuse as well."""
+    return sampler(model, scheduler, X, TEXT, **{"steps": 5, "generator": rng(), **options})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: begin(sample, DDIMScheduler(), steps=0), "steps: expected 1 to 1000, got 0"),
+        (lambda: begin(ddpm, DDPMScheduler(), steps=1001), "steps: expected 1 to 1000, got 1001"),
+        (lambda: begin(sample, DDPMScheduler(), eta=0.5), "eta: DDPMScheduler.step takes no such option"),
+        (lambda: begin(ddim, DDIMScheduler(), eta=1.5), "eta: expected 0 to 1, got 1.5"),
+        (lambda: begin(ddim, DDIMScheduler(), eta=0.5, generator=None), "generator: expected one, since eta = 0.5"),
+        (lambda: begin(ddpm, LEARNT), "variance_type of fixed_small or fixed_large, got 'learned_range'"),
+        (lambda: begin(ddim, EulerDiscreteScheduler()), "expected one with integer timesteps, got EulerDiscrete"),
+        (lambda: begin(ddim, DDIMScheduler(rescale_betas_zero_snr=True)), "'epsilon' says nothing about x0"),
+        (lambda: begin(sample, EulerDiscreteScheduler(rescale_betas_zero_snr=True)), "'epsilon' says nothing about x0"),
+        (
+            lambda: begin(sample, DDIMScheduler(timestep_spacing="trailing"), steps=61),
+            "steps: with 61, DDIMScheduler visits timesteps -1 to 999, not 0 to 999",
+        ),
+        (
+            lambda: begin(ddim, DDIMScheduler(steps_offset=1), steps=1000),
+            "steps: with 1000, DDIMScheduler visits timesteps 1 to 1000, not 0 to 999",
+        ),
+    ],
+)
+def test_bad_input_is_refused_by_the_call(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_model_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"prediction: expected the shape of x_t, .*, got \(2, 3, 1, 4, 4\)"):
+        next(ddim(lambda x, t, c: x[:, :, :1], DDIMScheduler(), X, steps=2))
