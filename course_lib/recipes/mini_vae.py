@@ -126,8 +126,8 @@ RECIPE = Recipe(
     save=lambda model, folder: save_half(model.vae, folder),
     evaluate=evaluate,
     settings={
-        "cpu": Settings(steps=30000, batch=8, lr=4e-4, warmup=200, weight_decay=1e-3, ema=0.999),
-        "gpu": Settings(steps=30000, batch=32, lr=4e-4, warmup=200, weight_decay=1e-3, ema=0.999),
+        "cpu": Settings(steps=14000, batch=8, lr=4e-4, warmup=200, weight_decay=1e-3, ema=0.999),
+        "gpu": Settings(steps=14000, batch=32, lr=4e-4, warmup=200, weight_decay=1e-3, ema=0.999),
         "ci": Settings(steps=3, batch=4, lr=1e-3),
     },
     bars={
