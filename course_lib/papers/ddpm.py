@@ -17,7 +17,7 @@ def build_unet(classes: int, size: int = 32, widths: tuple[int, ...] = (32, 64, 
     """An untrained U-Net for RGB images, with attention on every level but the finest.
 
     classes: how many there are; the U-Net gets one more, the last, for "anything". size: of the images, in pixels.
-    widths: channels per level, the finest a multiple of 8, the others of 32; each level halves the resolution.
+    widths: channels per level, the finest a multiple of 8, the others of 32; every level but the last halves the size.
     """
     coarser = len(widths) - 1
     return UNet2DModel(

@@ -25,7 +25,7 @@ from course_lib.diffusion import Model, Step, guided, initial_noise, sample
 def build_autoencoder(
     widths: Sequence[int] = (16, 32, 64, 128), latent_channels: int = 16, size: int = 64
 ) -> AutoencoderKL:
-    """An untrained autoencoder for RGB images. Rombach et al. 2022, section 3.1 and appendix E.1.
+    """An untrained autoencoder for RGB images. Rombach et al. 2022, section 3.1 and appendix G.
 
     widths: channels per level; every level but the last halves the resolution: four make it an eighth. size: of the
     images it is made for, in pixels. There is no attention, so that any other size is as good. Channels are normalised
@@ -70,7 +70,9 @@ def embed(text_encoder: CLIPTextModel, tokens: Int[Tensor, "b l"]) -> Float[Tens
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
-    """Token ids, all rows of the length that the text tower was made for."""
+    """Token ids, all rows of the length that the text tower was made for. Raises ValueError for one string."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: expected a list, got one string, {prompts!r}")
     return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 

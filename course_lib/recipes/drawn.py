@@ -36,5 +36,4 @@ def compared(video: Tensor, real: Tensor, other: Tensor, name: str) -> dict[str,
         )
     short = "FID" if video.shape[2] == 1 else "FVD"
     distance, floor = frechet_distance(first, drawn), frechet_distance(first, second)
-    what = f"{short}, n = {len(video)}, {name}"
-    return {what: distance, f"{what}, times the floor": distance / floor}
+    return {f"{short}, n = {len(video)}, {name}": distance, f"{short}, {name}, times the floor": distance / floor}

@@ -136,7 +136,7 @@ RECIPE = Recipe(
     bars={
         "everything named, judge": (">=", 0.95),
         "held-out colour x shape: everything named, judge": (">=", 0.8),
-        f"FID, n = {CHUNK}, guided, times the floor": ("<=", 3.0),
+        "FID, guided, times the floor": ("<=", 3.0),
     },
     notes="""
 An ordinary pipeline: `StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)("a dog on a blue

@@ -71,6 +71,11 @@ def test_the_pipeline_travels_and_comes_back_as_the_same_parts(parts, tmp_path):
     assert isinstance(again.unet, UNet2DConditionModel) and isinstance(again.vae, AutoencoderKL)
 
 
+def test_one_string_is_not_taken_for_a_list_of_letters(parts):
+    with pytest.raises(ValueError, match="prompts: expected a list, got one string, 'a tiger'"):
+        parts.draw("a tiger", generator=torch.Generator())
+
+
 def test_encode_and_decode_use_the_unit_of_the_latents(parts):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     posterior = parts.vae.encode(images).latent_dist

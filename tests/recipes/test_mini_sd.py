@@ -85,6 +85,14 @@ def test_the_folder_is_a_pipeline_that_draws(tmp_path):
     assert sorted(file.parent.name for file in weights) == ["text_encoder", "unet", "vae"]
 
 
+def test_every_bar_is_measured(monkeypatch):
+    """With pictures that nobody drew: it is the names that are compared."""
+    blank = lambda model, prompts, seed, scale=1: torch.zeros(len(prompts), 3, 1, 64, 64)  # noqa: E731
+    monkeypatch.setattr(mini_sd, "draw", blank)
+    found = mini_sd.evaluate(build_unet(), SMALL)
+    assert set(mini_sd.RECIPE.bars) <= set(found)
+
+
 def test_pictures_are_drawn_one_for_each_prompt():
     unet = build_unet().eval().requires_grad_(False)
     pictures = mini_sd.draw(unet, ["a tiger", ""], seed=0)
