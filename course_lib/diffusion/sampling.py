@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.diffusion.guidance import dynamic_threshold
-from course_lib.diffusion.objective import CLEAN, Level, Model, estimate, level_at, prediction_type
+from course_lib.diffusion.objective import CLEAN, Level, Model, ends_without_signal, estimate, level_at, prediction_type
 
 
 class Step(NamedTuple):
@@ -56,7 +56,8 @@ def sample(
     (`scale_model_input`), t is (b,) and may be fractional. x: `initial_noise`, scaled here (`init_noise_sigma`).
     conditioning: handed on to the model. steps: how many, at most those of training (Heun's call the model twice).
     generator: for schedulers that draw; others leave it alone. options: for the scheduler's `step`, such as DDIM's eta.
-    Raises ValueError for steps or options that the scheduler does not take, and as `prediction_type` does.
+    Raises ValueError for steps or options that the scheduler does not take, as `prediction_type` does, and for eta = 1
+    with zero terminal SNR: there diffusers takes the root of a rounding error below 0 at many a number of steps.
     """
     kind = prediction_type(scheduler)
     scheduler = _set(scheduler, steps, x)
@@ -64,6 +65,8 @@ def sample(
     for name in options:
         if name not in known:
             raise ValueError(f"{name}: {type(scheduler).__name__}.step takes no such option")
+    if options.get("eta") == 1 and ends_without_signal(scheduler):
+        raise ValueError("eta: with zero terminal SNR expected less than 1, where diffusers gives NaN; or use `ddim`")
     if "generator" in known:
         options["generator"] = generator
     return _sample(model, scheduler, kind, x, conditioning, options)
@@ -74,7 +77,8 @@ def _sample(model: Model, scheduler: Any, kind: str, x: Tensor, conditioning: An
     for number, t in enumerate(scheduler.timesteps):
         with torch.no_grad():
             scaled = scheduler.scale_model_input(x, t)
-            prediction = model(scaled, t.expand(len(x)), conditioning)
+            # Under autocast a model answers in bfloat16; diffusers would draw its noise so, and Euler keep x so
+            prediction = model(scaled, t.expand(len(x)), conditioning).to(x.dtype)
             result = scheduler.step(prediction, t, x, **options)
             x, x0 = result.prev_sample, getattr(result, "pred_original_sample", None)
             if x0 is None:  # DPM-Solver does not tell
@@ -151,7 +155,7 @@ def ddpm(
 def _ddpm(model, config, kind, x, conditioning, path, large, generator) -> Iterator[Step]:
     for number, (t, level, next_level) in enumerate(path, start=1):
         with torch.no_grad():
-            prediction = model(x, t.expand(len(x)), conditioning)
+            prediction = model(x, t.expand(len(x)), conditioning).to(x.dtype)
             x0 = _limited(estimate(kind, prediction, x, level).x0, config)
             a_t, a_s = level.signal.item() ** 2, next_level.signal.item() ** 2  # ᾱ here and where this step leads
             alpha = a_t / a_s
@@ -192,7 +196,7 @@ def ddim(
 def _ddim(model, config, kind, x, conditioning, path, eta, generator) -> Iterator[Step]:
     for number, (t, level, next_level) in enumerate(path, start=1):
         with torch.no_grad():
-            said = estimate(kind, model(x, t.expand(len(x)), conditioning), x, level)
+            said = estimate(kind, model(x, t.expand(len(x)), conditioning).to(x.dtype), x, level)
             x0 = _limited(said.x0, config)
             a_t, a_s = level.signal.item() ** 2, next_level.signal.item() ** 2
             variance = eta**2 * (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)  # equation 16

@@ -139,6 +139,20 @@ def test_full_noise_and_no_signal_at_once_are_finite():
     scheduler.set_timesteps(10)  # here diffusers takes the root of a rounding error below 0
     theirs = scheduler.step(noise(torch.float32), 999, noise(torch.float32), eta=1.0, generator=rng()).prev_sample
     assert theirs.isnan().any()
+    with pytest.raises(ValueError, match="eta: with zero terminal SNR expected less than 1"):
+        sample(model, scheduler, noise(torch.float32), TEXT, steps=10, generator=rng(), eta=1.0)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler])
+def test_a_model_under_autocast_does_not_coarsen_the_samples(kind):
+    """Its answers are bfloat16; x, x0 and the noise that is drawn stay what they were."""
+    half = lambda x, t, text: model(x, t, text).bfloat16()  # noqa: E731
+    rounded = lambda x, t, text: half(x, t, text).float()  # noqa: E731
+    ends = [
+        [*sample(some, kind(), noise(torch.float32), TEXT, steps=5, generator=rng())][-1] for some in (half, rounded)
+    ]
+    assert ends[0].x.dtype == ends[0].x0.dtype == torch.float32
+    assert torch.equal(ends[0].x, ends[1].x)
 
 
 # Any scheduler of diffusers

@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPModel
 
+from course_lib.metrics import perceptual_distance
 from course_lib.papers.latent_diffusion import encode
 from course_lib.recipes import mini_clip, mini_vae
 from course_lib.recipes.recipe import Settings
@@ -59,16 +60,22 @@ def test_the_loss_of_a_perfect_copy_is_the_price_of_its_latents(clip, monkeypatc
     batch = mini_vae.batches(0, SMALL)
     loss = mini_vae.loss(Copy(0.0, [300.0, 100.0]), batch, torch.Generator())
     assert loss == pytest.approx(mini_vae.BOTTLENECK * 200 / (3 * 64 * 64), rel=1e-4)
+    images = batch["images"]
+    looks = perceptual_distance(mini_vae.maps(clip, images + 0.1), mini_vae.maps(clip, images)).mean()
     loss = mini_vae.loss(Copy(0.1, [0.0, 0.0]), batch, torch.Generator())
-    assert loss > 0.01, "that of the pixels alone, and looks come on top"
+    assert looks > 0 and loss - 0.01 == pytest.approx(mini_vae.LOOKS * looks.item(), rel=1e-3, abs=1e-8)
 
 
-def test_what_looks_different_costs_more_and_teaches_the_network(model, clip, monkeypatch):
+def test_looks_teach_the_network_and_not_the_tower(model, clip, monkeypatch):
     monkeypatch.setattr(mini_vae, "_tower", lambda device: clip)
     batch = mini_vae.batches(0, SMALL)
-    model.zero_grad()
-    mini_vae.loss(model, batch, torch.Generator()).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    gradients = []
+    for weight in (mini_vae.LOOKS, 0.0):
+        monkeypatch.setattr(mini_vae, "LOOKS", weight)
+        model.zero_grad()
+        mini_vae.loss(model, batch, torch.Generator()).backward()
+        gradients.append(model.vae.encoder.conv_in.weight.grad.clone())
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-3 * gradients[1].abs().max()
     assert all(parameter.grad is None for parameter in clip.parameters())
 
 
