@@ -78,15 +78,19 @@ def draw(
 
 
 def evaluate(model: UNet2DModel, settings: Settings) -> Mapping[str, Any]:
-    """The judge's view of a thousand pictures, every class equally often; and the distance from real ones."""
+    """The judge's view of a thousand pictures, every class equally often; and the distance from real ones, of pictures
+    with the world's own shares of the classes.
+    """
     count = 80 if settings.steps < 100 else 1024
     asked = torch.arange(count) % len(CLASSES)
     pictures = draw(model, asked, torch.Generator().manual_seed(0))
     found = judged(pictures, [f"a {CLASSES[number]}" for number in asked])
-    nothing = draw(model, anything(model).cpu().expand(count), torch.Generator().manual_seed(1))
-    real = [World("test", size=SIZE, frames=1, anytime=True, seed=seed).batch(range(count)).video for seed in (1, 2)]
-    found |= compared(pictures, *real, name="guided")
-    return found | compared(nothing, *real, name="without a class")
+    real, other = (World("test", size=SIZE, frames=1, anytime=True, seed=seed).batch(range(count)) for seed in (1, 2))
+    shares = torch.tensor([CLASSES.index(scene.subject) for scene in real.scenes])
+    likewise = draw(model, shares, torch.Generator().manual_seed(1))
+    free = draw(model, anything(model).cpu().expand(count), torch.Generator().manual_seed(2), scale=1.0)
+    found |= compared(likewise, other.video, real.video, name="guided")
+    return found | compared(free, other.video, real.video, name="without a class")
 
 
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from course_lib.diffusion import level_at
 from course_lib.recipes import pixel_ddpm
 from course_lib.recipes.recipe import Settings
-from course_lib.world import HELD_OUT_SHAPES, NOVEL_EMOJI, SUBJECTS
+from course_lib.world import HELD_OUT_SHAPES, NOVEL_EMOJI, SUBJECTS, World
 
 SMALL = Settings(steps=3, batch=6, lr=1e-3)
 
@@ -45,6 +45,23 @@ def test_draw_obeys_its_generator():
         for seed in (0, 1)
     )
     assert torch.equal(drawn, again) and not torch.equal(drawn, other)
+
+
+def test_the_distance_is_of_pictures_with_the_classes_of_real_ones(monkeypatch):
+    asked = []
+
+    def blank(model, classes, generator, scale=2.0):
+        asked.append((classes, scale))
+        return torch.zeros(len(classes), 3, 1, 32, 32)
+
+    monkeypatch.setattr(pixel_ddpm, "draw", blank)
+    found = pixel_ddpm.evaluate(pixel_ddpm.build(), SMALL)
+    assert set(pixel_ddpm.RECIPE.bars) <= set(found)
+    (even, _), (likewise, _), (free, scale) = asked
+    assert even.bincount().max() == 1
+    real = World("test", size=32, frames=1, anytime=True, seed=1).batch(range(80))
+    assert [pixel_ddpm.CLASSES[number] for number in likewise] == [scene.subject for scene in real.scenes]
+    assert (free == 107).all() and scale == 1
 
 
 def test_the_folder_holds_network_and_schedule(tmp_path):
