@@ -27,13 +27,15 @@ class Mixture:
         self,
         means: Float[Tensor, "k *axes"],
         stds: Float[Tensor, "n"],
-        weights: Float[Tensor, "m"] | None = None,
+        weights: Float[Tensor, "*m"] | None = None,
     ) -> None:
         if stds.shape != means.shape[:1] or not bool((stds >= 0).all()):
             raise ValueError(f"stds: expected {len(means)} numbers, 0 or more, got {stds.tolist()}")
         self.shape, self.dtype = means.shape[1:], means.dtype
         self.means = means.double().reshape(len(means), -1)  # k d
         self.stds = stds.to(self.means)
+        if weights is not None and weights.ndim != 1:
+            raise ValueError(f"weights: expected {len(means)} numbers, got the shape {tuple(weights.shape)}")
         self.weights = self._normal(torch.ones_like(self.stds) if weights is None else weights)  # 1 k
 
     def _normal(self, weights: Tensor) -> Float[Tensor, "n k"]:
@@ -55,6 +57,8 @@ class Mixture:
         if not bool((variance > 0).all()):
             raise ValueError("level: expected some noise, or components with a std above 0")
         weights = self.weights if weights is None else self._normal(weights)
+        if len(weights) not in (1, len(x)):
+            raise ValueError(f"weights: expected 1 row or {len(x)}, as x_t has, got {len(weights)}")
         squares = (
             x.square().sum(1, keepdim=True) - 2 * signal * (x @ self.means.T) + signal**2 * self.means.square().sum(1)
         )
@@ -79,8 +83,10 @@ class Mixture:
     def score(self, x_t: Float[Tensor, "b *axes"], level: Level) -> Float[Tensor, "b *axes"]:
         """∇ log p(x_t) = (signal · E[x0 | x_t] - x_t) / noise², Tweedie's formula. Arguments, raises: as `denoise`.
 
-        level: must have noise.
+        level: must have noise, or ValueError is raised.
         """
+        if not bool((level.noise > 0).all()):
+            raise ValueError("level: expected some noise, since the score divides by it")
         signal, sigma = level.beside(x_t)
         return (signal * self.denoise(x_t, level) - x_t) / sigma**2
 

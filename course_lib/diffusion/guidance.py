@@ -123,6 +123,8 @@ def dynamic_threshold(
         raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
     if largest < 1:
         raise ValueError(f"largest: expected at least 1, got {largest}")
-    sizes = x0.abs().flatten(1).to(torch.promote_types(x0.dtype, torch.float32))  # no quantiles in half precision
-    limit = sizes.quantile(ratio, dim=1).clamp(1, largest).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+    sizes = x0.abs().flatten(1)
+    rank = ratio * (sizes.shape[1] - 1)  # torch.quantile takes at most 2**24 values, fewer than a clip may have
+    below, above = (sizes.kthvalue(1 + place, dim=1).values.double() for place in (math.floor(rank), math.ceil(rank)))
+    limit = torch.lerp(below, above, rank % 1).clamp(1, largest).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-limit, limit) / limit

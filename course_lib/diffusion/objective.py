@@ -124,8 +124,8 @@ def add_noise(
 ) -> Float[Tensor, "b *axes"]:
     """x_t = signal · x0 + noise · ε. Ho et al. 2020, equation 4.
 
-    x0: data. noise: ε, of the same shape and unit variance. t: timesteps, (b,).
-    Raises ValueError for two shapes, or timesteps outside the schedule or not (b,).
+    x0: data. noise: ε, of the same shape and unit variance. t: timesteps, (b,), or (1,) for all rows.
+    Raises ValueError for two shapes, timesteps outside the schedule, or another number of them.
     """
     _same_shape("noise", noise, "x0", x0)
     signal, sigma = level_at(scheduler, t).beside(x0)
@@ -218,24 +218,27 @@ def min_snr_weights(scheduler: SchedulerMixin, t: Int[Tensor, "b"], gamma: float
 
 
 def initial_noise(
-    shape: Sequence[int], generator: torch.Generator, shared: float | int = 0.0
+    shape: Sequence[int],
+    generator: torch.Generator,
+    shared: float | int = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b *axes"]:
     """Normal noise of unit variance; the frames of a clip may have part of it in common. For training and sampling.
 
-    shape: (b, c, f, h, w), or any other while nothing is shared. generator: the noise is made on its device, float32.
+    shape: (b, c, f, h, w), or any other while nothing is shared. generator: the noise is made on its device.
     shared: correlation between any two frames of a clip: 0 independent, 1 all the same. Their own part is the same for
     every `shared`. Ge et al. 2023, "Preserve Your Own Correlation", arXiv 2305.10474 (mixed noise).
     Raises ValueError for `shared` outside [0, 1], or with a shape that has no frames.
     """
     if not 0 <= shared <= 1:
         raise ValueError(f"shared: expected a correlation from 0 to 1, got {shared}")
-    own = torch.randn(tuple(shape), generator=generator, device=generator.device)
+    own = torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=dtype)
     if shared == 0:
         return own
     if len(shape) != 5:
         raise ValueError(f"shape: expected (b, c, f, h, w) to share noise between frames, got {tuple(shape)}")
     b, c, _, h, w = shape
-    common = torch.randn(b, c, 1, h, w, generator=generator, device=generator.device)
+    common = torch.randn(b, c, 1, h, w, generator=generator, device=generator.device, dtype=dtype)
     return shared**0.5 * common + (1 - shared) ** 0.5 * own
 
 

@@ -14,7 +14,7 @@ Song et al. 2021, "Denoising Diffusion Implicit Models", arXiv 2010.02502.
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,15 +23,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.diffusion.guidance import dynamic_threshold
-from course_lib.diffusion.objective import CLEAN, Level, Model, ends_without_signal, estimate, level_at, prediction_type
+from course_lib.diffusion.objective import (
+    CLEAN,
+    Level,
+    Model,
+    ends_without_signal,
+    estimate,
+    initial_noise,
+    level_at,
+    prediction_type,
+)
+
+OURS = ("model_output", "timestep", "sample", "generator", "return_dict")  # of a scheduler's step, what we fill in
 
 
 class Step(NamedTuple):
     """Where sampling stands.
 
-    step: how many are done, 1 to `steps`. t: the timestep that this one left. x: where it led, on the scheduler's own
-    scale (Euler's is x0 + σε and begins at σ = 15 or more). x0: the estimate of the clean data that it went by, after
-    the clipping or thresholding of the scheduler's config.
+    step: how many are done, from 1; Heun's and some others need more than `steps`. t: the timestep that this one left.
+    x: where it led, on the scheduler's own scale (Euler's is x0 + σε and begins at σ = 15 or more). x0: the estimate of
+    the clean data that it went by, after the clipping or thresholding of the scheduler's config.
     """
 
     step: int
@@ -55,16 +66,22 @@ def sample(
     model: (x, t, conditioning) to a prediction of the scheduler's `prediction_type`; x has the scale of training
     (`scale_model_input`), t is (b,) and may be fractional. x: `initial_noise`, scaled here (`init_noise_sigma`).
     conditioning: handed on to the model. steps: how many, at most those of training (Heun's call the model twice).
-    generator: for schedulers that draw; others leave it alone. options: for the scheduler's `step`, such as DDIM's eta.
-    Raises ValueError for steps or options that the scheduler does not take, as `prediction_type` does, and for eta = 1
-    with zero terminal SNR: there diffusers takes the root of a rounding error below 0 at many a number of steps.
+    generator: for schedulers that draw, for every frame its own noise (`ddpm` and `ddim` can share it); others leave it
+    alone. options: for the scheduler's `step`, such as DDIM's eta.
+    Raises ValueError for steps or options that the scheduler does not take, for one whose steps need more than a
+    prediction, as `prediction_type` does, and for eta = 1 with zero terminal SNR: there diffusers takes the root of a
+    rounding error below 0 at many a number of steps.
     """
     kind = prediction_type(scheduler)
     scheduler = _set(scheduler, steps, x)
     known = inspect.signature(scheduler.step).parameters
     for name in options:
-        if name not in known:
+        if name not in known or name in OURS:
             raise ValueError(f"{name}: {type(scheduler).__name__}.step takes no such option")
+    missing = [name for name, one in known.items() if one.default is one.empty and name not in (*OURS, *options)]
+    if missing or "prev_timestep" in known:  # UnCLIP's, CogVideoX's DPM
+        asks = ", ".join(missing) or "prev_timestep"
+        raise ValueError(f"scheduler: {type(scheduler).__name__}.step asks for {asks}, which `sample` does not know")
     if options.get("eta") == 1 and ends_without_signal(scheduler):
         raise ValueError("eta: with zero terminal SNR expected less than 1, where diffusers gives NaN; or use `ddim`")
     if "generator" in known:
@@ -136,23 +153,26 @@ def ddpm(
     *,
     steps: int,
     generator: torch.Generator,
+    shared: float | int = 0.0,
 ) -> Iterator[Step]:
     """Ancestral sampling: draw x_s from q(x_s | x_t, x0) with the model's x0. Ho et al. 2020, algorithm 2.
 
     scheduler: its schedule, spacing, clipping and variance_type ("fixed_small" or "fixed_large") are used. Equals
     DDPMScheduler, but for one thing: the last step, which leads to x0, adds no noise. Diffusers' does unless t = 0,
     so "fixed_large" on other timesteps ("trailing", or an offset) leaves noise in its result.
-    Other arguments: as for `sample`. Raises ValueError as `sample`, for another variance_type or fractional timesteps.
+    shared: correlation of what is drawn between the frames of a clip, see `initial_noise`.
+    Other arguments: as for `sample`. Raises ValueError as `sample` and `initial_noise`, for another variance_type or
+    fractional timesteps.
     """
     variance_type = scheduler.config.get("variance_type", "fixed_small")
     if variance_type not in ("fixed_small", "fixed_large"):
         raise ValueError(f"scheduler: expected a variance_type of fixed_small or fixed_large, got {variance_type!r}")
-    path = _path(scheduler, steps, x, CLEAN)
+    path, draw = _path(scheduler, steps, x, CLEAN), _drawing(x, generator, shared)
     kind = prediction_type(scheduler)
-    return _ddpm(model, scheduler.config, kind, x, conditioning, path, variance_type == "fixed_large", generator)
+    return _ddpm(model, scheduler.config, kind, x, conditioning, path, variance_type == "fixed_large", draw)
 
 
-def _ddpm(model, config, kind, x, conditioning, path, large, generator) -> Iterator[Step]:
+def _ddpm(model, config, kind, x, conditioning, path, large, draw) -> Iterator[Step]:
     for number, (t, level, next_level) in enumerate(path, start=1):
         with torch.no_grad():
             prediction = model(x, t.expand(len(x)), conditioning).to(x.dtype)
@@ -162,7 +182,7 @@ def _ddpm(model, config, kind, x, conditioning, path, large, generator) -> Itera
             x = (a_s**0.5 * (1 - alpha) * x0 + alpha**0.5 * (1 - a_s) * x) / (1 - a_t)  # equation 7
             if number < len(path):
                 variance = (1 - alpha) * (1 if large else (1 - a_s) / (1 - a_t))  # section 3.2
-                x = x + variance**0.5 * _drawn(x, generator)
+                x = x + variance**0.5 * draw()
         yield Step(number, t.item(), x, x0)
 
 
@@ -175,6 +195,7 @@ def ddim(
     steps: int,
     eta: float | int = 0.0,
     generator: torch.Generator | None = None,
+    shared: float | int = 0.0,
 ) -> Iterator[Step]:
     """DDIM: the model's x0 and ε, put together again at the next level. Song et al. 2021, equations 12 and 16.
 
@@ -182,7 +203,7 @@ def ddim(
     timestep 0. eta: 0 draws nothing, 1 is DDPM; with more than 0, generator is needed.
     Each step leads to the next timestep. So do DDIMScheduler's while they are T // steps apart; with "linspace", or
     "trailing" where steps do not divide T, it goes T // steps down and calls the model somewhere else.
-    Other arguments: as for `sample`. Raises ValueError as `sample`, for another eta or fractional timesteps.
+    shared: as for `ddpm`. Other arguments: as for `sample`. Raises ValueError as `ddpm`, and for another eta.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: expected 0 to 1, got {eta}")
@@ -190,10 +211,11 @@ def ddim(
         raise ValueError(f"generator: expected one, since eta = {eta} draws noise")
     to_one = scheduler.config.get("set_alpha_to_one", True)
     path = _path(scheduler, steps, x, CLEAN if to_one else level_at(scheduler, torch.zeros(1)))
-    return _ddim(model, scheduler.config, prediction_type(scheduler), x, conditioning, path, eta, generator)
+    draw = _drawing(x, generator, shared)
+    return _ddim(model, scheduler.config, prediction_type(scheduler), x, conditioning, path, eta, draw)
 
 
-def _ddim(model, config, kind, x, conditioning, path, eta, generator) -> Iterator[Step]:
+def _ddim(model, config, kind, x, conditioning, path, eta, draw) -> Iterator[Step]:
     for number, (t, level, next_level) in enumerate(path, start=1):
         with torch.no_grad():
             said = estimate(kind, model(x, t.expand(len(x)), conditioning).to(x.dtype), x, level)
@@ -203,7 +225,7 @@ def _ddim(model, config, kind, x, conditioning, path, eta, generator) -> Iterato
             direction = max(1 - a_s - variance, 0.0) ** 0.5  # rounding may lead below 0 where a_t is 0
             x = a_s**0.5 * x0 + direction * said.noise  # equation 12; ε as the model said it, even if x0 was clipped
             if eta > 0:
-                x = x + variance**0.5 * _drawn(x, generator)
+                x = x + variance**0.5 * draw()
         yield Step(number, t.item(), x, x0)
 
 
@@ -216,5 +238,7 @@ def _path(scheduler: SchedulerMixin, steps: int, x: Tensor, end: Level) -> list[
     return list(zip(timesteps, levels, [*levels[1:], end], strict=True))
 
 
-def _drawn(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
+def _drawing(x: Tensor, generator: torch.Generator | None, shared: float | int) -> Callable[[], Tensor]:
+    """What draws noise for x; refused is now what would be refused then."""
+    initial_noise((0, *x.shape[1:]), generator or torch.Generator(), shared)
+    return lambda: initial_noise(x.shape, generator, shared, x.dtype).to(x.device)

@@ -42,7 +42,7 @@ def build_schedule(prediction_type: str = "v_prediction") -> SchedulerMixin:
     )
 
 
-def anything(unet: UNet2DModel) -> Int[Tensor, "1"]:
+def null_class(unet: UNet2DModel) -> Int[Tensor, "1"]:
     """The class that stands for no class: `empty` of `diffusion.guided` and `diffusion.drop_conditioning`."""
     return torch.tensor([unet.config.num_class_embeds - 1], device=unet.device)
 
@@ -60,13 +60,13 @@ def learn_from(
     scheduler: SchedulerMixin,
     images: Float[Tensor, "b c h w"],
     classes: Int[Tensor, "b"],
-    nothing: Int[Tensor, "1"],
+    null_class: Int[Tensor, "1"],
     generator: torch.Generator,
     dropped: float = 0.1,
 ) -> tuple[Example, Int[Tensor, "b"]]:
-    """One training example for each image, and the classes to tell the U-Net: some are replaced by `nothing`.
+    """One training example for each image, and the classes to tell the U-Net: some are replaced by the null class.
 
-    images: in [-1, 1]. nothing: see `anything`. dropped: their share. Ho & Salimans 2022, algorithm 1.
+    images: in [-1, 1]. null_class: see `null_class`. dropped: their share. Ho & Salimans 2022, algorithm 1.
     """
     example = training_example(scheduler, images, generator)
-    return example, drop_conditioning(classes, nothing, dropped, generator)
+    return example, drop_conditioning(classes, null_class, dropped, generator)

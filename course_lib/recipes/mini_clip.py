@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from course_lib.papers import latent_diffusion
 from course_lib.recipes.recipe import Recipe, Settings, save_half
 from course_lib.world import (
     BACKGROUNDS,
@@ -100,7 +101,7 @@ def build() -> CLIPModel:
 
 def tokenize(texts: Sequence[str]) -> Tensor:
     """Token ids (b, l) of fixed length, ends marked and padded with the end mark, as Stable Diffusion does."""
-    return _tokenizer()(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return latent_diffusion.tokenize(_tokenizer(), texts)
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from course_lib import runtime
 from course_lib.diffusion import Example, denoising_loss, guided, initial_noise, sample
-from course_lib.papers.ddpm import anything, as_model, build_schedule, build_unet, learn_from
+from course_lib.papers.ddpm import as_model, build_schedule, build_unet, learn_from, null_class
 from course_lib.recipes.drawn import compared, judged
 from course_lib.recipes.recipe import Recipe, Settings, save_half
 from course_lib.world import HELD_OUT_SHAPES, SEEN_EMOJI, Sampler, World, render
@@ -68,11 +68,12 @@ def draw(
 
     scheduler: by which to sample, DDIM unless told otherwise. scale: of guidance, see `diffusion.guide`.
     """
-    known, parts = guided(as_model(model), anything(model), scale), []
-    for some in classes.split(64):
-        noise = initial_noise((len(some), 3, SIZE, SIZE), generator).to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=runtime.dtype() == torch.bfloat16):
-            *_, last = sample(known, scheduler, noise, some.to(model.device), steps=steps, generator=generator)
+    known, parts = guided(as_model(model), null_class(model), scale), []
+    # All of it first: two samplers begin with equal noise, however much they draw on their way
+    noise = initial_noise((len(classes), 3, SIZE, SIZE), generator).to(model.device)
+    for some, x in zip(classes.split(64), noise.split(64), strict=True):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=runtime.dtype(model.device) == torch.bfloat16):
+            *_, last = sample(known, scheduler, x, some.to(model.device), steps=steps, generator=generator)
         parts.append(last.x.float().cpu().clamp(-1, 1))
     return torch.cat(parts)[:, :, None]
 
@@ -88,7 +89,7 @@ def evaluate(model: UNet2DModel, settings: Settings) -> Mapping[str, Any]:
     real, other = (World("test", size=SIZE, frames=1, anytime=True, seed=seed).batch(range(count)) for seed in (1, 2))
     shares = torch.tensor([CLASSES.index(scene.subject) for scene in real.scenes])
     likewise = draw(model, shares, torch.Generator().manual_seed(1))
-    free = draw(model, anything(model).cpu().expand(count), torch.Generator().manual_seed(2), scale=1.0)
+    free = draw(model, null_class(model).cpu().expand(count), torch.Generator().manual_seed(2), scale=1.0)
     found |= compared(likewise, other.video, real.video, name="guided")
     return found | compared(free, other.video, real.video, name="without a class")
 

@@ -215,17 +215,19 @@ def card_text(facts: Mapping[str, Any], notes: str) -> str:
     facts: what `run_recipe` stores as evaluation.json. notes: intended use and limits.
     """
     ok, bars = reached(facts), facts["bars"]
-    rows = []
+    rows, brackets = [], ""
     for name, value in facts["evaluation"].items():
         if isinstance(value, int | float):
             bar = f"{bars[name][0]} {_number(bars[name][1])}" if name in bars else ""
-            rows.append(
-                f"| {name} | {_number(value)} | {bar} | {('missed', 'reached')[ok[name]] if name in ok else ''} |"
-            )
+            found = _number(value)
+            if (interval := facts["evaluation"].get(f"{name}, 95 % interval")) is not None:
+                found += f" ({_number(interval[0])} to {_number(interval[1])})"
+                brackets = "; in brackets 95 % intervals"
+            rows.append(f"| {name} | {found} | {bar} | {('missed', 'reached')[ok[name]] if name in ok else ''} |")
     settings = {name: value for name, value in facts["settings"].items() if value not in (None, {})}
     lines = [
         *(f"# {facts['name']}", "", facts["about"], ""),
-        *("## Measured", "", "On the test split, with the weights as they are stored.", ""),
+        *("## Measured", "", f"On the test split, with the weights as they are stored{brackets}.", ""),
         *("| what | measured | bar | |", "|---|---:|---:|---|", *rows, ""),
         *("## Use and limits", "", notes.strip(), "") * bool(notes.strip()),
         *("## Made by", "", "```", facts["command"], "```", ""),

@@ -168,6 +168,13 @@ def test_dynamic_thresholding_leaves_what_is_in_range_and_clips_by_rows():
     assert dynamic_threshold(x0.bfloat16()).dtype == torch.bfloat16
 
 
+def test_a_threshold_of_more_values_than_torch_sorts_for_quantiles():
+    x0 = torch.full((1, 2**24 + 2), 0.5)
+    x0[:, :3] = 4.0
+    assert dynamic_threshold(x0, 1 - 2 / (2**24 + 1))[0, 3] == 0.125  # the third largest still counts
+    assert dynamic_threshold(x0, 1 - 3 / (2**24 + 1))[0, 3] == 0.5  # the fourth is one of the many
+
+
 # Refusals
 
 X, TEXT = torch.zeros(SHAPE), torch.zeros(3, 7, 2)

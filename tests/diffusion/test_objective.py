@@ -184,6 +184,7 @@ def test_epsilon_is_refused_where_nothing_is_left(scheduler):
 def test_independent_noise_is_plain_noise():
     assert torch.equal(initial_noise(SHAPE, rng(3)), torch.randn(SHAPE, generator=rng(3)))
     assert initial_noise((2, 5), rng()).shape == (2, 5)
+    assert initial_noise(SHAPE, rng(), 0.5, torch.float64).dtype == torch.float64
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.8, 1])

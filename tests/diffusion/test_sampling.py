@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDPMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    PNDMScheduler,
+    UnCLIPScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -23,6 +26,7 @@ from course_lib.diffusion import (
     ddpm,
     finite_data,
     gaussian,
+    initial_noise,
     level_at,
     ode_solution,
     optimal_model,
@@ -153,6 +157,28 @@ def test_a_model_under_autocast_does_not_coarsen_the_samples(kind):
     ]
     assert ends[0].x.dtype == ends[0].x0.dtype == torch.float32
     assert torch.equal(ends[0].x, ends[1].x)
+
+
+@pytest.mark.parametrize("sampler", [ddpm, ddim])
+def test_the_noise_of_the_steps_can_be_shared_between_frames(sampler):
+    """The model says nothing, so that what frames do not have in common is what was drawn for each."""
+    shape, options = (2, 3, 4, 16, 16), {"eta": 1} if sampler is ddim else {}
+    silent = lambda x, t, conditioning: torch.zeros_like(x)  # noqa: E731
+
+    def spread(shared):
+        x = initial_noise(shape, rng(5), 1)
+        scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False)
+        *_, before, _ = sampler(silent, scheduler, x, steps=5, generator=rng(), shared=shared, **options)
+        return ((before.x - before.x.mean(dim=2, keepdim=True)).std() / before.x.std()).item()
+
+    assert spread(1) < 1e-5
+    assert spread(0.5) == pytest.approx(spread(0.0) / 2**0.5, rel=0.1) and spread(0.0) > 0.3
+
+
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, HeunDiscreteScheduler])
+def test_samplers_of_several_calls_a_step_count_all_of_them(scheduler):
+    found = list(sample(model, scheduler(), noise(torch.float32), TEXT, steps=6, generator=rng()))
+    assert [step.step for step in found] == list(range(1, len(found) + 1)) and len(found) > 6
 
 
 # Any scheduler of diffusers
@@ -318,6 +344,11 @@ def begin(sampler, scheduler, **options):
         (lambda: begin(sample, DDIMScheduler(), steps=0), "steps: expected 1 to 1000, got 0"),
         (lambda: begin(ddpm, DDPMScheduler(), steps=1001), "steps: expected 1 to 1000, got 1001"),
         (lambda: begin(sample, DDPMScheduler(), eta=0.5), "eta: DDPMScheduler.step takes no such option"),
+        (lambda: begin(sample, DDIMScheduler(), return_dict=False), "return_dict: DDIMScheduler.step takes no such"),
+        (lambda: begin(sample, CogVideoXDPMScheduler()), "scheduler: CogVideoXDPMScheduler.step asks for old_pred"),
+        (lambda: begin(sample, UnCLIPScheduler()), "scheduler: UnCLIPScheduler.step asks for prev_timestep"),
+        (lambda: begin(ddpm, DDPMScheduler(), shared=1.5), "shared: expected a correlation from 0 to 1, got 1.5"),
+        (lambda: begin(ddim, DDIMScheduler(), eta=1, shared=-1), "shared: expected a correlation from 0 to 1, got -1"),
         (lambda: begin(ddim, DDIMScheduler(), eta=1.5), "eta: expected 0 to 1, got 1.5"),
         (lambda: begin(ddim, DDIMScheduler(), eta=0.5, generator=None), "generator: expected one, since eta = 0.5"),
         (lambda: begin(ddpm, LEARNT), "variance_type of fixed_small or fixed_large, got 'learned_range'"),

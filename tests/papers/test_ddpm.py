@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DModel
 
 from course_lib.diffusion import ends_without_signal, guided, initial_noise, prediction_type, sample
-from course_lib.papers.ddpm import anything, as_model, build_schedule, build_unet, learn_from
+from course_lib.papers.ddpm import as_model, build_schedule, build_unet, learn_from, null_class
 
 CLASSES = 5
 
@@ -16,8 +16,8 @@ def unet():
     return build_unet(CLASSES, size=16, widths=(8, 32)).eval().requires_grad_(False)
 
 
-def test_a_class_of_its_own_means_anything(unet):
-    assert anything(unet).tolist() == [CLASSES]
+def test_a_class_of_its_own_means_null_class(unet):
+    assert null_class(unet).tolist() == [CLASSES]
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([10, 500, 999])
     model = as_model(unet)
     said = [model(x, t, torch.tensor(classes)) for classes in ([0, 1, 2], [0, 1, CLASSES])]
@@ -44,7 +44,7 @@ def test_guided_sampling_stays_in_range_and_obeys_its_generator(unet):
     def drawn(seed):
         generator = torch.Generator().manual_seed(seed)
         noise = initial_noise((2, 3, 16, 16), generator)
-        model = guided(as_model(unet), anything(unet), 3.0)
+        model = guided(as_model(unet), null_class(unet), 3.0)
         return [*sample(model, build_schedule(), noise, torch.tensor([0, 1]), steps=3, generator=generator)][-1].x
 
     assert torch.equal(drawn(0), drawn(0)) and not torch.equal(drawn(0), drawn(1))

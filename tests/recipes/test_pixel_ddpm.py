@@ -1,9 +1,9 @@
 """pixel-ddpm's recipe: its classes, its batches, its loss, and what it may not see."""
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-from course_lib.diffusion import level_at
+from course_lib.diffusion import level_at, sample
 from course_lib.recipes import pixel_ddpm
 from course_lib.recipes.recipe import Settings
 from course_lib.world import HELD_OUT_SHAPES, NOVEL_EMOJI, SUBJECTS, World
@@ -45,6 +45,23 @@ def test_draw_obeys_its_generator():
         for seed in (0, 1)
     )
     assert torch.equal(drawn, again) and not torch.equal(drawn, other)
+
+
+def test_every_sampler_begins_with_the_same_noise(monkeypatch):
+    begun = {}
+
+    def watched(model, scheduler, x, *rest, **options):
+        begun.setdefault(type(scheduler).__name__, []).append(x)
+        return sample(model, scheduler, x, *rest, **options)
+
+    monkeypatch.setattr(pixel_ddpm, "sample", watched)
+    model = pixel_ddpm.build_unet(107, 32, (8, 32)).eval().requires_grad_(False)
+    for kind in (DDIMScheduler, DDPMScheduler):
+        scheduler = kind.from_config(pixel_ddpm.SCHEDULE.config)
+        classes, generator = torch.zeros(70).long(), torch.Generator().manual_seed(0)
+        pixel_ddpm.draw(model, classes, generator, scheduler=scheduler, steps=1, scale=1.0)
+    ddim, ddpm = (torch.cat(parts) for parts in begun.values())
+    assert len(begun["DDIMScheduler"]) == 2 and torch.equal(ddim, ddpm)
 
 
 def test_the_distance_is_of_pictures_with_the_classes_of_real_ones(monkeypatch):

@@ -188,7 +188,16 @@ def test_only_models_with_a_format_are_saved(tiny, tmp_path):
 def test_a_card_without_bars_and_notes():
     facts = dict(name="x", about="y", command="z", settings={}, minutes=1.0, processes=1, machine="m", versions={})
     text = card_text(facts | {"parameters": 1000, "evaluation": {"a": 1, "b": [1, 2]}, "bars": {}}, "")
+    assert "as they are stored.\n" in text
     assert "| a | 1 |  |  |" in text and "| b |" not in text and "limits" not in text and "1,000 parameters" in text
+
+
+def test_a_card_shows_intervals_beside_their_numbers():
+    facts = dict(name="x", about="y", command="z", settings={}, minutes=1.0, processes=1, machine="m", versions={})
+    evaluation = {"right": 0.97, "right, 95 % interval": [0.96, 0.98], "n": 5}
+    text = card_text(facts | {"parameters": 1, "evaluation": evaluation, "bars": {"right": [">=", 0.9]}}, "")
+    assert "| right | 0.97 (0.96 to 0.98) | >= 0.9 | reached |" in text and "| n | 5 |" in text
+    assert "stored; in brackets 95 % intervals." in text
 
 
 # The command line
