@@ -189,6 +189,17 @@ def test_without_an_average_averaged_is_the_model():
         assert model is step.model
 
 
+def test_attention_is_plain_products_on_a_cpu_and_only_inside_the_loss():
+    flash, seen = torch.backends.cuda.flash_sdp_enabled, []
+
+    def spy(model, batch, generator):
+        seen.append((flash(), torch.backends.cuda.math_sdp_enabled()))
+        return squared(model, batch, generator)
+
+    next(train(line(), batch, spy, **OPTIONS))
+    assert seen == [(False, True)] and flash()
+
+
 def test_bf16_autocast_reaches_the_model_only():
     types = []
 

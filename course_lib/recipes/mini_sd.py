@@ -129,7 +129,7 @@ RECIPE = Recipe(
     save=save,
     evaluate=evaluate,
     settings={
-        "cpu": Settings(steps=12000, batch=64, lr=1e-3, warmup=300, ema=0.999),
+        "cpu": Settings(steps=10000, batch=64, lr=1e-3, warmup=300, ema=0.999),
         "gpu": Settings(steps=12000, batch=256, lr=1e-3, warmup=300, ema=0.999),
         "ci": Settings(steps=3, batch=4, lr=1e-3),
     },
