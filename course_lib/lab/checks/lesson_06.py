@@ -140,7 +140,7 @@ def images_of(vae, latents):
 
 
 def posterior_of(moments, noise):
-    """A draw (b, c, h, w) from N(mean, exp(logvar)), and its KL divergence from N(0, 1), one number an image (b,)."""
+    """A draw (b, c, h, w) from N(mean, exp(logvar)), and its KL divergence from N(0, 1), one number per image (b,)."""
     mean, logvar = moments.chunk(2, dim=1)
     std = (logvar / 2).exp()  # the variance is exp(logvar), std is its root
     sample = mean + std * noise
@@ -223,7 +223,7 @@ def _verify_attention_map(attempt):
 
 
 def guided_batch(embeddings, empty, images_per_prompt):
-    """The U-Net's text for k images a prompt: p·k times the empty prompt, then every prompt k times, (2·p·k, l, d)."""
+    """The U-Net's text for k images per prompt: p·k times the empty prompt, then every prompt k times, (2·p·k, l, d)."""
     conditional = embeddings.repeat_interleave(images_per_prompt, dim=0)
     return torch.cat([empty.expand(len(conditional), -1, -1), conditional])
 
@@ -316,7 +316,7 @@ EXERCISES = (
         attention_map,
     ),
     Exercise(
-        "6.5", "Several pictures a prompt", 5, 2, _verify_guided_batch,
+        "6.5", "Several pictures per prompt", 5, 2, _verify_guided_batch,
         ("Write the rows down for prompts A and B and three images each: ∅∅∅∅∅∅AAABBB.",
          "x.repeat(3, 1, 1) gives ABABAB; x.repeat_interleave(3, dim=0) gives AAABBB.",
          "empty.expand(n, -1, -1) is n times the empty prompt; torch.cat([…, …]) joins along dim=0."),
