@@ -29,6 +29,9 @@ from course_lib.world.hashing import mix
 SCHEDULE = build_schedule()
 CHUNK, CHUNKS = 1024, 32  # pictures are encoded by the chunk, and met again after so many
 DROPPED = 0.1  # share of captions that training forgets, for guidance
+# Of min-SNR weighting. After 800 steps each, in the judge's eyes: ε 5 % right, v 18 %, v so weighted 18 % and with
+# errors in x0 that are a tenth smaller up to t = 500, so that plain backgrounds are plain
+GAMMA = 5.0
 STEPS, GUIDANCE = 25, 4.0  # of the evaluation
 
 
@@ -69,7 +72,7 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
     mean, std, tokens = (torch.stack(parts) for parts in zip(*picked, strict=True))
     generator = torch.Generator().manual_seed(int(mix(51, number)[0] >> np.uint64(1)))
     latents = mean + std * torch.randn(mean.shape, generator=generator)
-    example = training_example(SCHEDULE, latents, generator)
+    example = training_example(SCHEDULE, latents, generator, gamma=GAMMA)
     tokens = drop_conditioning(tokens, tokenize([""]), DROPPED, generator)
     return {**example._asdict(), "text": embed(text_tower(), tokens).cpu()}
 
@@ -129,7 +132,7 @@ RECIPE = Recipe(
     save=save,
     evaluate=evaluate,
     settings={
-        "cpu": Settings(steps=10000, batch=64, lr=1e-3, warmup=300, ema=0.999),
+        "cpu": Settings(steps=12000, batch=64, lr=1e-3, warmup=300, ema=0.999),
         "gpu": Settings(steps=12000, batch=256, lr=1e-3, warmup=300, ema=0.999),
         "ci": Settings(steps=3, batch=4, lr=1e-3),
     },

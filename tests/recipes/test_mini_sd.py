@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from course_lib.diffusion import level_at
+from course_lib.diffusion import level_at, min_snr_weights
 from course_lib.papers.latent_diffusion import build_autoencoder, build_unet
 from course_lib.recipes import mini_clip, mini_sd
 from course_lib.recipes.recipe import Settings
@@ -41,6 +41,13 @@ def test_batches_are_pure_and_hide_latents_in_noise(untrained):
     hidden = signal * one["x_t"] - noise * one["target"]
     mean, std, _ = mini_sd.chunk(0)
     assert ((hidden - mean[4:8]).abs() < 6 * std[4:8] + 1e-3).all(), "rows 4 to 8, drawn from their posteriors"
+
+
+def test_examples_are_weighed_by_min_snr():
+    batch = mini_sd.batches(0, SMALL)
+    expected = min_snr_weights(mini_sd.SCHEDULE, batch["t"], 5.0)
+    torch.testing.assert_close(batch["weight"].double(), expected, rtol=1e-6, atol=0)
+    assert batch["weight"].unique().numel() == 4
 
 
 def test_chunks_come_round_again_with_other_noise():
