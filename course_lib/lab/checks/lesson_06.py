@@ -223,7 +223,7 @@ def _verify_attention_map(attempt):
 
 
 def guided_batch(embeddings, empty, images_per_prompt):
-    """The U-Net's text for k images per prompt: p·k times the empty prompt, then every prompt k times, (2·p·k, l, d)."""
+    """The U-Net's text for k images per prompt: p·k times the empty prompt, then each prompt k times, (2·p·k, l, d)."""
     conditional = embeddings.repeat_interleave(images_per_prompt, dim=0)
     return torch.cat([empty.expand(len(conditional), -1, -1), conditional])
 
