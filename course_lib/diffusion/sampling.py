@@ -34,7 +34,7 @@ from course_lib.diffusion.objective import (
     prediction_type,
 )
 
-OURS = ("model_output", "timestep", "sample", "generator", "return_dict")  # of a scheduler's step, what we fill in
+_OURS = ("model_output", "timestep", "sample", "generator", "return_dict")  # of a scheduler's step, what we fill in
 
 
 class Step(NamedTuple):
@@ -76,9 +76,9 @@ def sample(
     scheduler = _set(scheduler, steps, x)
     known = inspect.signature(scheduler.step).parameters
     for name in options:
-        if name not in known or name in OURS:
+        if name not in known or name in _OURS:
             raise ValueError(f"{name}: {type(scheduler).__name__}.step takes no such option")
-    missing = [name for name, one in known.items() if one.default is one.empty and name not in (*OURS, *options)]
+    missing = [name for name, one in known.items() if one.default is one.empty and name not in (*_OURS, *options)]
     if missing or "prev_timestep" in known:  # UnCLIP's, CogVideoX's DPM
         asks = ", ".join(missing) or "prev_timestep"
         raise ValueError(f"scheduler: {type(scheduler).__name__}.step asks for {asks}, which `sample` does not know")

@@ -100,7 +100,10 @@ def build() -> CLIPModel:
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
-    """Token ids (b, l) of fixed length, ends marked and padded with the end mark, as Stable Diffusion does."""
+    """Token ids (b, l) of fixed length, ends marked and padded with the end mark, as Stable Diffusion does.
+
+    texts: b sentences. Raises ValueError for one string.
+    """
     return latent_diffusion.tokenize(_tokenizer(), texts)
 
 

@@ -29,8 +29,8 @@ from course_lib.world.hashing import mix
 SCHEDULE = build_schedule()
 CHUNK, CHUNKS = 1024, 32  # pictures are encoded by the chunk, and met again after so many
 DROPPED = 0.1  # share of captions that training forgets, for guidance
-# Of min-SNR weighting. After 800 steps each, in the judge's eyes: ε 5 % right, v 18 %, v so weighted 18 % and with
-# errors in x0 that are a tenth smaller up to t = 500, so that plain backgrounds are plain
+# Of min-SNR weighting. After 800 steps each the judge found the subject right in 5 % (ε), 18 % (v) and 18 % (v so
+# weighted) of 256 pictures. Weighted, errors in x0 are a tenth smaller at t = 60 to 300 and a tenth larger at t = 990
 GAMMA = 5.0
 STEPS, GUIDANCE = 25, 4.0  # of the evaluation
 
@@ -142,7 +142,7 @@ RECIPE = Recipe(
         "FID, guided, times the floor": ("<=", 3.0),
     },
     notes="""
-An ordinary pipeline: `StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)("a dog on a blue
+An ordinary pipeline: `StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)("a poodle on a sea
 background")`. 64 x 64 pixels, 8 x 8 latents of 16 channels, captions like those of `world.image_captions`; the empty
 prompt gives any scene. It does not know the 12 novel emoji, and says nothing about motion.
 """,

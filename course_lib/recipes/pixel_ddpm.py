@@ -66,7 +66,9 @@ def draw(
 ) -> Tensor:
     """Images of these classes, (b, 3, 1, 32, 32) in [-1, 1] on the CPU.
 
-    scheduler: by which to sample, DDIM unless told otherwise. scale: of guidance, see `diffusion.guide`.
+    classes: (b,), indices into `CLASSES`; the one after the last is any. generator: on the CPU; draws all initial noise
+    first. scheduler: by which to sample, DDIM unless told otherwise. steps: how many. scale: see `diffusion.guide`.
+    Raises ValueError as `diffusion.sample` does.
     """
     known, parts = guided(as_model(model), null_class(model), scale), []
     # All of it first: two samplers begin with equal noise, however much they draw on their way
