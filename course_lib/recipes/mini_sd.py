@@ -94,6 +94,10 @@ def save(model: UNet2DConditionModel, folder: Path) -> None:
     for part in (whole.vae, whole.text_encoder, whole.unet):
         part.half()
     whole.pipeline().save_pretrained(folder)
+    # diffusers notes whence a part was loaded: a folder of this machine, which means nothing elsewhere
+    config = folder / "vae" / "config.json"
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n")
     # Unless told otherwise diffusers loads its parts in float32, and transformers in what the config says:
     # a pipeline of both kinds would stop at the first layer that gets text
     config = folder / "text_encoder" / "config.json"

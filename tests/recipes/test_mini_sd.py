@@ -83,8 +83,10 @@ def test_the_tower_is_the_text_half_of_mini_clip(monkeypatch):
     torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state)
 
 
-def test_the_folder_is_a_pipeline_that_draws(tmp_path):
+def test_the_folder_is_a_pipeline_that_draws(tmp_path, untrained):
+    untrained[0].register_to_config(_name_or_path="/home/somebody/mini-vae")  # as `from_pretrained` does
     mini_sd.save(build_unet(), tmp_path)
+    assert not [file for file in tmp_path.rglob("*.json") if "somebody" in file.read_text()]
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a poodle on a sea background", num_inference_steps=2, generator=torch.Generator()).images[0]
