@@ -24,7 +24,7 @@ from course_lib.world.subjects import COLOURED_SHAPES
 SIZE = 32
 CLASSES = (*SEEN_EMOJI, *(shape for shape in COLOURED_SHAPES if shape not in HELD_OUT_SHAPES))
 SCHEDULE = build_schedule()
-GUIDANCE, STEPS = 2.0, 50  # of the evaluation
+GUIDANCE, STEPS = 2.0, 25  # of the evaluation
 
 
 def build() -> UNet2DModel:
