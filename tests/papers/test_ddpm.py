@@ -1,5 +1,7 @@
 """The class-conditional pixel model: its shapes, its schedule, and what it learns from."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -24,6 +26,22 @@ def test_a_class_of_its_own_means_null_class(unet):
     assert said[0].shape == x.shape
     torch.testing.assert_close(said[0][:2], said[1][:2])
     assert not torch.allclose(said[0][2], said[1][2])
+
+
+def test_the_unet_sees_patches_and_the_model_pixels(unet):
+    """Every number of a picture stands in the patch of its place, and comes back to its pixel."""
+    seen = []
+
+    class Echo(torch.nn.Module):
+        def forward(self, x, t, class_labels):
+            seen.append(x)
+            return SimpleNamespace(sample=x)
+
+    x = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
+    assert torch.equal(as_model(Echo())(x, torch.tensor([1, 2]), torch.tensor([0, 0])), x)
+    assert seen[0].shape == (2, 12, 2, 3)
+    assert set(seen[0][1, :, 1, 2].tolist()) == set(x[1, :, 2:4, 4:6].flatten().tolist())
+    assert unet.config.in_channels == unet.config.out_channels == 12
 
 
 def test_it_travels_by_save_pretrained(unet, tmp_path):

@@ -12,8 +12,8 @@ SMALL = Settings(steps=3, batch=6, lr=1e-3)
 
 
 def test_the_classes_are_what_generators_may_see():
-    assert len(set(pixel_ddpm.CLASSES)) == len(pixel_ddpm.CLASSES) == 107
-    assert set(pixel_ddpm.CLASSES) == set(SUBJECTS) - set(NOVEL_EMOJI) - set(HELD_OUT_SHAPES)
+    assert len(set(pixel_ddpm.CLASSES)) == len(pixel_ddpm.CLASSES) == 24
+    assert set(pixel_ddpm.CLASSES) < set(SUBJECTS) - set(NOVEL_EMOJI) - set(HELD_OUT_SHAPES)
 
 
 def test_batches_are_pure_and_hide_a_picture_in_noise():
@@ -38,10 +38,10 @@ def test_an_untrained_network_errs_by_the_variance_of_the_target():
 def test_draw_obeys_its_generator():
     torch.manual_seed(0)
     model = pixel_ddpm.build().eval().requires_grad_(False)
-    drawn = pixel_ddpm.draw(model, torch.tensor([0, 5, 107]), torch.Generator().manual_seed(0), steps=2)
+    drawn = pixel_ddpm.draw(model, torch.tensor([0, 5, 24]), torch.Generator().manual_seed(0), steps=2)
     assert drawn.shape == (3, 3, 1, 32, 32) and drawn.abs().max() <= 1
     again, other = (
-        pixel_ddpm.draw(model, torch.tensor([0, 5, 107]), torch.Generator().manual_seed(seed), steps=2)
+        pixel_ddpm.draw(model, torch.tensor([0, 5, 24]), torch.Generator().manual_seed(seed), steps=2)
         for seed in (0, 1)
     )
     assert torch.equal(drawn, again) and not torch.equal(drawn, other)
@@ -55,7 +55,7 @@ def test_every_sampler_begins_with_the_same_noise(monkeypatch):
         return sample(model, scheduler, x, *rest, **options)
 
     monkeypatch.setattr(pixel_ddpm, "sample", watched)
-    model = pixel_ddpm.build_unet(107, 32, (8, 32)).eval().requires_grad_(False)
+    model = pixel_ddpm.build_unet(24, 32, (8, 32)).eval().requires_grad_(False)
     for kind in (DDIMScheduler, DDPMScheduler):
         scheduler = kind.from_config(pixel_ddpm.SCHEDULE.config)
         classes, generator = torch.zeros(70).long(), torch.Generator().manual_seed(0)
@@ -75,15 +75,15 @@ def test_the_distance_is_of_pictures_with_the_classes_of_real_ones(monkeypatch):
     found = pixel_ddpm.evaluate(pixel_ddpm.build(), SMALL)
     assert set(pixel_ddpm.RECIPE.bars) <= set(found)
     (even, _), (likewise, _), (free, scale) = asked
-    assert even.bincount().max() == 1
-    real = World("test", size=32, frames=1, anytime=True, seed=1).batch(range(80))
+    assert even.bincount().max() - even.bincount().min() <= 1
+    real = World("test", size=32, frames=1, anytime=True, seed=1, **pixel_ddpm.SCENES).batch(range(80))
     assert [pixel_ddpm.CLASSES[number] for number in likewise] == [scene.subject for scene in real.scenes]
-    assert (free == 107).all() and scale == 1
+    assert (free == 24).all() and scale == 1
 
 
 def test_the_folder_holds_network_and_schedule(tmp_path):
     pixel_ddpm.save(pixel_ddpm.build(), tmp_path)
-    assert UNet2DModel.from_pretrained(tmp_path).config.num_class_embeds == 108
+    assert UNet2DModel.from_pretrained(tmp_path).config.num_class_embeds == 25
     scheduler = DDIMScheduler.from_pretrained(tmp_path / "scheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     torch.testing.assert_close(scheduler.alphas_cumprod, pixel_ddpm.SCHEDULE.alphas_cumprod)
