@@ -118,8 +118,8 @@ RECIPE = Recipe(
     bars={"subject, judge": (">=", 0.9)},
     notes="""
 A `diffusers.UNet2DModel`, v-prediction on the cosine schedule (`scheduler/`, a DDIMScheduler). Class labels follow
-`course_lib.recipes.pixel_ddpm.CLASSES`; the last, 24, means "anything" and serves classifier-free guidance. It chooses
-the background itself; its subjects stand still, larger or smaller, here or there. It sees patches of 2 x 2 pixels, which
-`course_lib.papers.ddpm.as_model` makes and undoes.
+`course_lib.recipes.pixel_ddpm.CLASSES`; the last, 24, means "anything" and serves classifier-free guidance. It
+chooses the background itself; its subjects stand still, larger or smaller, here or there. It sees patches of 2 x 2
+pixels, which `course_lib.papers.ddpm.as_model` makes and undoes.
 """,
 )
