@@ -3,45 +3,21 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from course_lib.papers import latent_diffusion as ld
-from course_lib.recipes.mini_clip import build_tokenizer
 
 PROMPTS = ["a tiger on a sea background", "a red star on a snow background"]
 
 
-def tiny(prediction_type="v_prediction", text_width=32):
-    """All parts, untrained and small; the weights of the U-Net's last layer are not zero, so that text matters."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    text = CLIPTextConfig(
-        hidden_size=text_width, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **ids,
-    )  # fmt: skip
-    parts = ld.LatentDiffusion(
-        vae=ld.build_autoencoder((8, 8, 8, 8), 4),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=ld.build_unet(4, 8, (32, 64), text_width),
-        scheduler=ld.build_schedule(prediction_type),
-    )
-    parts.vae.register_to_config(scaling_factor=0.4)
-    for part in (parts.vae, parts.text_encoder, parts.unet):
-        part.eval().requires_grad_(False)
-    return parts
-
-
 @pytest.fixture(scope="module")
-def parts():
-    return tiny()
+def parts(untrained_diffusion):
+    return untrained_diffusion()
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("scale", "rescale"), [(1.0, 0.0), (4.0, 0.0), (4.0, 0.7)])
-def test_it_draws_what_stable_diffusion_draws(prediction_type, scale, rescale):
-    parts = tiny(prediction_type)
+def test_it_draws_what_stable_diffusion_draws(untrained_diffusion, prediction_type, scale, rescale):
+    parts = untrained_diffusion(prediction_type)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     ours = parts.draw(PROMPTS, generator=torch.Generator(), steps=4, scale=scale, rescale=rescale, latents=noise)
     pipeline = parts.pipeline()
@@ -106,3 +82,31 @@ def test_steps_can_be_watched_and_the_generator_decides(parts):
     first, again, other = drawn(0), drawn(0), drawn(1)
     assert [step.step for step in first] == [1, 2, 3] and first[-1].x.shape == (2, 4, 8, 8)
     assert torch.equal(first[-1].x, again[-1].x) and not torch.equal(first[-1].x, other[-1].x)
+
+
+def test_in_half_precision_only_the_networks_are_not_what_they_add_up_to(untrained_diffusion):
+    full, half = untrained_diffusion(), untrained_diffusion()
+    for part in (half.vae, half.text_encoder, half.unet):
+        part.to(torch.bfloat16)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    runs = [[*parts.steps(PROMPTS, generator=torch.Generator(), steps=25, latents=noise)] for parts in (full, half)]
+    assert {step.x.dtype for step in runs[1]} == {torch.float32}
+    spread = (runs[0][-1].x - noise).std()
+    assert (runs[1][-1].x - runs[0][-1].x).abs().max() < 0.2 * spread
+    assert half.draw(PROMPTS, generator=torch.Generator(), steps=1, latents=noise).dtype == torch.float32
+
+
+def test_compiled_it_draws_the_same(parts, monkeypatch):
+    asked, compile = [], torch.compile
+
+    def quickly(call, **options):
+        asked.append(options)
+        return compile(call, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", quickly)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"generator": torch.Generator(), "steps": 3, "latents": noise}
+    compiled = parts.compiled()
+    torch.testing.assert_close(compiled.draw(PROMPTS, **options), parts.draw(PROMPTS, **options), atol=1e-5, rtol=0)
+    assert asked == [{"dynamic": False}] and compiled.vae is parts.vae
+    assert "forward" not in vars(parts.unet) and compiled.unet.conv_in is parts.unet.conv_in

@@ -140,7 +140,11 @@ def images_of(vae, latents):
 
 
 def posterior_of(moments, noise):
-    """A draw (b, c, h, w) from N(mean, exp(logvar)), and its KL divergence from N(0, 1), one number per image (b,)."""
+    """A draw (b, c, h, w) from N(mean, exp(logvar)), and its KL divergence from N(0, 1), one number per image (b,).
+
+    The mistake, exp(logvar), was reported in https://github.com/rachtsingh/ibp_vae/issues/3, and it was kept in an
+    example of https://github.com/keras-team/keras/pull/9972, since a network that is trained with it adapts.
+    """
     mean, logvar = moments.chunk(2, dim=1)
     std = (logvar / 2).exp()  # the variance is exp(logvar), std is its root
     sample = mean + std * noise
@@ -300,7 +304,7 @@ EXERCISES = (
         inspect.getsource(latents_of) + "\n\n" + inspect.getsource(images_of),
     ),
     Exercise(
-        "6.3", "Find the bug", 10, 3, verify_posterior,
+        "6.3", "Find the bug", 5, 2, verify_posterior,
         ("A KL divergence is never below 0. Try mean 0 and a log-variance of -0.5.",
          "Draw many samples with mean 0 and log-variance log(9): how far should they spread, and how far do they?",
          "logvar is the logarithm of the variance. What is the logarithm of its root?",
