@@ -22,7 +22,10 @@ def build_unet(classes: int, size: int = 32, widths: tuple[int, ...] = (64, 128,
 
     classes: how many there are; the U-Net gets one more, the last, for "anything". size: of the images, in pixels.
     widths: channels per level, the finest a multiple of 8, the others of 32; every level but the last halves the size.
+    Raises ValueError for a size that is not made of whole patches.
     """
+    if size % PATCH:
+        raise ValueError(f"size: expected a multiple of {PATCH}, got {size}")
     coarser = len(widths) - 1
     return UNet2DModel(
         sample_size=size // PATCH,

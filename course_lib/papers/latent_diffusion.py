@@ -162,8 +162,9 @@ class LatentDiffusion:
     def compiled(self) -> "LatentDiffusion":
         """The same, its U-Net through torch.compile: the first pictures wait a minute, later ones take about half.
 
-        Every number of pictures is compiled for itself. Needs a C++ compiler, on a GPU Triton; without, the first
-        picture raises RuntimeError.
+        Every number of pictures is compiled for itself, with the weights of that moment as constants: load adapters and
+        choose device and dtype before. Needs a C++ compiler, on a GPU Triton; without, the first picture raises
+        RuntimeError.
         """
         unet = copy.copy(self.unet)  # the same weights; the other one stays as it is
         forward = torch.compile(unet.forward, dynamic=False)

@@ -44,6 +44,11 @@ def test_the_unet_sees_patches_and_the_model_pixels(unet):
     assert unet.config.in_channels == unet.config.out_channels == 12
 
 
+def test_pictures_are_made_of_whole_patches():
+    with pytest.raises(ValueError, match="size: expected a multiple of 2, got 33"):
+        build_unet(CLASSES, size=33)
+
+
 def test_it_travels_by_save_pretrained(unet, tmp_path):
     unet.save_pretrained(tmp_path)
     again = UNet2DModel.from_pretrained(tmp_path).eval()

@@ -75,6 +75,7 @@ def test_the_distance_is_of_pictures_with_the_classes_of_real_ones(monkeypatch):
     found = pixel_ddpm.evaluate(pixel_ddpm.build(), SMALL)
     assert set(pixel_ddpm.RECIPE.bars) <= set(found)
     (even, _), (likewise, _), (free, scale) = asked
+    assert len(even.bincount()) == len(pixel_ddpm.CLASSES)
     assert even.bincount().max() - even.bincount().min() <= 1
     real = World("test", size=32, frames=1, anytime=True, seed=1, **pixel_ddpm.SCENES).batch(range(80))
     assert [pixel_ddpm.CLASSES[number] for number in likewise] == [scene.subject for scene in real.scenes]
