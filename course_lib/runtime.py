@@ -65,7 +65,6 @@ def dtype(device: torch.device | str | None = None) -> torch.dtype:
     """bfloat16 where `device` (default: `device()`) multiplies it faster than float32, else float32.
 
     On a CPU that means AVX512-BF16 or AMX instructions; emulated bfloat16 is slower than float32.
-    Use it for autocast: `with torch.autocast(device.type, dtype(device)): …`.
     """
     kind = torch.device(device).type if device is not None else _device_type()
     if kind == "cuda":
@@ -75,6 +74,11 @@ def dtype(device: torch.device | str | None = None) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device | str) -> torch.autocast:
+    """Within it, a model on `device` multiplies in `dtype(device)`, and a float32 model stays one."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype(device) == torch.bfloat16)
 
 
 def _device_type() -> str:

@@ -84,6 +84,15 @@ def test_dtype_elsewhere(monkeypatch):
     assert runtime.dtype() == torch.float32
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_autocast_multiplies_in_the_dtype_of_the_device(monkeypatch, fast):
+    monkeypatch.setattr(runtime, "dtype", lambda device: torch.bfloat16 if fast else torch.float32)
+    layer, x = torch.nn.Linear(4, 4), torch.ones(2, 4)
+    with runtime.autocast("cpu"):
+        assert layer(x).dtype == runtime.dtype("cpu")
+    assert layer(x).dtype == layer.weight.dtype == torch.float32
+
+
 def test_seeding_repeats_every_draw():
     def draws():
         generator = runtime.seed_everything(7)

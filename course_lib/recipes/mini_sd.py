@@ -107,7 +107,7 @@ def save(model: UNet2DConditionModel, folder: Path) -> None:
 def draw(model: UNet2DConditionModel, prompts: list[str], seed: int, scale: float | int = GUIDANCE) -> Tensor:
     """A picture (b, 3, 1, 64, 64) for each prompt, in the arithmetic of this machine."""
     whole, generator, parts = system(model), torch.Generator().manual_seed(seed), []
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=runtime.dtype(model.device) == torch.bfloat16):
+    with runtime.autocast(model.device):
         for start in range(0, len(prompts), 64):
             some = prompts[start : start + 64]
             parts.append(whole.draw(some, generator=generator, steps=STEPS, scale=scale))

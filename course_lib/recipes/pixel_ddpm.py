@@ -78,7 +78,7 @@ def draw(
     # All of it first: two samplers begin with equal noise, however much they draw on their way
     noise = initial_noise((len(classes), 3, SIZE, SIZE), generator).to(model.device)
     for some, x in zip(classes.split(64), noise.split(64), strict=True):
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=runtime.dtype(model.device) == torch.bfloat16):
+        with runtime.autocast(model.device):
             *_, last = sample(known, scheduler, x, some.to(model.device), steps=steps, generator=generator)
         parts.append(last.x.float().cpu().clamp(-1, 1))
     return torch.cat(parts)[:, :, None]
