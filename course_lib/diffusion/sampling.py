@@ -67,7 +67,7 @@ def sample(
     (`scale_model_input`), t is (b,) and may be fractional. x: `initial_noise`, scaled here (`init_noise_sigma`).
     conditioning: handed on to the model. steps: how many, at most those of training (Heun's call the model twice).
     generator: for schedulers that draw, for every frame its own noise (`ddpm` and `ddim` can share it); others leave it
-    alone. options: for the scheduler's `step`, such as DDIM's eta.
+    alone. options: for the scheduler's `step`, such as DDIM's eta. Where DDIM clips x0 its ε follows, as in `ddim`.
     Raises ValueError for steps or options that the scheduler does not take, for one whose steps need more than a
     prediction, as `prediction_type` does, and for eta = 1 with zero terminal SNR: there diffusers takes the root of a
     rounding error below 0 at many a number of steps.
@@ -86,6 +86,8 @@ def sample(
         raise ValueError("eta: with zero terminal SNR expected less than 1, where diffusers gives NaN; or use `ddim`")
     if "generator" in known:
         options["generator"] = generator
+    if "use_clipped_model_output" in known and _limits(scheduler.config):
+        options.setdefault("use_clipped_model_output", True)  # see `ddim`
     return _sample(model, scheduler, kind, x, conditioning, options)
 
 
@@ -133,8 +135,16 @@ def _level(scheduler: Any, number: int, t: Tensor) -> Level:
     return Level(1 / size, sigma / size)
 
 
+def _limits(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler of this config keeps estimates of x0 within a range."""
+    return bool(config.get("thresholding") or config.get("clip_sample"))
+
+
 def _limited(x0: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """What a scheduler's config does to an estimate of x0."""
+    """What a scheduler's config does to an estimate of x0: nothing, or a clamp, or `dynamic_threshold`.
+
+    x0: (b, …). config: that of a scheduler.
+    """
     if config.get("thresholding"):
         return dynamic_threshold(x0, config["dynamic_thresholding_ratio"], config["sample_max_value"])
     if config.get("clip_sample"):
@@ -201,6 +211,9 @@ def ddim(
 
     scheduler: its schedule, spacing and clipping are used, and set_alpha_to_one: the last step leads to x0, or to
     timestep 0. eta: 0 draws nothing, 1 is DDPM; with more than 0, generator is needed.
+    Where x0 is clipped, ε is what is then left of x_t, as in Dhariwal & Nichol's code (2021, "Diffusion Models Beat
+    GANs"). diffusers keeps the ε of the x0 out of range unless told `use_clipped_model_output`, and x leaves its level:
+    under much guidance until nothing can be recognised.
     Each step leads to the next timestep. So do DDIMScheduler's while they are T // steps apart; with "linspace", or
     "trailing" where steps do not divide T, it goes T // steps down and calls the model somewhere else.
     shared: as for `ddpm`. Other arguments: as for `sample`. Raises ValueError as `ddpm`, and for another eta.
@@ -219,11 +232,13 @@ def _ddim(model, config, kind, x, conditioning, path, eta, draw) -> Iterator[Ste
     for number, (t, level, next_level) in enumerate(path, start=1):
         with torch.no_grad():
             said = estimate(kind, model(x, t.expand(len(x)), conditioning).to(x.dtype), x, level)
-            x0 = _limited(said.x0, config)
+            if _limits(config):
+                said = estimate("sample", _limited(said.x0, config), x, level)
+            x0, noise = said.x0, said.noise
             a_t, a_s = level.signal.item() ** 2, next_level.signal.item() ** 2
             variance = eta**2 * (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)  # equation 16
             direction = max(1 - a_s - variance, 0.0) ** 0.5  # rounding may lead below 0 where a_t is 0
-            x = a_s**0.5 * x0 + direction * said.noise  # equation 12; ε as the model said it, even if x0 was clipped
+            x = a_s**0.5 * x0 + direction * noise  # equation 12
             if eta > 0:
                 x = x + variance**0.5 * draw()
         yield Step(number, t.item(), x, x0)

@@ -68,7 +68,9 @@ def precise(scheduler):
 
 
 def by_hand(scheduler, x, steps, **options):
-    """The loop of diffusers' pipelines: yields (t, x, result of the step)."""
+    """The loop of diffusers' pipelines: yields (t, x, result of the step). Where DDIM limits x0, ε follows."""
+    if isinstance(scheduler, DDIMScheduler):
+        options["use_clipped_model_output"] = limits(scheduler)
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = rng()
     scheduler.set_timesteps(steps)
@@ -77,6 +79,11 @@ def by_hand(scheduler, x, steps, **options):
         result = scheduler.step(model(scheduler.scale_model_input(x, t), t.expand(2), TEXT), t, x, **options)
         x = result.prev_sample
         yield t.item(), x, result
+
+
+def limits(scheduler):
+    """Whether it keeps estimates of x0 within a range."""
+    return scheduler.config.clip_sample or scheduler.config.thresholding
 
 
 # The hand-written samplers
@@ -114,6 +121,21 @@ def test_ddim_is_diffusers_step_by_step(eta, to_one):
             torch.testing.assert_close(ours.x, x, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(ours.x0, theirs.pred_original_sample, rtol=1e-9, atol=1e-9)
             assert ours.t == t
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("sampler", [ddim, sample])
+def test_where_ddim_limits_x0_the_noise_is_what_is_left(sampler, clip):
+    """At every step one pair of x0 and ε makes both the x where it began and the x where it led."""
+    scheduler = precise(DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", **clip))
+    x, limit = noise(), scheduler.config.sample_max_value if scheduler.config.thresholding else 1
+    steps = list(sampler(model, scheduler, x, TEXT, steps=10, generator=rng()))
+    for step, after in zip(steps[:-1], steps[1:], strict=True):
+        here, there = (level_at(scheduler, torch.tensor([t])) for t in (step.t, after.t))
+        epsilon = (x - here.signal * step.x0) / here.noise
+        torch.testing.assert_close(step.x, there.signal * step.x0 + there.noise * epsilon, rtol=1e-9, atol=1e-9)
+        assert not limits(scheduler) or step.x0.abs().max() <= limit
+        x = step.x
 
 
 def test_an_untouched_scheduler_in_float32_gives_the_same_to_its_precision():
