@@ -1,10 +1,8 @@
-"""Samplers against diffusers step by step, and against flows and data that are known."""
+"""Samplers against diffusers step by step; `test_convergence.py` has them against flows and data that are known."""
 
 import inspect
 import itertools
-import math
 
-import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -24,7 +22,6 @@ from course_lib.diffusion import (
     PREDICTION_TYPES,
     ddim,
     ddpm,
-    finite_data,
     gaussian,
     initial_noise,
     level_at,
@@ -68,9 +65,9 @@ def precise(scheduler):
 
 
 def by_hand(scheduler, x, steps, **options):
-    """The loop of diffusers' pipelines: yields (t, x, result of the step). Where DDIM limits x0, ε follows."""
+    """The loop of diffusers' pipelines: yields (t, x, result of the step). DDIM's ε follows a limited x0."""
     if isinstance(scheduler, DDIMScheduler):
-        options["use_clipped_model_output"] = limits(scheduler)
+        options.setdefault("use_clipped_model_output", limits(scheduler))
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = rng()
     scheduler.set_timesteps(steps)
@@ -136,6 +133,16 @@ def test_where_ddim_limits_x0_the_noise_is_what_is_left(sampler, clip):
         torch.testing.assert_close(step.x, there.signal * step.x0 + there.noise * epsilon, rtol=1e-9, atol=1e-9)
         assert not limits(scheduler) or step.x0.abs().max() <= limit
         x = step.x
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_ddim_as_diffusers_has_it_by_default_is_there_for_the_asking(clip):
+    scheduler, plain = precise(DDIMScheduler(**clip)), {"use_clipped_model_output": False}
+    found = list(sample(model, scheduler, noise(), TEXT, steps=10, generator=rng(), **plain))
+    for ours, (_, x, _) in zip(found, by_hand(scheduler, noise(), 10, **plain), strict=True):
+        torch.testing.assert_close(ours.x, x, rtol=1e-12, atol=1e-12)
+    *_, other = sample(model, scheduler, noise(), TEXT, steps=10, generator=rng())
+    assert torch.equal(other.x, found[-1].x) != limits(scheduler)
 
 
 def test_an_untouched_scheduler_in_float32_gives_the_same_to_its_precision():
@@ -264,89 +271,6 @@ def test_two_samplings_of_one_scheduler_do_not_meet(sampler):
     for expected, found in zip(alone, together, strict=True):
         assert all(torch.equal(a.x, b.x) for a, b in zip(expected, found, strict=True))
     assert torch.equal(scheduler.alphas_cumprod, table) and torch.equal(scheduler.timesteps, timesteps)
-
-
-# Against what is known
-
-
-def even_schedule(scheduler, **config):
-    """Log-SNR falls evenly over 961 timesteps, from 8 to -8: any divisor of 960 makes even steps."""
-    squared = 1 / (1 + np.exp(-np.linspace(8, -8, 961)))
-    betas = 1 - squared / np.concatenate([[1.0], squared[:-1]])
-    return scheduler(trained_betas=betas.tolist(), num_train_timesteps=961, timestep_spacing="linspace", **config)
-
-
-def errors(scheduler, run, counts):
-    """Largest error at timestep 0 against the closed form, for each number of steps."""
-    data = gaussian(torch.tensor([0.4, -0.2, 0.1], dtype=torch.float64), 0.6)
-    start, end = level_at(scheduler, torch.tensor([960])), level_at(scheduler, torch.tensor([0]))
-    x = noise(shape=(6, 3))
-    exact = ode_solution(data, x, start, end)
-    return [(run(optimal_model(data, scheduler), x, steps) - exact).abs().max().item() for steps in counts]
-
-
-def order(found):
-    """By how much, in powers of two, halving the steps lowered the error."""
-    return [math.log2(a / b) for a, b in itertools.pairwise(found)]
-
-
-def run_ddim(scheduler):
-    def run(oracle, x, steps):
-        *_, last = ddim(oracle, scheduler, x, steps=steps + 1)  # both ends are visited
-        return last.x
-
-    return run
-
-
-def run_euler(scheduler):
-    def run(oracle, x, steps):
-        start, end = (level_at(scheduler, torch.tensor([t])) for t in (960, 0))
-        scaled = x / start.signal / (start.noise / start.signal)  # sample multiplies by σ at the start
-        *_, last = sample(oracle, scheduler, scaled.float(), steps=steps + 1, generator=rng())
-        return last.x.double() * end.signal
-
-    return run
-
-
-def run_solver(scheduler):
-    def run(oracle, x, steps):
-        *_, last = sample(oracle, scheduler, x.float(), steps=steps, generator=rng())
-        return last.x.double()
-
-    return run
-
-
-SOLVER = {"final_sigmas_type": "sigma_min", "lower_order_final": False}
-
-
-@pytest.mark.parametrize("kind", PREDICTION_TYPES)
-def test_every_sampler_has_its_order_of_convergence(kind):
-    """On one Gaussian, whose flow is known: DDIM and Euler are of first order, DPM-Solver++ 2M is of second."""
-    counts = (12, 24, 48, 96)
-    typed = {"prediction_type": kind}
-    scheduler = even_schedule(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **typed)
-    by_ddim = errors(scheduler, run_ddim(scheduler), counts)
-    assert order(by_ddim) == pytest.approx([1, 1, 1], abs=0.25) and by_ddim[-1] > 1e-3
-    scheduler = even_schedule(EulerDiscreteScheduler, final_sigmas_type="sigma_min", **typed)
-    by_euler = errors(scheduler, run_euler(scheduler), counts)
-    assert by_euler == pytest.approx(by_ddim, rel=1e-2)  # in x / signal, DDIM is Euler's method
-    scheduler = even_schedule(DPMSolverMultistepScheduler, solver_order=1, **SOLVER, **typed)
-    assert errors(scheduler, run_solver(scheduler), counts) == pytest.approx(by_ddim, rel=1e-2)
-    scheduler = even_schedule(DPMSolverMultistepScheduler, solver_order=2, **SOLVER, **typed)
-    by_solver = errors(scheduler, run_solver(scheduler), counts)
-    assert order(by_solver) == pytest.approx([2, 2, 2], abs=0.35) and by_solver[-1] < by_ddim[-1] / 20
-
-
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_ancestral_sampling_draws_every_datum_as_often(variance):
-    data = torch.tensor([[-0.8, -0.8], [0.8, -0.6], [0.0, 0.9], [0.1, 0.0]])
-    scheduler = DDPMScheduler(variance_type=variance, prediction_type="v_prediction")
-    oracle = optimal_model(finite_data(data), scheduler)
-    *_, last = ddpm(oracle, scheduler, noise(torch.float32, (1200, 2)), steps=100, generator=rng())
-    distances, nearest = torch.cdist(last.x, data).min(dim=1)
-    assert distances.max() < 0.05
-    counts = torch.bincount(nearest, minlength=4)
-    assert ((counts - 300) ** 2 / 300).sum() < 21.1  # chi-squared, 3 degrees of freedom, p = 1e-4
 
 
 # Refusals
