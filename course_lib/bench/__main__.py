@@ -15,7 +15,7 @@ from course_lib import runtime
 from course_lib.bench.registry import BENCHMARKS
 from course_lib.bench.timing import Row
 
-PACKAGES = ("torch", "torchvision", "diffusers", "scipy", "scikit-image", "torchmetrics")
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "scipy", "scikit-image", "torchmetrics")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from course_lib.bench.convolution import bench_convolution
 from course_lib.bench.metrics import bench_metrics
+from course_lib.bench.sampling import bench_sampling
 from course_lib.bench.timing import Row
 from course_lib.bench.world import bench_world
 
@@ -11,4 +12,5 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "world": bench_world,
     "convolution": bench_convolution,
     "metrics": bench_metrics,
+    "sampling": bench_sampling,
 }

@@ -50,7 +50,7 @@ def test_an_unknown_name_is_refused(fakes, capsys):
 
 
 def test_the_registry():
-    assert set(BENCHMARKS) >= {"world", "convolution", "metrics"}
+    assert set(BENCHMARKS) >= {"world", "convolution", "metrics", "sampling"}
 
 
 def test_convolution_compares_every_way_in_both_directions(monkeypatch):
