@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m course_lib.claims", description=__doc__.splitlines()[0])
     parser.add_argument("ids", nargs="*", metavar="ID", help=f"which claims: {', '.join(CLAIMS)} (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="three or more")
+    parser.add_argument("--seeds", nargs="+", type=int, help="three or more (default: each claim's own)")
     parser.add_argument("--fresh", action="store_true", help="do not reuse the finished runs of an interrupted call")
     options = parser.parse_args(arguments)
     unknown = set(options.ids) - set(CLAIMS)

@@ -38,6 +38,7 @@ class Claim:
         better, worse, metric: the claim says that arm `better` has more of `metric` than arm `worse`,
         lower_is_better: or less of it, as with errors.
         setting: data, model and training in one line, for whoever reads only the ledger.
+        seeds: of the ledger's runs; others than 0, 1, 2 where those were looked at while the experiment was designed.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Claim:
     worse: str
     setting: str
     lower_is_better: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,19 @@ def judge(better: Sequence[float], worse: Sequence[float]) -> tuple[float, tuple
     return mean, (low, high), verdict
 
 
-def run_claim(claim: Claim, seeds: Sequence[int] = (0, 1, 2), scale: float = 1.0, keep: Path | None = None) -> Record:
+def run_claim(claim: Claim, seeds: Sequence[int] | None = None, scale: float = 1.0, keep: Path | None = None) -> Record:
     """Run all arms of a claim over all seeds and judge it.
 
     Args:
         claim: the experiment.
-        seeds: at least three, all different.
+        seeds: at least three, all different; None takes the claim's own.
         scale: share of the ledger's training steps.
         keep: a folder that remembers finished runs, so that an interrupted run goes on where it stopped.
 
     Raises:
         ValueError: fewer than three seeds, or one of them twice.
     """
+    seeds = claim.seeds if seeds is None else seeds
     if len(set(seeds)) != len(seeds) or len(seeds) < 3:
         raise ValueError(f"seeds must be three or more different ones, got {list(seeds)}")
     runs: dict[str, list[Numbers]] = {arm: [] for arm in claim.arms}

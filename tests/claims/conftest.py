@@ -2,9 +2,9 @@
 
 import pytest
 
-from course_lib.claims import convolution, metrics
+from course_lib.claims import convolution, diffusion, latents, metrics
 
-CACHED = (convolution._recognise, metrics._bias, metrics.real)
+CACHED = (convolution._recognise, metrics._bias, metrics.real, diffusion._guided, latents._data)
 
 
 @pytest.fixture
@@ -15,6 +15,12 @@ def tiny(monkeypatch):
     monkeypatch.setattr(convolution, "left_or_right", lambda split, count, seed: whole(split, min(count, 16), seed))
     for name, value in {"LEAST": 12, "COUNTS": (16, 32, 48), "DRAWS": 3}.items():
         monkeypatch.setattr(metrics, name, value)
+    for name, value in {"POINTS": 32, "BATCH": 8, "WALK": 4, "LEAST": 8, "FEW": 2}.items():
+        monkeypatch.setattr(diffusion, name, value)
+    draw = diffusion.pixel_ddpm.draw
+    monkeypatch.setattr(diffusion.pixel_ddpm, "draw", lambda *given, **how: draw(*given, **{**how, "steps": 2}))
+    for name, value in {"PICTURES": 8, "BATCH": 2, "WALK": 2, "WIDTHS": (32, 32)}.items():
+        monkeypatch.setattr(latents, name, value)
     for function in CACHED:
         function.cache_clear()
     yield

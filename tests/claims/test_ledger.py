@@ -15,7 +15,9 @@ from course_lib.claims import (
     Claim,
     __main__,
     convolution,
+    diffusion,
     judge,
+    latents,
     load_ledger,
     mean_interval,
     metrics,
@@ -168,6 +170,9 @@ def test_the_command_adds_to_the_ledger(monkeypatch, tmp_path, capsys):
         __main__.main([id, "--seeds", "1", "2", "3", "4"])
     assert list(load_ledger()) == ["one", "two"]
     assert load_ledger()["two"].seeds == [1, 2, 3, 4]
+    monkeypatch.setitem(__main__.CLAIMS, "two", dataclasses.replace(fake(heights), id="two", seeds=(1, 3, 4)))
+    __main__.main(["two"])
+    assert load_ledger()["two"].seeds == [1, 3, 4]  # its own, unless told otherwise
     assert "two: reproduced (effect +9.075, 95 %" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         __main__.main(["three"])
@@ -190,7 +195,7 @@ def test_a_claim_is_well_formed(id):
 
 
 def test_ids_are_unique():
-    assert len(CLAIMS) == len(convolution.CLAIMS) + len(metrics.CLAIMS)
+    assert len(CLAIMS) == sum(len(room.CLAIMS) for room in (convolution, diffusion, latents, metrics))
 
 
 @pytest.mark.parametrize("id", CLAIMS)
@@ -217,7 +222,7 @@ def test_the_shipped_ledger_follows_from_its_runs(id):
     for name in ("lesson", "source", "statement", "setting", "metric", "better", "worse", "lower_is_better"):
         assert getattr(record, name) == getattr(claim, name), f"{name} changed: run `make claims`"
     assert set(record.runs) == set(claim.arms)
-    assert len(set(record.seeds)) == len(record.seeds) >= 3
+    assert record.seeds == list(claim.seeds) and len(set(record.seeds)) == len(record.seeds) >= 3
     assert all(len(runs) == len(record.seeds) for runs in record.runs.values())
     sign = -1 if record.lower_is_better else 1
     values = [[sign * value for value in record.values(arm)] for arm in (record.better, record.worse)]
