@@ -22,13 +22,14 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = set(options.ids) - set(CLAIMS)
     if unknown:
         parser.error(f"unknown claims {sorted(unknown)}; known are {', '.join(CLAIMS)}")
-    records = load_ledger() if (data_dir() / "claims.json").exists() else {}
     keep = None if options.fresh else data_dir().parent / "build" / "claims" / _digest()
     for id in options.ids or CLAIMS:
-        records[id] = run_claim(CLAIMS[id], options.seeds, keep=keep)
-        save_ledger(records)
-        low, high = records[id].interval
-        print(f"{id}: {records[id].verdict} (effect {records[id].effect:+.3f}, 95 % [{low:+.3f}, {high:+.3f}])")
+        record = run_claim(CLAIMS[id], options.seeds, keep=keep)
+        # Read only now: another process may have written what it found meanwhile
+        records = load_ledger() if (data_dir() / "claims.json").exists() else {}
+        save_ledger(records | {id: record})
+        low, high = record.interval
+        print(f"{id}: {record.verdict} (effect {record.effect:+.3f}, 95 % [{low:+.3f}, {high:+.3f}])")
 
 
 def _digest() -> str:

@@ -179,6 +179,20 @@ def test_the_command_adds_to_the_ledger(monkeypatch, tmp_path, capsys):
     assert "unknown claims ['three']" in capsys.readouterr().err
 
 
+def test_what_another_process_found_meanwhile_stays(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    other = run_claim(fake(heights), seeds=(1, 2, 3))
+
+    def slow(*arguments):
+        save_ledger({"other": dataclasses.replace(other, id="other")})
+        return heights(*arguments)
+
+    monkeypatch.setitem(__main__.CLAIMS, "one", dataclasses.replace(fake(slow), id="one"))
+    __main__.main(["one", "--seeds", "1", "2", "3"])
+    assert set(load_ledger()) == {"one", "other"}
+
+
 # The claims of the course
 
 
