@@ -99,7 +99,7 @@ def _ends(arm: str, seed: int, scale: float) -> Numbers:
     history = fit(model, batch, loss, steps=steps, lr=LEARNING_RATE, **options)
     generator = torch.Generator().manual_seed(10_000 + seed)
     x, data = initial_noise((POINTS, 2), generator), spiral(POINTS, generator)
-    *_, last = ddim(model.eval(), scheduler, x, steps=WALK)
+    *_, last = ddim(model.cpu().eval(), scheduler, x, steps=WALK)
     distance = energy_distance(last.x, data)
     tail = [step.loss for step in history[-100:]]
     return {

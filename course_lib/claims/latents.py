@@ -148,13 +148,15 @@ def obeyed(model: TextToImage, space: str, prompts: list[str], seed: int) -> flo
     space: a key of `SPACES`. prompts: image captions. seed: of the initial noise.
     """
     where, generator, parts = SPACES[space], torch.Generator().manual_seed(seed), []
-    known = guided(model.eval(), tokenize([""]), GUIDANCE)
+    device = model.unet.device  # where training has left it
+    known = guided(model.eval(), tokenize([""]).to(device), GUIDANCE)
     for start in range(0, len(prompts), 64):
         some = prompts[start : start + 64]
-        x = initial_noise((len(some), where.channels, where.size, where.size), generator)
-        with runtime.autocast(x.device):
-            *_, last = sample(known, where.scheduler, x, tokenize(some), steps=WALK, generator=generator)
-        parts.append(where.leave(last.x.float()))
+        x = initial_noise((len(some), where.channels, where.size, where.size), generator).to(device)
+        with runtime.autocast(device):
+            tokens = tokenize(some).to(device)
+            *_, last = sample(known, where.scheduler, x, tokens, steps=WALK, generator=generator)
+        parts.append(where.leave(last.x.float().cpu()))
     return judged(torch.cat(parts)[:, :, None], prompts)["everything named, judge"]
 
 
@@ -167,13 +169,14 @@ def _spaces(arm: str, seed: int, scale: float) -> Numbers:
     start, subjects = time.perf_counter(), tuple(pixel_ddpm.CLASSES)
     torch.manual_seed(seed)
     model = TextToImage(Tower(), SPACES[arm])
-    seconds = learn(model, arm, subjects, seed, max(2, round(STEPS * scale)))
-    prompts = _prompts(max(8, round(PROMPTS * scale)), 1000 + seed, subjects=subjects)
     where = SPACES[arm]
     x, text = torch.zeros(1, where.channels, where.size, where.size), torch.zeros(1, 32, WIDTH)
+    flops = count_flops(model.unet, x, torch.zeros(1), text)
+    seconds = learn(model, arm, subjects, seed, max(2, round(STEPS * scale)))
+    prompts = _prompts(max(8, round(PROMPTS * scale)), 1000 + seed, subjects=subjects)
     return {
         "share of prompts obeyed": obeyed(model, arm, prompts, seed),
-        "GFLOP a picture and step": count_flops(model.unet, x, torch.zeros(1), text) / 1e9,
+        "GFLOP a picture and step": flops / 1e9,
         "seconds a training step": seconds,
         "parameters": float(count_parameters(model)),
         "minutes": (time.perf_counter() - start) / 60,
