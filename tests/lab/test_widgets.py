@@ -60,6 +60,7 @@ def test_other_results_follow_their_labels(shown, capsys):
 
 
 def test_figures_are_shown_in_their_place_and_closed(shown):
+    plt.close("all")  # what other tests of this process have left open
     widgets.explore(lambda n: plt.figure(), n=(1, 2))
     widgets.explore(lambda n: plt.figure() and None, n=(1, 2))
     assert [repr(thing) for thing in shown] == ["n = 1", "[picture: n = 1]", "n = 2", "[picture: n = 2]"] * 2
