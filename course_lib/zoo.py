@@ -30,7 +30,7 @@ SUMS = "SHA256SUMS"
 CARD, NUMBERS = "README.md", "evaluation.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # run whatever code they hold when they are opened
 # Models of this course: saved by diffusers' ModelMixin, which writes the class' name only
-COURSE_CLASSES = {"VideoClassifier": "course_lib.nn.classifier"}
+COURSE_CLASSES = {"VideoClassifier": "course_lib.nn.classifier", "VideoUNet": "course_lib.nn.unet"}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from course_lib.bench.convolution import bench_convolution
 from course_lib.bench.metrics import bench_metrics
 from course_lib.bench.sampling import bench_sampling
 from course_lib.bench.timing import Row
+from course_lib.bench.unet import bench_unet
 from course_lib.bench.world import bench_world
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -13,4 +14,5 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "convolution": bench_convolution,
     "metrics": bench_metrics,
     "sampling": bench_sampling,
+    "unet": bench_unet,
 }

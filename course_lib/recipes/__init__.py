@@ -1,6 +1,6 @@
 """One file per shipped checkpoint, and the engine that runs them all: `python -m course_lib.recipes NAME`."""
 
-from course_lib.recipes import features, judge, mini_clip, mini_sd, mini_vae, pixel_ddpm
+from course_lib.recipes import features, judge, mini_clip, mini_sd, mini_vae, pixel_ddpm, vdm
 from course_lib.recipes.recipe import Recipe, Settings, run_recipe
 
 _ALL = (
@@ -10,6 +10,7 @@ _ALL = (
     pixel_ddpm.RECIPE,
     mini_vae.RECIPE,
     mini_sd.RECIPE,
+    vdm.RECIPE,
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 

@@ -1,0 +1,216 @@
+"""A U-Net for video that sees space and time one after the other: the network of Video Diffusion Models.
+
+An image U-Net, to which every frame is a picture of its own, with attention over time wherever it has attention over
+space. At first that attention adds nothing: the network is its own image network, frame by frame.
+
+Ho et al. 2022, "Video Diffusion Models", arXiv 2204.03458, section 3.
+Saharia et al. 2022, "Imagen", arXiv 2205.11487 (extra channels, noise-conditioning augmentation).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
+from jaxtyping import Bool, Float, Real
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from course_lib.nn.attention import SpatialAttention, TemporalAttention, TextAttention, apart
+
+GROUPS = 8  # of every GroupNorm, whose statistics are those of one frame
+
+
+class Circumstances(NamedTuple):
+    """What every block is told: a vector for each frame of each clip, the text, and which frame may see which."""
+
+    embedding: Float[Tensor, "bf d"]
+    text: Float[Tensor, "b *each l d"] | None
+    mask: Bool[Tensor, "b f f"] | None
+
+
+class Stage(nn.Module):
+    """A residual block of 1x3x3 convolutions, then attention over space, text and time, if it has any.
+
+    embedding: width of the vector that carries timestep and the like. text_width: None for no text.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, embedding: int, attention: bool, text_width: int | None,
+        head_width: int, positions: str,
+    ):  # fmt: skip
+        super().__init__()
+        groups = {"groups": math.gcd(GROUPS, channels_in), "groups_out": math.gcd(GROUPS, channels)}
+        self.residual = ResnetBlock2D(
+            in_channels=channels_in,
+            out_channels=channels,
+            temb_channels=embedding,
+            time_embedding_norm="scale_shift",
+            **groups,
+        )
+        self.spatial = SpatialAttention(channels, head_width) if attention else None
+        self.textual = TextAttention(channels, text_width, head_width) if attention and text_width else None
+        self.temporal = TemporalAttention(channels, head_width, positions) if attention else None
+        self.gradient_checkpointing = False  # diffusers' enable_gradient_checkpointing sets it
+
+    def forward(self, frames: Float[Tensor, "bf c_in h w"], told: Circumstances, b: int) -> Float[Tensor, "bf c h w"]:
+        """b: how many clips the frames belong to."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self._forward, frames, told, b)
+        return self._forward(frames, told, b)
+
+    def _forward(self, frames: Tensor, told: Circumstances, b: int) -> Tensor:
+        frames = self.residual(frames, told.embedding)
+        if self.temporal is None:
+            return frames
+        video = frames.unflatten(0, (b, -1)).transpose(1, 2)  # b c f h w, nothing is copied
+        video = self.spatial(video)
+        if self.textual is not None:
+            video = self.textual(video, told.text)
+        video = self.temporal(video, told.mask)
+        return video.transpose(1, 2).flatten(0, 1)
+
+
+class VideoUNet(ModelMixin, ConfigMixin):
+    """(noisy clip, timestep, text …) to a prediction of the clip's shape, for any number of frames.
+
+    in_channels: of what is denoised. out_channels: None for as many. extra_channels: of `extra`, see `forward`.
+    widths: channels per level, multiples of head_width where there is attention; every level but the last halves the
+    frame. layers: stages per level, down and up. attention: whether a level has attention over space, text and time,
+    one for each level. text_width: of the text's vectors; None for a network without text. positions: in time, see
+    `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. frame_rate,
+    noise_level: whether it is told these. Raises ValueError for levels that do not match, or widths.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        extra_channels: int = 0,
+        widths: Sequence[int] = (64, 128, 256),
+        layers: int = 1,
+        attention: Sequence[bool] = (False, True, True),
+        text_width: int | None = None,
+        head_width: int = 32,
+        positions: str = "relative",
+        patch: int = 1,
+        frame_rate: bool = False,
+        noise_level: bool = False,
+    ):
+        super().__init__()
+        if len(widths) != len(attention):
+            raise ValueError(f"attention: expected one for each of {len(widths)} widths, got {len(attention)}")
+        embedding, square = 2 * widths[0], patch**2
+
+        def stage(channels_in: int, channels: int, attends: bool) -> Stage:
+            return Stage(channels_in, channels, embedding, attends, text_width, head_width, positions)
+
+        self.waves = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.embed_time = TimestepEmbedding(widths[0], embedding)
+        self.embed_rate = TimestepEmbedding(widths[0], embedding) if frame_rate else None
+        self.embed_level = TimestepEmbedding(widths[0], embedding) if noise_level else None
+        self.conv_in = nn.Conv2d((in_channels + extra_channels) * square, widths[0], 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        before = widths[0]
+        for level, (width, attends) in enumerate(zip(widths, attention, strict=True)):
+            last = level == len(widths) - 1
+            self.down.append(nn.ModuleList(stage(width if k else before, width, attends) for k in range(layers)))
+            self.shrink.append(nn.Identity() if last else Downsample2D(width, use_conv=True, name="op"))
+            self.up.append(nn.ModuleList(stage(2 * width, width, attends) for _ in range(layers)))
+            self.grow.append(
+                nn.Identity() if last else Upsample2D(widths[level + 1], use_conv=True, out_channels=width)
+            )
+            before = width
+        self.middle = stage(widths[-1], widths[-1], attention[-1])
+        self.norm_out = nn.GroupNorm(math.gcd(GROUPS, widths[0]), widths[0])
+        self.conv_out = nn.Conv2d(widths[0], (out_channels or in_channels) * square, 3, padding=1)
+
+    def forward(
+        self,
+        sample: Float[Tensor, "b c f h w"],
+        timestep: Real[Tensor, "b"],
+        encoder_hidden_states: Float[Tensor, "b *each l d"] | None = None,
+        *,
+        frame_rate: Real[Tensor, "b"] | None = None,
+        extra: Float[Tensor, "b c_extra f h w"] | None = None,
+        noise_level: Real[Tensor, "b"] | None = None,
+        alone: Bool[Tensor, "b f"] | None = None,
+    ) -> UNet3DConditionOutput:
+        """Returns an output whose `sample` is the prediction, (b, c_out, f, h, w).
+
+        sample: noisy, h and w multiples of `patch`. timestep: one for each clip. encoder_hidden_states: the text,
+        (b, l, d), or (b, f, l, d) if frames have texts of their own. frame_rate: frames per second; None: unknown.
+        extra: clean channels beside the noisy ones, such as given frames with their mask, or a clip of lower
+        resolution, made large. noise_level: how much noise was added to `extra`. alone: which frames are pictures of
+        their own, as in joint training: no layer lets them see others, or others them.
+        Raises ValueError for a size that is not whole patches, for what a configuration needs and did not get, and for
+        what it got and does not know.
+        """
+        self._check(sample, encoder_hidden_states, frame_rate, extra, noise_level)
+        b, _, f, h, w = sample.shape
+        told = Circumstances(
+            self._embedding(timestep, frame_rate, noise_level, sample.dtype).repeat_interleave(f, dim=0),
+            encoder_hidden_states,
+            None if alone is None else apart(alone),
+        )
+        video = sample if extra is None else torch.cat([sample, extra], dim=1)
+        frames = video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
+        frames = self._walk(self.conv_in(F.pixel_unshuffle(frames, self.config.patch)), told, b)
+        frames = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(frames))), self.config.patch)
+        return UNet3DConditionOutput(sample=frames.unflatten(0, (b, f)).transpose(1, 2))
+
+    def _walk(self, frames: Tensor, told: Circumstances, b: int) -> Tensor:
+        """Down, across and up again; what each stage on the way down has found is seen again on the way up."""
+        kept = []
+        for stages, shrink in zip(self.down, self.shrink, strict=True):
+            for stage in stages:
+                frames = stage(frames, told, b)
+                kept.append(frames)
+            frames = shrink(frames)
+        frames = self.middle(frames, told, b)
+        for stages, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
+            if isinstance(grow, Upsample2D):
+                frames = grow(frames, output_size=kept[-1].shape[-2:])  # odd sizes were rounded up
+            for stage in stages:
+                frames = stage(torch.cat([frames, kept.pop()], dim=1), told, b)
+        return frames
+
+    def _embedding(self, timestep, frame_rate, noise_level, dtype: torch.dtype) -> Float[Tensor, "b d"]:
+        """One vector of everything that is a number."""
+        embedding = self.embed_time(self.waves(timestep).to(dtype))
+        for embed, number in ((self.embed_rate, frame_rate), (self.embed_level, noise_level)):
+            if number is not None:
+                embedding = embedding + embed(self.waves(number).to(dtype))
+        return embedding
+
+    def _check(self, sample, text, frame_rate, extra, noise_level) -> None:
+        config, (b, channels, f, h, w) = self.config, sample.shape
+        if channels != config.in_channels or f < 1:
+            raise ValueError(f"sample: expected {config.in_channels} channels and frames, got {tuple(sample.shape)}")
+        if h % config.patch or w % config.patch:
+            raise ValueError(f"sample: expected height and width divisible by {config.patch}, got {h} x {w}")
+        if (text is None) != (config.text_width is None):
+            wanted = "none" if config.text_width is None else f"a text of width {config.text_width}"
+            raise ValueError(f"encoder_hidden_states: expected {wanted}, got {_shape(text)}")
+        if text is not None and (text.shape[-1] != config.text_width or text.shape[:-2] not in ((b,), (b, f))):
+            known = f"({b}, l, {config.text_width}) or ({b}, {f}, l, {config.text_width})"
+            raise ValueError(f"encoder_hidden_states: expected {known}, got {_shape(text)}")
+        wanted = (b, config.extra_channels, f, h, w) if config.extra_channels else None
+        if (None if extra is None else tuple(extra.shape)) != wanted:
+            raise ValueError(f"extra: expected {wanted or 'none'}, got {_shape(extra)}")
+        for name, number in (("frame_rate", frame_rate), ("noise_level", noise_level)):
+            if number is not None and not config[name]:
+                raise ValueError(f"{name}: this network was made without; expected None, got {number}")
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))

@@ -1,0 +1,201 @@
+"""VDM: a U-Net for video denoises whole clips; pictures help it learn, and a gradient lets it go on where a clip ends.
+
+Reads top to bottom: the network, the noise, joint training, sampling, and what is known of a clip beforehand: the
+replacement method, reconstruction guidance, longer videos, more frames, more pixels.
+
+Ho et al. 2022, "Video Diffusion Models", arXiv 2204.03458.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from diffusers import DDIMScheduler, SchedulerMixin
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from course_lib.diffusion import (
+    Model,
+    estimate,
+    initial_noise,
+    level_at,
+    prediction_type,
+    sample,
+)
+from course_lib.nn.unet import VideoUNet
+
+Measure = Callable[[Tensor], Tensor]  # from a clip to what is known of it; differentiable
+
+# The network and its noise
+
+
+def build_unet(text_width: int | None = 128, widths: Sequence[int] = (128, 128), patch: int = 4) -> VideoUNet:
+    """An untrained U-Net for RGB clips, with attention over space, text and time on every level.
+
+    text_width: of the text's vectors; None for none. widths: channels per level, multiples of 32. patch: pixels of a
+    side that are taken together; clips of 32x32 pixels then cost it what latents of 8x8 would.
+    """
+    attention = (True,) * len(widths)
+    return VideoUNet(widths=tuple(widths), attention=attention, text_width=text_width, patch=patch, frame_rate=True)
+
+
+def build_schedule(prediction_type: str = "v_prediction") -> SchedulerMixin:
+    """A thousand noise levels on the cosine schedule; estimates of x0 are clipped to [-1, 1] while sampling.
+
+    prediction_type: what the U-Net answers, see `diffusion.prediction_type`.
+    """
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type, timestep_spacing="trailing"
+    )
+
+
+def as_model(unet: VideoUNet) -> Model:
+    """The U-Net as diffusion/ knows a model: (x, t, {"text", "frame_rate" and whatever else it takes}) to a prediction.
+
+    Without text it is called with no "text", or None for all of the conditioning.
+    """
+
+    def model(x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor] | None) -> Tensor:
+        told = dict(conditioning or {})
+        return unet(x, t, told.pop("text", None), **told).sample
+
+    return model
+
+
+# Joint training on clips and pictures: section 3.3
+
+
+def with_pictures(
+    video: Float[Tensor, "b c f h w"],
+    text: Float[Tensor, "b l d"],
+    pictures: Float[Tensor, "b n c h w"],
+    captions: Float[Tensor, "b n l d"],
+) -> tuple[Float[Tensor, "b c frames h w"], dict[str, Tensor]]:
+    """Clips with n pictures of their own appended to each, and what the network has to be told of them.
+
+    pictures: of anything, best of other clips. captions: their texts, beside that of the clip. Returns f + n frames,
+    and conditioning: "text", a text for each frame, and "alone", which frames are pictures.
+    """
+    frames, count = video.shape[2], pictures.shape[1]
+    together = torch.cat([video, pictures.transpose(1, 2)], dim=2)  # b c (f + n) h w
+    texts = torch.cat([text[:, None].expand(-1, frames, -1, -1), captions], dim=1)  # b (f + n) l d
+    alone = torch.arange(frames + count, device=video.device) >= frames
+    return together, {"text": texts, "alone": alone.expand(len(video), -1)}
+
+
+# What is known of a clip beforehand: section 3.1
+
+
+def replacement(
+    model: Model, scheduler: SchedulerMixin, known: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "f"]
+) -> Model:
+    """The model, but what it says of known frames is what is known: the replacement method. Song et al. 2021.
+
+    The sampler then leads those frames along q(x_s | x_t, x0), from which the paper draws them (section 3.1), and the
+    others see them at their own noise level; but nobody asks what the model itself would have made of the known ones.
+    known: clean; what stands in other frames does not matter. mask: which frames are known.
+    """
+    kind = prediction_type(scheduler)
+
+    def wrapped(x: Tensor, t: Tensor, conditioning: object) -> Tensor:
+        level = level_at(scheduler, t)
+        said = estimate(kind, model(x, t, conditioning).to(x.dtype), x, level)
+        x0 = torch.where(mask[:, None, None].to(x.device), known.to(x), said.x0)
+        return estimate("sample", x0, x, level).of(kind)
+
+    return wrapped
+
+
+def reconstruction(
+    model: Model,
+    scheduler: SchedulerMixin,
+    known: Float[Tensor, "b *axes"],
+    measure: Measure,
+    weight: float | int = 2.0,
+) -> Model:
+    """The model, led to where its own estimate agrees with what is known: reconstruction guidance. Equations 7 and 8.
+
+    x0 - weight · signal / 2 · ∇ ‖known - measure(x0)‖², with the gradient by x_t, through the network.
+    known: what is known of the clean clip. measure: from a clip to that of it, such as `lambda clip: clip[:, :, :8]`.
+    weight: w_r of the paper; 0 is the model itself, at the cost of two.
+    """
+    kind = prediction_type(scheduler)
+
+    def wrapped(x: Tensor, t: Tensor, conditioning: object) -> Tensor:
+        level = level_at(scheduler, t)
+        with torch.enable_grad():  # samplers record none
+            x = x.detach().requires_grad_()
+            x0 = estimate(kind, model(x, t, conditioning).to(x.dtype), x, level).x0
+            error = (known.to(x) - measure(x0)).square().sum()
+            (gradient,) = torch.autograd.grad(error, x)
+        signal, _ = level.beside(x)
+        x0 = (x0 - weight * signal / 2 * gradient).detach()
+        return estimate("sample", x0, x.detach(), level).of(kind)
+
+    return wrapped
+
+
+def first(frames: int, shown: int) -> Bool[Tensor, "f"]:
+    """A mask of known frames: the first `shown` of so many."""
+    return torch.arange(frames) < shown
+
+
+def every(frames: int, step: int) -> Bool[Tensor, "f"]:
+    """A mask of known frames: each `step`-th, from the first."""
+    return torch.arange(frames) % step == 0
+
+
+def with_frames(
+    model: Model,
+    scheduler: SchedulerMixin,
+    known: Float[Tensor, "b c f h w"],
+    mask: Bool[Tensor, "f"],
+    weight: float | int | None = 2.0,
+) -> Model:
+    """The model for clips of which some frames are known. Section 3.1.
+
+    known, mask: see `replacement`, which is always done. weight: of `reconstruction`, done before it; None for none.
+    """
+    if weight is not None:
+        model = reconstruction(
+            model, scheduler, known[:, :, mask], lambda clip: clip[:, :, mask.to(clip.device)], weight
+        )
+    return replacement(model, scheduler, known, mask)
+
+
+def shrunk(factor: int) -> Measure:
+    """From a clip to one of lower resolution: the mean of factor x factor pixels."""
+    return lambda clip: F.avg_pool3d(clip, (1, factor, factor))
+
+
+def extend(
+    model: Model,
+    scheduler: SchedulerMixin,
+    clip: Float[Tensor, "b c f h w"],
+    conditioning: object,
+    *,
+    frames: int,
+    past: int = 8,
+    weight: float | int | None = 2.0,
+    steps: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "b c frames h w"]:
+    """A longer clip, block by block: each begins with the last `past` frames that there are. Section 3.1.
+
+    clip: its beginning, as many frames as the network makes at once. conditioning: of every block. frames: how many in
+    the end. past: frames of the clip's end that a block is shown, fewer than it has. weight: see `with_frames`.
+    steps: of each block. Raises ValueError for no longer clip, or for `past` out of range.
+    """
+    block = clip.shape[2]
+    if not 1 <= past < block:
+        raise ValueError(f"past: expected 1 to {block - 1} of {block} frames, got {past}")
+    if frames <= block:
+        raise ValueError(f"frames: expected more than the {block} that there are, got {frames}")
+    mask = first(block, past)
+    while clip.shape[2] < frames:
+        known = F.pad(clip[:, :, -past:], (0, 0, 0, 0, 0, block - past))
+        aware = with_frames(model, scheduler, known, mask, weight)
+        x = initial_noise(clip.shape[:2] + (block,) + clip.shape[3:], generator).to(clip)
+        *_, last = sample(aware, scheduler, x, conditioning, steps=steps, generator=generator)
+        clip = torch.cat([clip, last.x[:, :, past:]], dim=2)
+    return clip[:, :, :frames]

@@ -1,0 +1,212 @@
+"""VideoUNet: its own image network at first, leak tests, any size, and a folder that it survives."""
+
+import pytest
+import torch
+from torch import nn
+
+from course_lib.nn.attention import POSITIONS, TemporalAttention
+from course_lib.nn.unet import VideoUNet
+
+SMALL = {"widths": (16, 24), "attention": (True, True), "head_width": 8}
+TOLD = {"text_width": 6, "frame_rate": True, "noise_level": True, "extra_channels": 2}
+
+
+def build(awake=False, seed=0, **options):
+    """A small float64 network; awake: its temporal layers add something."""
+    torch.manual_seed(seed)
+    unet = VideoUNet(**SMALL | options).double().eval()
+    if awake:
+        for layer in temporal(unet):
+            nn.init.normal_(layer.to_out.weight, std=0.5)
+            nn.init.normal_(layer.to_out.bias, std=0.5)
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias.table)
+    return unet
+
+
+def temporal(unet):
+    return [layer for layer in unet.modules() if isinstance(layer, TemporalAttention)]
+
+
+def clip(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(b=2, f=4, size=8, **changes):
+    """Everything that a network made with `TOLD` takes."""
+    return {
+        "sample": clip(b, 3, f, size, size),
+        "timestep": torch.tensor([10, 500])[:b],
+        "encoder_hidden_states": clip(b, 5, 6, seed=1),
+        "frame_rate": torch.tensor([8.0, 16.0])[:b],
+        "extra": clip(b, 2, f, size, size, seed=2),
+        "noise_level": torch.tensor([100, 0])[:b],
+    } | changes
+
+
+def frame_by_frame(unet, given):
+    """The network on every frame as a clip of one."""
+    parts = []
+    for k in range(given["sample"].shape[2]):
+        one = given | {name: given[name][:, :, k : k + 1] for name in ("sample", "extra")}
+        if given["encoder_hidden_states"].ndim == 4:
+            one["encoder_hidden_states"] = given["encoder_hidden_states"][:, k]
+        parts.append(unet(**one).sample)
+    return torch.cat(parts, dim=2)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_at_first_it_is_its_own_image_network(positions, patch, training):
+    unet, given = build(positions=positions, patch=patch, **TOLD).train(training), inputs()
+    torch.testing.assert_close(unet(**given).sample, frame_by_frame(unet, given), atol=1e-12, rtol=1e-12)
+
+
+def test_once_awake_it_sees_other_frames():
+    unet, given = build(awake=True, **TOLD), inputs()
+    assert (unet(**given).sample - frame_by_frame(unet, given)).abs().max() > 1e-2
+
+
+def test_after_two_steps_every_parameter_has_moved():
+    # One step is not enough: behind a zero only the zero has a gradient
+    unet, given = build(**TOLD), inputs()
+    before = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
+    for _ in range(2):
+        unet(**given).sample.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    # A bias beyond the clip's length, or a distance that occurs nowhere, has no gradient
+    still = [name for name, parameter in unet.named_parameters() if torch.equal(parameter, before[name])]
+    assert still == []
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_pictures_do_not_leak_into_clips_or_into_each_other(positions):
+    unet = build(awake=True, positions=positions, text_width=6)
+    sample, text = clip(1, 3, 6, 8, 8), clip(1, 6, 5, 6, seed=1)
+    alone = torch.tensor([[False, False, True, False, True, True]])
+    base = unet(sample, torch.tensor([10]), text, alone=alone).sample
+    for changed in range(6):
+        other = sample.clone()
+        other[:, :, changed] += 1
+        difference = (unet(other, torch.tensor([10]), text, alone=alone).sample - base).abs().amax(dim=(0, 1, 3, 4))
+        touched = {changed} if alone[0, changed] else {0, 1, 3}
+        assert {k for k in range(6) if difference[k] > 0} == touched
+
+
+def test_the_mask_reaches_every_temporal_layer():
+    unet, seen = build(awake=True, widths=(16, 24, 16), attention=(True, False, True), layers=2), []
+    for layer in temporal(unet):
+        layer.register_forward_hook(lambda module, given, output: seen.append(given[1]))
+    alone = torch.tensor([[False, True, True]])
+    unet(clip(1, 3, 3, 8, 8), torch.tensor([1]), alone=alone)
+    assert len(seen) == len(temporal(unet)) == 9  # 2 levels with 2 + 2, and the middle
+    expected = torch.tensor([[True, False, False], [False, True, False], [False, False, True]])
+    assert all(torch.equal(mask[0], expected) for mask in seen)
+
+
+def test_pictures_appended_leave_the_clip_as_it_was_and_are_clips_of_one_frame():
+    unet, given = build(awake=True, **TOLD), inputs(f=5)
+    given["encoder_hidden_states"] = clip(2, 5, 5, 6, seed=4)  # a text for each frame
+    alone = torch.tensor([[False, False, False, True, True]] * 2)
+    together = unet(**given, alone=alone).sample
+    short = given | {name: given[name][:, :, :3] for name in ("sample", "extra")}
+    short["encoder_hidden_states"] = given["encoder_hidden_states"][:, :3]
+    torch.testing.assert_close(together[:, :, :3], unet(**short).sample)
+    torch.testing.assert_close(together[:, :, 3:], frame_by_frame(unet, given)[:, :, 3:])
+
+
+def test_without_positions_a_shuffled_clip_gives_the_shuffled_result():
+    order = torch.tensor([2, 0, 3, 1])
+    for positions in POSITIONS:
+        unet, x, t = build(awake=True, positions=positions), clip(1, 3, 4, 8, 8), torch.tensor([5])
+        difference = (unet(x[:, :, order], t).sample - unet(x, t).sample[:, :, order]).abs().max()
+        assert difference < 1e-12 if positions == "none" else difference > 1e-3
+
+
+@pytest.mark.parametrize("frames, height, width", [(1, 8, 8), (3, 6, 10), (7, 14, 4), (2, 5, 7)])
+def test_any_number_of_frames_and_any_size(frames, height, width):
+    unet = build(awake=True, widths=(8, 8, 8), attention=(False, True, True))
+    assert unet(clip(1, 3, frames, height, width), torch.tensor([1])).sample.shape == (1, 3, frames, height, width)
+
+
+def test_one_text_for_all_frames_is_the_same_as_for_each():
+    unet, given = build(awake=True, **TOLD), inputs()
+    each = given | {"encoder_hidden_states": given["encoder_hidden_states"][:, None].expand(-1, 4, -1, -1)}
+    torch.testing.assert_close(unet(**given).sample, unet(**each).sample)
+
+
+@pytest.mark.parametrize("name", ["encoder_hidden_states", "frame_rate", "extra", "noise_level", "timestep"])
+def test_everything_it_is_told_matters_and_only_to_its_own_clip(name):
+    unet, given = build(**TOLD), inputs()
+    other = given | {name: given[name] * torch.tensor([1, 2]).view(-1, *[1] * (given[name].ndim - 1))}
+    if name == "noise_level":
+        other[name] = torch.tensor([100, 50])
+    difference = (unet(**other).sample - unet(**given).sample).abs().amax(dim=(1, 2, 3, 4))
+    assert difference[0] == 0 and difference[1] > 1e-6
+
+
+def test_rows_of_a_batch_do_not_meet():
+    unet, given = build(awake=True, **TOLD), inputs()
+    rows = [unet(**{name: value[k : k + 1] for name, value in given.items()}).sample for k in range(2)]
+    torch.testing.assert_close(unet(**given).sample, torch.cat(rows))
+
+
+def test_out_channels_may_be_others():
+    assert build(out_channels=6)(clip(1, 3, 2, 8, 8), torch.tensor([1])).sample.shape == (1, 6, 2, 8, 8)
+
+
+def test_it_survives_a_folder(tmp_path):
+    unet, given = build(awake=True, **TOLD), inputs()
+    unet.save_pretrained(tmp_path)
+    again = VideoUNet.from_pretrained(tmp_path).double()
+    # stored as it is; from_pretrained has read it in float32
+    torch.testing.assert_close(again(**given).sample, unet.float().double()(**given).sample)
+    assert again.config.widths == [16, 24] and again.config.text_width == 6
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    found = []
+    for checkpointed in (False, True):
+        unet, given = build(awake=True, **TOLD).train(), inputs()
+        if checkpointed:
+            unet.enable_gradient_checkpointing()
+        unet(**given, alone=torch.tensor([[False, False, False, True]] * 2)).sample.square().mean().backward()
+        found.append([parameter.grad for parameter in unet.parameters()])
+    assert unet.is_gradient_checkpointing
+    for plain, replayed in zip(*found, strict=True):
+        torch.testing.assert_close(plain, replayed)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sample": clip(2, 4, 4, 8, 8)}, r"sample: expected 3 channels and frames, got \(2, 4, 4, 8, 8\)"),
+        (
+            {"sample": clip(2, 3, 4, 9, 8), "extra": clip(2, 2, 4, 9, 8)},
+            "sample: expected height and width divisible by 2, got 9 x 8",
+        ),
+        ({"encoder_hidden_states": None}, "encoder_hidden_states: expected a text of width 6, got none"),
+        ({"encoder_hidden_states": clip(2, 5, 7)}, r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 5, 7\)"),
+        ({"encoder_hidden_states": clip(2, 3, 5, 6)}, r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 3, 5, 6\)"),
+        ({"extra": None}, r"extra: expected \(2, 2, 4, 8, 8\), got none"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(patch=2, **TOLD)(**inputs() | changes)
+
+
+def test_what_it_was_not_made_for_is_refused():
+    plain, x, t = build(), clip(1, 3, 2, 8, 8), torch.tensor([1])
+    for name in ("frame_rate", "noise_level"):
+        with pytest.raises(ValueError, match=f"{name}: this network was made without"):
+            plain(x, t, **{name: t})
+    with pytest.raises(ValueError, match=r"encoder_hidden_states: expected none, got \(1, 5, 6\)"):
+        plain(x, t, clip(1, 5, 6))
+    with pytest.raises(ValueError, match=r"extra: expected none, got \(1, 1, 2, 8, 8\)"):
+        plain(x, t, extra=clip(1, 1, 2, 8, 8))
+    with pytest.raises(ValueError, match="attention: expected one for each of 2 widths, got 1"):
+        VideoUNet(widths=(8, 8), attention=(True,))

@@ -1,0 +1,145 @@
+"""vdm's recipe: its batches, what it may not see, its clips, and what is measured."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from course_lib.diffusion import level_at
+from course_lib.nn.unet import VideoUNet
+from course_lib.papers.vdm import build_unet
+from course_lib.recipes import vdm
+from course_lib.recipes.mini_clip import tokenize
+from course_lib.recipes.mini_sd import text_tower
+from course_lib.recipes.recipe import Settings
+from course_lib.world import Sampler, part_of, render
+
+SMALL = Settings(steps=3, batch=2, lr=1e-3, options={"picture steps": 2, "pictures a step": 3})
+
+
+@pytest.fixture(autouse=True)
+def few_clips(monkeypatch):
+    """Enough for these tests: two chunks of twelve clips."""
+    monkeypatch.setattr(vdm, "CHUNK", 12)
+    monkeypatch.setattr(vdm, "CHUNKS", 2)
+    vdm.chunk.cache_clear()
+    yield
+    vdm.chunk.cache_clear()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build_unet(widths=(32, 32)).eval().requires_grad_(False)
+
+
+def clean(batch):
+    """x0 = signal x_t - noise v."""
+    signal, noise = level_at(vdm.SCHEDULE, batch["t"]).beside(batch["x_t"])
+    return signal * batch["x_t"] - noise * batch["target"]
+
+
+def test_a_chunk_holds_its_scenes_at_their_rates_with_their_captions():
+    video, rates, tokens, image_tokens = vdm.chunk(1)
+    sampler = Sampler("train", seed=61, **vdm.SCENES)
+    assert video.shape == (12, 3, 16, 32, 32) and video.dtype == torch.uint8
+    for row in (0, 4, 5, 11):
+        rate = vdm.RATES[row % 6]
+        clip = render([sampler(12 + row)], size=32, fps=rate, anytime=True)
+        assert rates[row] == rate
+        assert (vdm._unpacked(video[row]) - clip.video[0]).abs().max() <= 1 / 127
+        assert torch.equal(tokens[row], tokenize(clip.paraphrases)[0])
+        assert torch.equal(image_tokens[row], tokenize(clip.image_paraphrases)[0])
+
+
+def test_it_learns_only_from_what_generators_may_see():
+    sampler = Sampler("train", seed=61, **vdm.SCENES)
+    scenes = [sampler(index) for index in range(200)]
+    assert all(part_of(scene.subject, scene.motion) == "seen" and scene.subject in vdm.CLASSES for scene in scenes)
+    assert all(scene.variant % 2 == 0 for scene in scenes)  # the training split
+
+
+def test_first_come_pictures_then_clips_with_pictures():
+    first, then = vdm.batches(1, SMALL), vdm.batches(2, SMALL)
+    assert first["x_t"].shape == (3, 3, 1, 32, 32) and first["text"].shape == (3, 32, 128)
+    assert set(first) == {"x_t", "t", "target", "weight", "text"}
+    assert then["x_t"].shape == (2, 3, 20, 32, 32) and then["text"].shape == (2, 20, 32, 128)
+    assert then["alone"].tolist() == [[False] * 16 + [True] * 4] * 2 and then["frame_rate"].tolist() == [8, 8]
+    # under the noise there is what the chunk holds
+    video = vdm._unpacked(vdm.chunk(0)[0])
+    torch.testing.assert_close(clean(then)[:, :, :16], video[:2], atol=1e-3, rtol=0)
+    frames = torch.cat([vdm._unpacked(vdm.chunk(k)[0]) for k in range(2)]).transpose(1, 2).flatten(0, 1)
+    for picture in clean(then)[:, :, 16:].transpose(1, 2).flatten(0, 1):
+        assert (frames - picture).abs().amax(dim=(1, 2, 3)).min() < 1e-3
+    for row, picture in enumerate(clean(first)[:, :, 0]):
+        assert (video[3 + row].transpose(0, 1) - picture).abs().amax(dim=(1, 2, 3)).min() < 1e-3
+
+
+def test_batches_are_pure():
+    for number in (0, 5):
+        one, again, other = (vdm.batches(n, SMALL) for n in (number, number, number + 1))
+        assert all(torch.equal(one[key], again[key]) for key in one)
+        assert not torch.equal(one["t"], other["t"]) or not torch.equal(one["x_t"][:, :, :1], other["x_t"][:, :, :1])
+
+
+def test_some_texts_are_forgotten_each_by_itself():
+    tokens = tokenize(["a tiger on a sea background"]).expand(400, -1)
+    text = vdm._read(tokens, torch.Generator().manual_seed(0))
+    empty = vdm._read(tokenize([""]), torch.Generator().manual_seed(1))
+    forgotten = (text == empty).all(dim=(1, 2)).float().mean()
+    assert 0.05 < forgotten < 0.16
+
+
+def test_the_loss_of_both_kinds_of_batches_is_that_of_the_target_at_first(model):
+    for number in (0, 2):
+        batch = vdm.batches(number, SMALL)
+        loss = vdm.loss(model, batch, torch.Generator())
+        assert 0.7 * batch["target"].square().mean() < loss < 2 * batch["target"].square().mean()
+
+
+def test_draw_obeys_its_generator_and_does_not_depend_on_how_many_are_drawn_at_once(model, monkeypatch):
+    prompts = ["a tiger moving left on a sea background", "a pig spinning on a white background", ""]
+    how = {"steps": 2}
+    clips = vdm.draw(model, prompts, torch.Generator().manual_seed(0), **how)
+    assert clips.shape == (3, 3, 16, 32, 32) and clips.abs().max() <= 1
+    assert not torch.equal(clips, vdm.draw(model, prompts, torch.Generator().manual_seed(1), **how))
+    monkeypatch.setattr(vdm, "ROWS", 2)
+    apart = vdm.draw(model, prompts, torch.Generator().manual_seed(0), **how)
+    assert (clips - apart).abs().mean() < 0.02  # the arithmetic is bfloat16's on some machines
+
+
+def test_what_is_told_is_text_and_rate():
+    told = vdm.told(["a tiger", ""], 16)
+    assert told["frame_rate"].tolist() == [16, 16]
+    expected = text_tower()(tokenize(["a tiger", ""]).to(text_tower().device)).last_hidden_state
+    torch.testing.assert_close(told["text"], expected)
+
+
+def test_a_longer_clip_is_drawn_from_the_same_beginning(model):
+    prompt = ["a tiger moving left on a sea background"]
+    short, long = (
+        vdm.draw(model, prompt, torch.Generator().manual_seed(0), steps=2, frames=frames) for frames in (16, 20)
+    )
+    assert long.shape[2] == 20 and torch.equal(long[:, :, :16], short)
+
+
+def test_what_is_measured_has_every_bar(model, monkeypatch):
+    asked = []
+
+    def blank(model, prompts, generator, scale=3.0, frame_rate=8, frames=16):
+        asked.append((list(prompts), scale, frame_rate, frames))
+        return torch.rand(len(prompts), 3, frames, 32, 32, generator=generator) * 2 - 1
+
+    monkeypatch.setattr(vdm, "draw", blank)
+    found = vdm.evaluate(model, SMALL)
+    assert set(vdm.RECIPE.bars) <= set(found)
+    (_, *told), (free, *how), (some, *longer) = asked
+    assert told == [3.0, 8, 16] and set(free) == {""} and how == [1, 8, 16] and longer == [3.0, 32, 64]
+    # noise flickers alike at both ends
+    assert found["64 frames: flicker, last over first"] == pytest.approx(1, abs=0.02)
+
+
+def test_the_folder_holds_network_and_schedule(tmp_path):
+    vdm.save(vdm.build_unet(widths=(32, 32)), tmp_path)
+    assert VideoUNet.from_pretrained(tmp_path).config.text_width == 128
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "scheduler")
+    assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.beta_schedule == "squaredcos_cap_v2"
