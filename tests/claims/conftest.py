@@ -2,9 +2,10 @@
 
 import pytest
 
-from course_lib.claims import convolution, diffusion, latents, metrics
+from course_lib.claims import convolution, diffusion, latents, metrics, vdm
 
 CACHED = (convolution._recognise, metrics._bias, metrics.real, diffusion._guided, latents._data)
+CACHED += (vdm._data, vdm.learned, vdm._drawn, vdm._vdm)
 
 
 @pytest.fixture
@@ -21,6 +22,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(diffusion.pixel_ddpm, "draw", lambda *given, **how: draw(*given, **{**how, "steps": 2}))
     for name, value in {"PICTURES": 8, "BATCH": 2, "WALK": 2, "WIDTHS": (32, 32)}.items():
         monkeypatch.setattr(latents, name, value)
+    for name, value in {"CLIPS": 6, "BATCH": 2, "WALK": 2, "WIDTHS": (32, 32)}.items():
+        monkeypatch.setattr(vdm, name, value)
     for function in CACHED:
         function.cache_clear()
     yield
