@@ -83,8 +83,9 @@ class VideoUNet(ModelMixin, ConfigMixin):
     widths: channels per level, multiples of head_width where there is attention; every level but the last halves the
     frame. layers: stages per level, down and up. attention: whether a level has attention over space, text and time,
     one for each level. text_width: of the text's vectors; None for a network without text. positions: in time, see
-    `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. frame_rate,
-    noise_level: whether it is told these. Raises ValueError for levels that do not match, or widths.
+    `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. frame_index: whether
+    frames are told their number, from 0, at first without effect too. frame_rate, noise_level: whether it is told
+    these. Raises ValueError for levels that do not match, or widths.
     """
 
     _supports_gradient_checkpointing = True
@@ -102,6 +103,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         head_width: int = 32,
         positions: str = "relative",
         patch: int = 1,
+        frame_index: bool = False,
         frame_rate: bool = False,
         noise_level: bool = False,
     ):
@@ -115,6 +117,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
         self.waves = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.embed_time = TimestepEmbedding(widths[0], embedding)
+        self.embed_index = TimestepEmbedding(widths[0], embedding) if frame_index else None
+        if frame_index:
+            nn.init.zeros_(self.embed_index.linear_2.weight)  # it is to begin as its own image network
+            nn.init.zeros_(self.embed_index.linear_2.bias)
         self.embed_rate = TimestepEmbedding(widths[0], embedding) if frame_rate else None
         self.embed_level = TimestepEmbedding(widths[0], embedding) if noise_level else None
         self.conv_in = nn.Conv2d((in_channels + extra_channels) * square, widths[0], 3, padding=1)
@@ -158,7 +164,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         self._check(sample, encoder_hidden_states, frame_rate, extra, noise_level)
         b, _, f, h, w = sample.shape
         told = Circumstances(
-            self._embedding(timestep, frame_rate, noise_level, sample.dtype).repeat_interleave(f, dim=0),
+            self._embedding(timestep, frame_rate, noise_level, f, alone, sample.dtype),
             encoder_hidden_states,
             None if alone is None else apart(alone),
         )
@@ -184,13 +190,19 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 frames = stage(torch.cat([frames, kept.pop()], dim=1), told, b)
         return frames
 
-    def _embedding(self, timestep, frame_rate, noise_level, dtype: torch.dtype) -> Float[Tensor, "b d"]:
-        """One vector of everything that is a number."""
-        embedding = self.embed_time(self.waves(timestep).to(dtype))
+    def _embedding(self, timestep, frame_rate, noise_level, f, alone, dtype: torch.dtype) -> Float[Tensor, "bf d"]:
+        """One vector for each frame, of everything that is a number."""
+        embedding = self.embed_time(self.waves(timestep).to(dtype))  # b d
         for embed, number in ((self.embed_rate, frame_rate), (self.embed_level, noise_level)):
             if number is not None:
                 embedding = embedding + embed(self.waves(number).to(dtype))
-        return embedding
+        embedding = embedding.repeat_interleave(f, dim=0)  # (b f) d
+        if self.embed_index is None or f == 1:  # a picture has no place in a clip
+            return embedding
+        index = self.embed_index(self.waves(torch.arange(f, device=timestep.device)).to(dtype))  # f d
+        index = index.expand(len(timestep), -1, -1)
+        index = index if alone is None else index.masked_fill(alone[..., None], 0)
+        return embedding + index.flatten(0, 1)
 
     def _check(self, sample, text, frame_rate, extra, noise_level) -> None:
         config, (b, channels, f, h, w) = self.config, sample.shape

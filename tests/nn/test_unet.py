@@ -8,7 +8,7 @@ from course_lib.nn.attention import POSITIONS, TemporalAttention
 from course_lib.nn.unet import VideoUNet
 
 SMALL = {"widths": (16, 24), "attention": (True, True), "head_width": 8}
-TOLD = {"text_width": 6, "frame_rate": True, "noise_level": True, "extra_channels": 2}
+TOLD = {"text_width": 6, "frame_index": True, "frame_rate": True, "noise_level": True, "extra_channels": 2}
 
 
 def build(awake=False, seed=0, **options):
@@ -21,6 +21,8 @@ def build(awake=False, seed=0, **options):
             nn.init.normal_(layer.to_out.bias, std=0.5)
             if layer.bias is not None:
                 nn.init.normal_(layer.bias.table)
+        if unet.embed_index is not None:
+            nn.init.normal_(unet.embed_index.linear_2.weight, std=0.5)
     return unet
 
 
@@ -116,6 +118,17 @@ def test_pictures_appended_leave_the_clip_as_it_was_and_are_clips_of_one_frame()
     short["encoder_hidden_states"] = given["encoder_hidden_states"][:, :3]
     torch.testing.assert_close(together[:, :, :3], unet(**short).sample)
     torch.testing.assert_close(together[:, :, 3:], frame_by_frame(unet, given)[:, :, 3:])
+
+
+def test_told_its_number_a_frame_of_nothing_but_text_differs_from_the_next():
+    """Relative distances alone cannot do that: a softmax over equal values gives that value, whatever its weights."""
+    same = clip(1, 3, 1, 8, 8).expand(-1, -1, 4, -1, -1)
+    for index, differ in ((False, False), (True, True)):
+        said = build(awake=True, frame_index=index)(same, torch.tensor([5])).sample
+        assert ((said - said[:, :, :1]).abs().max() > 1e-3) == differ
+    alone = torch.ones(1, 4, dtype=torch.bool)
+    said = build(awake=True, frame_index=True)(same, torch.tensor([5]), alone=alone).sample
+    torch.testing.assert_close(said, said[:, :, :1].expand_as(said))  # a picture has no number
 
 
 def test_without_positions_a_shuffled_clip_gives_the_shuffled_result():

@@ -19,7 +19,7 @@ from course_lib.papers.vdm import (
     with_pictures,
 )
 
-SCHEDULE = DDIMScheduler.from_config(build_schedule().config, clip_sample=False)
+SCHEDULE = DDIMScheduler.from_config(build_schedule(shift=1).config, clip_sample=False)
 RHO = 0.9  # correlation of neighbouring frames of the Gaussian clips
 
 
@@ -35,6 +35,16 @@ def gaussian_model(x, t, conditioning):
     gain = signal * cov @ torch.linalg.inv(signal**2 * cov + noise**2 * torch.eye(len(cov)).to(x))
     x0 = torch.einsum("fg,bcghw->bcfhw", gain, x)
     return estimate("sample", x0, x, level).of("v_prediction")
+
+
+def test_the_schedule_is_diffusers_cosine_shifted():
+    cosine = DDIMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
+    assert torch.equal(build_schedule(shift=1).alphas_cumprod.double(), cosine)
+    shifted = build_schedule(shift=4).alphas_cumprod.double()
+    ratio = (cosine / (1 - cosine) / (shifted / (1 - shifted))).sqrt()
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 4), atol=0.01, rtol=0)  # signal / noise, at every timestep
+    with pytest.raises(ValueError, match="shift: expected a positive number, got 0"):
+        build_schedule(shift=0)
 
 
 def real_clips(count, frames, generator):
