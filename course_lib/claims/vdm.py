@@ -184,7 +184,7 @@ def _vdm() -> VideoUNet:
 
 _TRAINED = (
     f"{CLIPS} clips of 16 frames of 32x32 pixels, {len(SMALL_WORLD['subjects'])} subjects, "
-    f"{len(SMALL_WORLD['backgrounds'])} backgrounds, no text; {STEPS} steps of {BATCH} clips, v-prediction, cosine "
+    f"{len(SMALL_WORLD['backgrounds'])} backgrounds, no text; {STEPS} steps of {BATCH} clips, v-prediction, vdm's "
     f"schedule, a VideoUNet of widths {WIDTHS} on patches of 4x4 pixels"
 )
 CLAIMS = (
