@@ -32,7 +32,7 @@ from course_lib.world import World
 
 SCHEDULE = build_schedule()
 SMALL_WORLD = {"subjects": vdm.CLASSES[:8], "backgrounds": ("white", "mint", "sunset", "night sky")}
-CLIPS, BATCH, STEPS, LEARNING_RATE, AVERAGE = 2048, 16, 1000, 2e-3, 0.99
+CLIPS, BATCH, STEPS, LEARNING_RATE, AVERAGE = 2048, 16, 1000, 1e-3, 0.99
 WIDTHS = (64, 96)  # three quarters of vdm's, and narrower
 DRAWN, WALK = 256, 25  # clips, steps of DDIM
 LEVEL = 500  # timestep at which a clip is compared with its shuffle

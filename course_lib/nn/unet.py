@@ -76,6 +76,28 @@ class Stage(nn.Module):
         return video.transpose(1, 2).flatten(0, 1)
 
 
+class TextSummary(nn.Module):
+    """One vector of a whole text: learned questions look at its words. At first it is zero.
+
+    width: of the text's vectors. embedding: of the summary.
+    """
+
+    def __init__(self, width: int, embedding: int, head_width: int):
+        super().__init__()
+        self.questions = nn.Parameter(torch.randn(embedding // head_width, 1, head_width))  # heads 1 d
+        self.norm = nn.LayerNorm(width)
+        self.to_kv = nn.Linear(width, 2 * embedding, bias=False)
+        self.to_out = nn.Linear(embedding, embedding)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def forward(self, text: Float[Tensor, "n l d"]) -> Float[Tensor, "n embedding"]:
+        heads, _, width = self.questions.shape
+        k, v = self.to_kv(self.norm(text)).unflatten(-1, (2, heads, width)).permute(2, 0, 3, 1, 4)  # n heads l d
+        questions = self.questions.to(k).expand(len(text), -1, -1, -1)
+        return self.to_out(F.scaled_dot_product_attention(questions, k, v).flatten(1))
+
+
 class VideoUNet(ModelMixin, ConfigMixin):
     """(noisy clip, timestep, text …) to a prediction of the clip's shape, for any number of frames.
 
@@ -123,6 +145,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
             nn.init.zeros_(self.embed_index.linear_2.bias)
         self.embed_rate = TimestepEmbedding(widths[0], embedding) if frame_rate else None
         self.embed_level = TimestepEmbedding(widths[0], embedding) if noise_level else None
+        self.summary = TextSummary(text_width, embedding, head_width) if text_width else None
+        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        nn.init.zeros_(self.mix[-1].weight)
+        nn.init.zeros_(self.mix[-1].bias)
         self.conv_in = nn.Conv2d((in_channels + extra_channels) * square, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
@@ -150,6 +176,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         extra: Float[Tensor, "b c_extra f h w"] | None = None,
         noise_level: Real[Tensor, "b"] | None = None,
         alone: Bool[Tensor, "b f"] | None = None,
+        frame_index: Real[Tensor, "b numbers"] | None = None,
     ) -> UNet3DConditionOutput:
         """Returns an output whose `sample` is the prediction, (b, c_out, f, h, w).
 
@@ -157,14 +184,17 @@ class VideoUNet(ModelMixin, ConfigMixin):
         (b, l, d), or (b, f, l, d) if frames have texts of their own. frame_rate: frames per second; None: unknown.
         extra: clean channels beside the noisy ones, such as given frames with their mask, or a clip of lower
         resolution, made large. noise_level: how much noise was added to `extra`. alone: which frames are pictures of
-        their own, as in joint training: no layer lets them see others, or others them.
+        their own, as in joint training: no layer lets them see others, or others them. frame_index: the number of each
+        frame in its clip, if these are not all of it; None for 0, 1, ….
         Raises ValueError for a size that is not whole patches, for what a configuration needs and did not get, and for
         what it got and does not know.
         """
-        self._check(sample, encoder_hidden_states, frame_rate, extra, noise_level)
+        self._check(sample, encoder_hidden_states, frame_rate, extra, noise_level, frame_index)
         b, _, f, h, w = sample.shape
         told = Circumstances(
-            self._embedding(timestep, frame_rate, noise_level, f, alone, sample.dtype),
+            self._embedding(
+                timestep, encoder_hidden_states, frame_rate, noise_level, frame_index, f, alone, sample.dtype
+            ),
             encoder_hidden_states,
             None if alone is None else apart(alone),
         )
@@ -190,21 +220,30 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 frames = stage(torch.cat([frames, kept.pop()], dim=1), told, b)
         return frames
 
-    def _embedding(self, timestep, frame_rate, noise_level, f, alone, dtype: torch.dtype) -> Float[Tensor, "bf d"]:
-        """One vector for each frame, of everything that is a number."""
+    def _embedding(
+        self, timestep, text, frame_rate, noise_level, frame_index, f: int, alone, dtype: torch.dtype
+    ) -> Float[Tensor, "bf d"]:
+        """One vector for each frame, of everything that is not a picture.
+
+        Its parts meet in `mix` before a block reads them: where something is depends on motion and frame together.
+        """
         embedding = self.embed_time(self.waves(timestep).to(dtype))  # b d
         for embed, number in ((self.embed_rate, frame_rate), (self.embed_level, noise_level)):
             if number is not None:
                 embedding = embedding + embed(self.waves(number).to(dtype))
-        embedding = embedding.repeat_interleave(f, dim=0)  # (b f) d
-        if self.embed_index is None or f == 1:  # a picture has no place in a clip
-            return embedding
-        index = self.embed_index(self.waves(torch.arange(f, device=timestep.device)).to(dtype))  # f d
-        index = index.expand(len(timestep), -1, -1)
-        index = index if alone is None else index.masked_fill(alone[..., None], 0)
-        return embedding + index.flatten(0, 1)
+        embedding = embedding[:, None].expand(-1, f, -1)  # b f d
+        if text is not None:
+            each = text if text.ndim == 4 else text[:, None]  # b (f or 1) l d
+            embedding = embedding + self.summary(each.flatten(0, 1).to(dtype)).unflatten(0, each.shape[:2])
+        if self.embed_index is not None and (f > 1 or frame_index is not None):  # a picture has no place in a clip
+            if frame_index is None:
+                frame_index = torch.arange(f, device=timestep.device).expand(len(timestep), -1)
+            index = self.embed_index(self.waves(frame_index.flatten()).to(dtype)).unflatten(0, frame_index.shape)
+            embedding = embedding + (index if alone is None else index.masked_fill(alone[..., None], 0))
+        embedding = embedding.flatten(0, 1)  # (b f) d
+        return embedding + self.mix(embedding)
 
-    def _check(self, sample, text, frame_rate, extra, noise_level) -> None:
+    def _check(self, sample, text, frame_rate, extra, noise_level, frame_index) -> None:
         config, (b, channels, f, h, w) = self.config, sample.shape
         if channels != config.in_channels or f < 1:
             raise ValueError(f"sample: expected {config.in_channels} channels and frames, got {tuple(sample.shape)}")
@@ -216,10 +255,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
         if text is not None and (text.shape[-1] != config.text_width or text.shape[:-2] not in ((b,), (b, f))):
             known = f"({b}, l, {config.text_width}) or ({b}, {f}, l, {config.text_width})"
             raise ValueError(f"encoder_hidden_states: expected {known}, got {_shape(text)}")
+        if frame_index is not None and frame_index.shape != (b, f):
+            raise ValueError(f"frame_index: expected ({b}, {f}), got {_shape(frame_index)}")
         wanted = (b, config.extra_channels, f, h, w) if config.extra_channels else None
         if (None if extra is None else tuple(extra.shape)) != wanted:
             raise ValueError(f"extra: expected {wanted or 'none'}, got {_shape(extra)}")
-        for name, number in (("frame_rate", frame_rate), ("noise_level", noise_level)):
+        for name, number in (("frame_rate", frame_rate), ("noise_level", noise_level), ("frame_index", frame_index)):
             if number is not None and not config[name]:
                 raise ValueError(f"{name}: this network was made without; expected None, got {number}")
 

@@ -42,6 +42,8 @@ SCENES = {"subjects": CLASSES}  # of its world, see `world.Sampler`
 # background of all 32 clips after 2,400 steps with clips, and the motion of one
 SCHEDULE = build_schedule(shift=4)
 CHUNK, CHUNKS = 1020, 16  # clips are rendered by the chunk, and met again after so many
+SPARSE = 4  # every fourth frame, of four times as many clips: four frames tell a motion as well as sixteen
+SLOW = torch.tensor([row for row in range(CHUNK * CHUNKS) if RATES[row % len(RATES)] == 8])  # whole films
 DROPPED = 0.1  # share of texts that training forgets, for guidance
 STEPS, GUIDANCE, WEIGHT = 25, 3.0, 2.0  # of the evaluation
 ROWS, LONG = 16, 64  # clips that are drawn at once; frames of a long clip
@@ -68,18 +70,30 @@ def chunk(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def batches(number: int, settings: Settings) -> dict[str, Any]:
     """One global batch: what is noisy and what it hides, see `diffusion.Example`, and what the network is told.
 
-    The first steps are of pictures, clips of one frame, with "text" (b, l, d); the others of clips with pictures
-    appended: "text" (b, f, l, d), "alone" (b, f), "frame_rate" (b,).
+    The first steps are of pictures, clips of one frame, with "text" (b, l, d); the next of every fourth frame of clips,
+    "frame_rate" (b,), "frame_index" (b, f); the others of whole clips with pictures appended: "text" (b, f, l, d),
+    "alone" (b, f), "frame_rate" (b,).
     """
     generator = torch.Generator().manual_seed(int(mix(61, number)[0] >> np.uint64(1)))
-    first, count = settings.options["picture steps"], settings.options["pictures a step"]
+    options, count = settings.options, settings.options["pictures a step"]
+    first = options["picture steps"]
+    sparse = first + options["sparse steps"]
     if number < first:
         rows = torch.arange(number * count, (number + 1) * count)
         frames, captions = _pictures(rows[:, None], generator)
         clips, conditioning = _unpacked(frames).transpose(1, 2), {"text": _read(captions[:, 0], generator)}
+        noisiest_of = 1
+    elif number < sparse:
+        many = SPARSE * settings.batch
+        rows = SLOW[torch.arange((number - first) * many, (number - first + 1) * many) % len(SLOW)]
+        video, rates, tokens, _ = _clips(rows)
+        moments = torch.arange(int(torch.randint(SPARSE, (), generator=generator)), FRAMES, SPARSE)
+        clips, conditioning = _unpacked(video[:, :, moments]), {"text": _read(tokens, generator)}
+        conditioning |= {"frame_rate": rates, "frame_index": moments.expand(many, -1)}
+        noisiest_of = 3
     else:
-        rows = torch.arange((number - first) * settings.batch, (number - first + 1) * settings.batch)
-        video, rates, tokens, _ = (torch.stack(parts) for parts in zip(*(_clip(int(row)) for row in rows), strict=True))
+        rows = torch.arange((number - sparse) * settings.batch, (number - sparse + 1) * settings.batch)
+        video, rates, tokens, _ = _clips(rows)
         # Its pictures are frames of other clips, and their captions say nothing of motion
         others = torch.randint(CHUNK * CHUNKS, (len(rows), PICTURES), generator=generator)
         frames, captions = _pictures(others, generator)
@@ -87,12 +101,17 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
         text = text.unflatten(0, (len(rows), -1))  # b (1 + n) l d
         clips, conditioning = with_pictures(_unpacked(video), text[:, 0], _unpacked(frames), text[:, 1:])
         conditioning |= {"frame_rate": rates}
-    example = training_example(SCHEDULE, clips, generator)
+        noisiest_of = 2
+    example = training_example(SCHEDULE, clips, generator, noisiest_of=noisiest_of)
     return {**example._asdict(), **conditioning}
 
 
 def _clip(row: int) -> list[Tensor]:
     return [part[row % CHUNK] for part in chunk(row // CHUNK % CHUNKS)]
+
+
+def _clips(rows: Tensor) -> list[Tensor]:
+    return [torch.stack(parts) for parts in zip(*(_clip(row) for row in rows.tolist()), strict=True)]
 
 
 def _pictures(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -207,7 +226,7 @@ RECIPE = Recipe(
             lr=1e-3,  # with 2e-3 the residual stream grew to thousands within 2,000 steps, and nothing more was learnt
             warmup=300,
             ema=0.999,
-            options={"picture steps": 1500, "pictures a step": 256},
+            options={"picture steps": 1500, "pictures a step": 256, "sparse steps": 3000},
         ),
         "gpu": Settings(
             steps=10000,
@@ -215,9 +234,11 @@ RECIPE = Recipe(
             lr=1e-3,
             warmup=300,
             ema=0.999,
-            options={"picture steps": 2000, "pictures a step": 1024},
+            options={"picture steps": 2000, "pictures a step": 1024, "sparse steps": 3000},
         ),
-        "ci": Settings(steps=3, batch=2, lr=1e-3, options={"picture steps": 1, "pictures a step": 4}),
+        "ci": Settings(
+            steps=3, batch=2, lr=1e-3, options={"picture steps": 1, "pictures a step": 4, "sparse steps": 1}
+        ),
     },
     bars={
         "subject, judge": (">=", 0.85),

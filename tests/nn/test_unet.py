@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from course_lib.nn.attention import POSITIONS, TemporalAttention
-from course_lib.nn.unet import VideoUNet
+from course_lib.nn.unet import TextSummary, VideoUNet
 
 SMALL = {"widths": (16, 24), "attention": (True, True), "head_width": 8}
 TOLD = {"text_width": 6, "frame_index": True, "frame_rate": True, "noise_level": True, "extra_channels": 2}
 
 
 def build(awake=False, seed=0, **options):
-    """A small float64 network; awake: its temporal layers add something."""
+    """A small float64 network; awake: its temporal layers add something, and so do the frames' numbers and the text."""
     torch.manual_seed(seed)
     unet = VideoUNet(**SMALL | options).double().eval()
     if awake:
@@ -23,6 +23,8 @@ def build(awake=False, seed=0, **options):
                 nn.init.normal_(layer.bias.table)
         if unet.embed_index is not None:
             nn.init.normal_(unet.embed_index.linear_2.weight, std=0.5)
+        for layer in (unet.mix[-1], *([unet.summary.to_out] if unet.summary else [])):
+            nn.init.normal_(layer.weight, std=0.5)
     return unet
 
 
@@ -131,6 +133,34 @@ def test_told_its_number_a_frame_of_nothing_but_text_differs_from_the_next():
     torch.testing.assert_close(said, said[:, :, :1].expand_as(said))  # a picture has no number
 
 
+def test_frames_are_numbered_from_0_unless_they_have_numbers_of_their_own():
+    unet, x, t = build(awake=True, positions="none", frame_index=True), clip(2, 3, 5, 8, 8), torch.tensor([5, 9])
+    for layer in temporal(unet):  # so that no frame depends on the others
+        nn.init.zeros_(layer.to_out.weight)
+    whole = unet(x, t).sample
+    torch.testing.assert_close(unet(x, t, frame_index=torch.arange(5).expand(2, -1)).sample, whole)
+    some = torch.tensor([[0, 3], [1, 4]])
+    rows = torch.arange(2)[:, None]
+    sparse = x.transpose(1, 2)[rows, some].transpose(1, 2)
+    expected = whole.transpose(1, 2)[rows, some].transpose(1, 2)
+    torch.testing.assert_close(unet(sparse, t, frame_index=some).sample, expected)
+    assert (unet(sparse, t).sample - expected).abs().max() > 1e-3
+    alone = unet(x[:, :, 3:4], t, frame_index=torch.full((2, 1), 3)).sample
+    torch.testing.assert_close(alone, whole[:, :, 3:4])
+
+
+def test_the_text_reaches_the_embedding_as_one_vector_whatever_the_order_of_its_words():
+    torch.manual_seed(0)
+    summary, text = TextSummary(6, 32, 8).double(), clip(3, 5, 6)
+    assert not summary(text).any()  # at first it says nothing
+    nn.init.normal_(summary.to_out.weight)
+    said = summary(text)
+    assert said.shape == (3, 32)
+    torch.testing.assert_close(summary(text[:, torch.tensor([4, 2, 0, 1, 3])]), said)
+    torch.testing.assert_close(summary(text.repeat(1, 2, 1)), said)  # weights that sum to 1
+    assert (summary(text.flip(0)) - said).abs().max() > 1e-3
+
+
 def test_without_positions_a_shuffled_clip_gives_the_shuffled_result():
     order = torch.tensor([2, 0, 3, 1])
     for positions in POSITIONS:
@@ -204,6 +234,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         ({"encoder_hidden_states": None}, "encoder_hidden_states: expected a text of width 6, got none"),
         ({"encoder_hidden_states": clip(2, 5, 7)}, r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 5, 7\)"),
         ({"encoder_hidden_states": clip(2, 3, 5, 6)}, r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 3, 5, 6\)"),
+        ({"frame_index": torch.zeros(2, 3)}, r"frame_index: expected \(2, 4\), got \(2, 3\)"),
         ({"extra": None}, r"extra: expected \(2, 2, 4, 8, 8\), got none"),
     ],
 )
@@ -217,6 +248,8 @@ def test_what_it_was_not_made_for_is_refused():
     for name in ("frame_rate", "noise_level"):
         with pytest.raises(ValueError, match=f"{name}: this network was made without"):
             plain(x, t, **{name: t})
+    with pytest.raises(ValueError, match="frame_index: this network was made without"):
+        plain(x, t, frame_index=torch.tensor([[0, 1]]))
     with pytest.raises(ValueError, match=r"encoder_hidden_states: expected none, got \(1, 5, 6\)"):
         plain(x, t, clip(1, 5, 6))
     with pytest.raises(ValueError, match=r"extra: expected none, got \(1, 1, 2, 8, 8\)"):

@@ -13,7 +13,7 @@ from course_lib.recipes.mini_sd import text_tower
 from course_lib.recipes.recipe import Settings
 from course_lib.world import Sampler, part_of, render
 
-SMALL = Settings(steps=3, batch=2, lr=1e-3, options={"picture steps": 2, "pictures a step": 3})
+SMALL = Settings(steps=3, batch=2, lr=1e-3, options={"picture steps": 2, "pictures a step": 3, "sparse steps": 2})
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +58,21 @@ def test_it_learns_only_from_what_generators_may_see():
     assert all(scene.variant % 2 == 0 for scene in scenes)  # the training split
 
 
-def test_first_come_pictures_then_clips_with_pictures():
-    first, then = vdm.batches(1, SMALL), vdm.batches(2, SMALL)
+def test_first_come_pictures_then_sparse_clips_then_clips_with_pictures():
+    first, sparse, then = (vdm.batches(number, SMALL) for number in (1, 3, 4))
     assert first["x_t"].shape == (3, 3, 1, 32, 32) and first["text"].shape == (3, 32, 128)
     assert set(first) == {"x_t", "t", "target", "weight", "text"}
     assert then["x_t"].shape == (2, 3, 20, 32, 32) and then["text"].shape == (2, 20, 32, 128)
     assert then["alone"].tolist() == [[False] * 16 + [True] * 4] * 2 and then["frame_rate"].tolist() == [8, 8]
+    assert sparse["x_t"].shape == (8, 3, 4, 32, 32) and sparse["text"].shape == (8, 32, 128)
+    assert sparse["frame_rate"].tolist() == [8] * 8
     # under the noise there is what the chunk holds
     video = vdm._unpacked(vdm.chunk(0)[0])
+    index = sparse["frame_index"][0]
+    assert index.diff().tolist() == [4, 4, 4] and (sparse["frame_index"] == index).all()
+    films = [row for row in range(24) if row % 6 < 4][8:]  # the second batch of whole films: those of 8 frames a second
+    both = torch.cat([video, vdm._unpacked(vdm.chunk(1)[0])])
+    torch.testing.assert_close(clean(sparse), both[films][:, :, index], atol=2e-3, rtol=0)
     torch.testing.assert_close(clean(then)[:, :, :16], video[:2], atol=1e-3, rtol=0)
     frames = torch.cat([vdm._unpacked(vdm.chunk(k)[0]) for k in range(2)]).transpose(1, 2).flatten(0, 1)
     for picture in clean(then)[:, :, 16:].transpose(1, 2).flatten(0, 1):
@@ -75,7 +82,7 @@ def test_first_come_pictures_then_clips_with_pictures():
 
 
 def test_batches_are_pure():
-    for number in (0, 5):
+    for number in (0, 2, 5):
         one, again, other = (vdm.batches(n, SMALL) for n in (number, number, number + 1))
         assert all(torch.equal(one[key], again[key]) for key in one)
         assert not torch.equal(one["t"], other["t"]) or not torch.equal(one["x_t"][:, :, :1], other["x_t"][:, :, :1])
@@ -89,8 +96,8 @@ def test_some_texts_are_forgotten_each_by_itself():
     assert 0.05 < forgotten < 0.16
 
 
-def test_the_loss_of_both_kinds_of_batches_is_that_of_the_target_at_first(model):
-    for number in (0, 2):
+def test_the_loss_of_every_kind_of_batch_is_that_of_the_target_at_first(model):
+    for number in (0, 2, 4):
         batch = vdm.batches(number, SMALL)
         loss = vdm.loss(model, batch, torch.Generator())
         assert 0.7 * batch["target"].square().mean() < loss < 2 * batch["target"].square().mean()
