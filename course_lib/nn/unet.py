@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from course_lib.nn.attention import SpatialAttention, TemporalAttention, TextAttention, apart
 
 GROUPS = 8  # of every GroupNorm, whose statistics are those of one frame
+WAVES = (0.5, 1.0, 2.0)  # by which places are told, in half waves from the middle of the frame to its border
 
 
 class Circumstances(NamedTuple):
@@ -98,6 +99,13 @@ class TextSummary(nn.Module):
         return self.to_out(F.scaled_dot_product_attention(questions, k, v).flatten(1))
 
 
+def places(h: int, w: int, like: Tensor) -> Float[Tensor, "1 waves h w"]:
+    """Sine and cosine of where each place is, down and across: of the frame's own size, so that any size will do."""
+    down, across = (torch.arange(n, device=like.device, dtype=torch.float64).add(0.5).mul(2 / n).sub(1) for n in (h, w))
+    turned = [math.pi * rate * side for rate in WAVES for side in torch.meshgrid(down, across, indexing="ij")]
+    return torch.stack([wave for turn in turned for wave in (turn.sin(), turn.cos())])[None].to(like.dtype)
+
+
 class VideoUNet(ModelMixin, ConfigMixin):
     """(noisy clip, timestep, text …) to a prediction of the clip's shape, for any number of frames.
 
@@ -126,6 +134,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         positions: str = "relative",
         patch: int = 1,
         frame_index: bool = False,
+        places: bool = False,
         frame_rate: bool = False,
         noise_level: bool = False,
     ):
@@ -150,6 +159,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.mix[-1].weight)
         nn.init.zeros_(self.mix[-1].bias)
         self.conv_in = nn.Conv2d((in_channels + extra_channels) * square, widths[0], 3, padding=1)
+        self.embed_place = nn.Conv2d(4 * len(WAVES), widths[0], 1) if places else None
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         before = widths[0]
@@ -200,7 +210,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
         )
         video = sample if extra is None else torch.cat([sample, extra], dim=1)
         frames = video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
-        frames = self._walk(self.conv_in(F.pixel_unshuffle(frames, self.config.patch)), told, b)
+        frames = self.conv_in(F.pixel_unshuffle(frames, self.config.patch))
+        if self.embed_place is not None:
+            frames = frames + self.embed_place(places(*frames.shape[-2:], like=frames))
+        frames = self._walk(frames, told, b)
         frames = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(frames))), self.config.patch)
         return UNet3DConditionOutput(sample=frames.unflatten(0, (b, f)).transpose(1, 2))
 

@@ -1,7 +1,7 @@
 """VDM: a U-Net for video denoises whole clips; pictures help it learn, and a gradient lets it go on where a clip ends.
 
-Reads top to bottom: the network, the noise, joint training, sampling, and what is known of a clip beforehand: the
-replacement method, reconstruction guidance, longer videos, more frames, more pixels.
+Reads top to bottom: the network, its text, the noise, joint training, sampling, and what is known of a clip beforehand:
+the replacement method, reconstruction guidance, longer videos, more frames, more pixels.
 
 Ho et al. 2022, "Video Diffusion Models", arXiv 2204.03458.
 """
@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from course_lib.diffusion import (
     Model,
@@ -30,14 +31,25 @@ Measure = Callable[[Tensor], Tensor]  # from a clip to what is known of it; diff
 # The network and its noise
 
 
-def build_unet(text_width: int | None = 128, widths: Sequence[int] = (128, 128), patch: int = 4) -> VideoUNet:
+def build_unet(text_width: int | None = 256, widths: Sequence[int] = (128, 128), patch: int = 4) -> VideoUNet:
     """An untrained U-Net for RGB clips, with attention over space, text and time on every level.
 
-    text_width: of the text's vectors; None for none. widths: channels per level, multiples of 32. patch: pixels of a
-    side that are taken together; clips of 32x32 pixels then cost it what latents of 8x8 would.
+    text_width: of the text's vectors, see `read`; None for none. widths: channels per level, multiples of 32. patch:
+    pixels of a side that are taken together; clips of 32x32 pixels then cost it what latents of 8x8 would.
     """
-    attention, told = (True,) * len(widths), {"frame_index": True, "frame_rate": True}
+    attention, told = (True,) * len(widths), {"frame_index": True, "places": True, "frame_rate": True}
     return VideoUNet(widths=tuple(widths), attention=attention, text_width=text_width, patch=patch, **told)
+
+
+def read(text_encoder: PreTrainedModel, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    """What the U-Net reads: the text tower's last layer, and beside it the words as they went in, normalised.
+
+    A tower that has learnt from pictures says nothing of motion: no picture ever asked it to. The paper's own, BERT,
+    has learnt from text alone (section 4.3). text_encoder: any of transformers'; d is twice its width.
+    """
+    said = text_encoder(tokens.to(text_encoder.device), output_hidden_states=True)
+    words = F.layer_norm(said.hidden_states[0], said.hidden_states[0].shape[-1:])
+    return torch.cat([said.last_hidden_state, words], dim=-1)
 
 
 def build_schedule(

@@ -25,8 +25,7 @@ from course_lib.diffusion import (
 )
 from course_lib.metrics import Flicker
 from course_lib.nn.unet import VideoUNet
-from course_lib.papers.latent_diffusion import embed
-from course_lib.papers.vdm import as_model, build_schedule, build_unet, extend, with_pictures
+from course_lib.papers.vdm import as_model, build_schedule, build_unet, extend, read, with_pictures
 from course_lib.recipes.drawn import compared, judged
 from course_lib.recipes.mini_clip import tokenize
 from course_lib.recipes.mini_sd import text_tower
@@ -126,7 +125,7 @@ def _pictures(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def _read(tokens: Tensor, generator: torch.Generator) -> Tensor:
     """What the network reads, (n, l, d); some texts are forgotten."""
-    return embed(text_tower(), drop_conditioning(tokens, tokenize([""]), DROPPED, generator)).cpu()
+    return read(text_tower(), drop_conditioning(tokens, tokenize([""]), DROPPED, generator)).cpu()
 
 
 def _unpacked(video: Tensor) -> Tensor:
@@ -147,8 +146,8 @@ def save(model: VideoUNet, folder: Path) -> None:
 
 
 def told(prompts: Sequence[str], frame_rate: float | int = 8) -> dict[str, Tensor]:
-    """What the network is told: "text" (b, 32, 128) and "frame_rate" (b,)."""
-    text = embed(text_tower(), tokenize(prompts))
+    """What the network is told: "text" (b, 32, 256) and "frame_rate" (b,)."""
+    text = read(text_tower(), tokenize(prompts))
     return {"text": text, "frame_rate": torch.full((len(prompts),), float(frame_rate), device=text.device)}
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from course_lib.claims import convolution, diffusion, latents, metrics, vdm
+from course_lib.claims import convolution, diffusion, latents, metrics, motion_words, vdm
 
 CACHED = (convolution._recognise, metrics._bias, metrics.real, diffusion._guided, latents._data)
-CACHED += (vdm._data, vdm.learned, vdm._drawn, vdm._vdm)
+CACHED += (vdm._data, vdm.learned, vdm._drawn, vdm._vdm, motion_words._data, motion_words._text)
 
 
 @pytest.fixture
@@ -24,6 +24,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(latents, name, value)
     for name, value in {"CLIPS": 6, "BATCH": 2, "WALK": 2, "WIDTHS": (32, 32)}.items():
         monkeypatch.setattr(vdm, name, value)
+    for name, value in {"CLIPS": 6, "BATCH": 2, "WIDTHS": (32, 32)}.items():
+        monkeypatch.setattr(motion_words, name, value)
     for function in CACHED:
         function.cache_clear()
     yield

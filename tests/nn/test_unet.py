@@ -5,10 +5,17 @@ import torch
 from torch import nn
 
 from course_lib.nn.attention import POSITIONS, TemporalAttention
-from course_lib.nn.unet import TextSummary, VideoUNet
+from course_lib.nn.unet import TextSummary, VideoUNet, places
 
 SMALL = {"widths": (16, 24), "attention": (True, True), "head_width": 8}
-TOLD = {"text_width": 6, "frame_index": True, "frame_rate": True, "noise_level": True, "extra_channels": 2}
+TOLD = {
+    "text_width": 6,
+    "frame_index": True,
+    "places": True,
+    "frame_rate": True,
+    "noise_level": True,
+    "extra_channels": 2,
+}
 
 
 def build(awake=False, seed=0, **options):
@@ -147,6 +154,27 @@ def test_frames_are_numbered_from_0_unless_they_have_numbers_of_their_own():
     assert (unet(sparse, t).sample - expected).abs().max() > 1e-3
     alone = unet(x[:, :, 3:4], t, frame_index=torch.full((2, 1), 3)).sample
     torch.testing.assert_close(alone, whole[:, :, 3:4])
+
+
+def test_places_are_waves_of_where_a_pixel_is_in_its_frame():
+    found = places(4, 6, clip(1))[0]
+    down, across = ((torch.arange(n).double() + 0.5) / n * 2 - 1 for n in (4, 6))  # centres of pixels in [-1, 1]
+    for first, rate in ((0, 0.5), (4, 1.0), (8, 2.0)):
+        for offset, turned in ((0, down[:, None]), (2, across[None])):
+            turned = (rate * torch.pi * turned).expand(4, 6)
+            torch.testing.assert_close(
+                found[first + offset : first + offset + 2], torch.stack([turned.sin(), turned.cos()])
+            )
+    assert found.flatten(1).unique(dim=1).shape[1] == 24  # no two places are told the same
+
+
+def test_told_its_place_a_pixel_of_an_even_frame_differs_far_from_the_border():
+    """Convolutions alone know a border as far as they reach, and no further."""
+    sample, t = torch.ones(1, 3, 1, 64, 64, dtype=torch.float64), torch.tensor([5])
+    for told, differ in ((False, False), (True, True)):
+        unet = build(widths=(16,), attention=(False,), places=told)
+        middle = unet(sample, t).sample[0, :, 0, 24:40, 24:40].flatten(1)
+        assert ((middle - middle[:, :1]).abs().max() > 1e-3) == differ
 
 
 def test_the_text_reaches_the_embedding_as_one_vector_whatever_the_order_of_its_words():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from course_lib.diffusion import estimate, initial_noise, level_at, sample
 from course_lib.papers.vdm import (
@@ -12,6 +13,7 @@ from course_lib.papers.vdm import (
     every,
     extend,
     first,
+    read,
     reconstruction,
     replacement,
     shrunk,
@@ -45,6 +47,22 @@ def test_the_schedule_is_diffusers_cosine_shifted():
     torch.testing.assert_close(ratio, torch.full_like(ratio, 4), atol=0.01, rtol=0)  # signal / noise, at every timestep
     with pytest.raises(ValueError, match="shift: expected a positive number, got 0"):
         build_schedule(shift=0)
+
+
+def test_what_is_read_is_the_tower_s_last_layer_and_its_words():
+    """transformers' own CLIP, untrained: the words are its embeddings, token and place, normalised."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = CLIPTextModel(CLIPTextConfig(vocab_size=20, max_position_embeddings=6, **sizes)).eval()
+    tokens = torch.randint(20, (3, 6))
+    with torch.no_grad():
+        said, expected = read(tower, tokens), tower(tokens).last_hidden_state
+        words = tower.get_input_embeddings()(tokens) + tower.get_submodule("embeddings.position_embedding").weight
+    assert said.shape == (3, 6, 16)
+    torch.testing.assert_close(said[..., :8], expected)
+    torch.testing.assert_close(
+        said[..., 8:], (words - words.mean(-1, True)) / (words.var(-1, False, keepdim=True) + 1e-5).sqrt()
+    )
 
 
 def real_clips(count, frames, generator):

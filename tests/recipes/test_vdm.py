@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 
 from course_lib.diffusion import level_at
 from course_lib.nn.unet import VideoUNet
-from course_lib.papers.vdm import build_unet
+from course_lib.papers.vdm import build_unet, read
 from course_lib.recipes import vdm
 from course_lib.recipes.mini_clip import tokenize
 from course_lib.recipes.mini_sd import text_tower
@@ -60,11 +60,11 @@ def test_it_learns_only_from_what_generators_may_see():
 
 def test_first_come_pictures_then_sparse_clips_then_clips_with_pictures():
     first, sparse, then = (vdm.batches(number, SMALL) for number in (1, 3, 4))
-    assert first["x_t"].shape == (3, 3, 1, 32, 32) and first["text"].shape == (3, 32, 128)
+    assert first["x_t"].shape == (3, 3, 1, 32, 32) and first["text"].shape == (3, 32, 256)
     assert set(first) == {"x_t", "t", "target", "weight", "text"}
-    assert then["x_t"].shape == (2, 3, 20, 32, 32) and then["text"].shape == (2, 20, 32, 128)
+    assert then["x_t"].shape == (2, 3, 20, 32, 32) and then["text"].shape == (2, 20, 32, 256)
     assert then["alone"].tolist() == [[False] * 16 + [True] * 4] * 2 and then["frame_rate"].tolist() == [8, 8]
-    assert sparse["x_t"].shape == (8, 3, 4, 32, 32) and sparse["text"].shape == (8, 32, 128)
+    assert sparse["x_t"].shape == (8, 3, 4, 32, 32) and sparse["text"].shape == (8, 32, 256)
     assert sparse["frame_rate"].tolist() == [8] * 8
     # under the noise there is what the chunk holds
     video = vdm._unpacked(vdm.chunk(0)[0])
@@ -117,8 +117,21 @@ def test_draw_obeys_its_generator_and_does_not_depend_on_how_many_are_drawn_at_o
 def test_what_is_told_is_text_and_rate():
     told = vdm.told(["a tiger", ""], 16)
     assert told["frame_rate"].tolist() == [16, 16]
-    expected = text_tower()(tokenize(["a tiger", ""]).to(text_tower().device)).last_hidden_state
-    torch.testing.assert_close(told["text"], expected)
+    torch.testing.assert_close(told["text"], read(text_tower(), tokenize(["a tiger", ""])))
+
+
+def test_what_is_read_says_which_motion_and_the_tower_alone_hardly_does():
+    """Share of its variance that a word has left when only it is exchanged."""
+    kinds = {
+        "motion": [f"a tiger moving {way} on a grass background" for way in ("left", "right", "up", "down")],
+        "subject": [f"a {name} moving left on a grass background" for name in ("tiger", "rocket", "penguin", "owl")],
+    }
+    spread = {}
+    for kind, prompts in kinds.items():
+        text = vdm.told(prompts)["text"]
+        spread[kind] = [part.var(dim=0).sum().item() for part in text.chunk(2, dim=-1)]  # of the tower, of the words
+    tower, words = zip(*spread.values(), strict=True)
+    assert tower[0] < 0.03 * tower[1] and words[0] > 0.3 * words[1]
 
 
 def test_a_longer_clip_is_drawn_from_the_same_beginning(model):
@@ -147,7 +160,7 @@ def test_what_is_measured_has_every_bar(model, monkeypatch):
 
 def test_the_folder_holds_network_and_schedule(tmp_path):
     vdm.save(vdm.build_unet(widths=(32, 32)), tmp_path)
-    assert VideoUNet.from_pretrained(tmp_path).config.text_width == 128
+    assert VideoUNet.from_pretrained(tmp_path).config.text_width == 256
     scheduler = DDIMScheduler.from_pretrained(tmp_path / "scheduler")
     assert scheduler.config.prediction_type == "v_prediction"
     assert torch.equal(scheduler.alphas_cumprod, vdm.SCHEDULE.alphas_cumprod)
