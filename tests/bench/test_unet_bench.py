@@ -27,15 +27,16 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "peak_memory", lambda name, frames, half: 100.0 if name == bench.OURS else 250.0)
 
 
-def test_every_case_has_a_row_for_everybody_and_one_for_memory(small):
+@pytest.mark.parametrize("fast, names", [(torch.bfloat16, ("float32", "bfloat16")), (torch.float32, ("float32",))])
+def test_every_case_has_a_row_for_everybody_and_one_for_memory(small, monkeypatch, fast, names):
+    monkeypatch.setattr(bench.runtime, "dtype", lambda device: fast)
     rows = bench.bench_unet()
-    cases = [
-        f"4x3x2x8x8 {name} {what}" for name in ("float32", "bfloat16") for what in ("training step", "sampling step")
-    ]
+    cases = [f"4x3x2x8x8 {name} {what}" for name in names for what in ("training step", "sampling step")]
+    assert {row.case for row in rows if not row.case.endswith("memory")} == set(cases)
     for case in cases:
         assert [row.subject for row in rows if row.case == case] == [bench.OURS, bench.STEM, bench.THEIRS]
     memory = [row for row in rows if row.case.endswith("memory")]
-    assert [(row.value, row.ratio, row.unit) for row in memory] == [(100.0, 2.5, "MB")] * 2
+    assert [(row.value, row.ratio, row.unit) for row in memory] == [(100.0, 2.5, "MB")] * len(names)
     assert all(row.peer == bench.THEIRS for row in rows)
     training = [row for row in rows if row.case.endswith("training step")]
     assert all("of the machine's largest product" in row.note and "GFLOP" in row.note for row in training)
