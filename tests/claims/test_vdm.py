@@ -29,15 +29,15 @@ def test_pictures_are_added_and_nothing_else_changes(monkeypatch):
     frames = vdm._data(0).transpose(1, 2).flatten(0, 1)
     for plain, joint in zip(seen[0], seen[1], strict=True):
         assert torch.equal(plain["t"], joint["t"]) and "alone" not in plain
-        assert torch.equal(plain["x_t"], joint["x_t"][:, :, :16])
-        assert torch.equal(plain["target"], joint["target"][:, :, :16])
-        assert joint["alone"].tolist() == [[False] * 16 + [True] * 3] * 2
-        for picture in clean(joint)[:, :, 16:].transpose(1, 2).flatten(0, 1):
+        assert torch.equal(plain["x_t"], joint["x_t"][:, :, :8])
+        assert torch.equal(plain["target"], joint["target"][:, :, :8])
+        assert joint["alone"].tolist() == [[False] * 8 + [True] * 3] * 2
+        for picture in clean(joint)[:, :, 8:].transpose(1, 2).flatten(0, 1):
             assert (frames - picture).abs().amax(dim=(1, 2, 3)).min() < 1e-2
 
 
 def test_it_is_tested_on_clips_that_it_has_not_seen():
-    scenes = [World(split, seed=seed, **vdm.SMALL_WORLD).sampler for split, seed in (("train", 0), ("test", 1000))]
+    scenes = [World(split, seed=seed, **vdm.HOW).sampler for split, seed in (("train", 0), ("test", 1000))]
     train, test = ([sampler(index) for index in range(200)] for sampler in scenes)
     assert not set(train) & set(test)
     assert all(part_of(scene.subject, scene.motion) == "seen" for scene in train + test)
@@ -78,7 +78,8 @@ def test_without_positions_the_two_are_one():
             if "temporal" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
         found = vdm.told_apart(model, vdm._real(6, 0), torch.Generator().manual_seed(0))
-        assert (found["share told apart"] == 0.5) == same
+        assert (abs(found["error of the shuffle over that of the clip"] - 1) < 1e-5) == same
+        assert found["share told apart"] == 0.5 or not same
 
 
 def test_every_arm_is_measured():
@@ -101,16 +102,16 @@ def test_a_seam_is_where_a_block_begins(arm, monkeypatch):
 
     def draw(model, prompts, generator, **how):
         asked.update(how)
-        steps = torch.tensor([3.0 if k % 8 == 7 and k >= 15 else 1.0 if k % 4 == 3 else 0.0 for k in range(63)])
+        steps = torch.tensor([3.0 if k % 8 == 7 and k >= 15 else 1.0 if k % 4 == 3 else 0.0 for k in range(39)])
         line = torch.cat([torch.zeros(1), steps.cumsum(0)])
-        return line.view(1, 1, 64, 1, 1).expand(len(prompts), 3, 64, 32, 32) / 100
+        return line.view(1, 1, 40, 1, 1).expand(len(prompts), 3, 40, 32, 32) / 100
 
     monkeypatch.setattr(vdm.vdm, "draw", draw)
     monkeypatch.setattr(vdm, "_vdm", lambda: None)
     monkeypatch.setattr(vdm, "CONTINUED", 4)
     found = vdm._continued(arm, 0, 1.0)
     assert found["change at a seam over change elsewhere"] == pytest.approx(3)
-    assert asked == {"frame_rate": 32, "frames": 64, "weight": vdm.WAYS[arm]}
+    assert asked == {"frame_rate": 32, "frames": 40, "weight": vdm.WAYS[arm]}
 
 
 def test_real_clips_have_no_seams():
