@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from course_lib import runtime
 from course_lib.recipes import RECIPES, Recipe, run_recipe
-from course_lib.recipes.recipe import reached
+from course_lib.recipes.recipe import measure_again, reached
 from course_lib.training_state import StateError
 from course_lib.zoo import card
 
@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="say which recipes there are")
     made.add_argument("--profile", choices=runtime.PROFILES, help="sizes and steps (default: what the machine has)")
     made.add_argument("--minutes", type=float, help="stop training after these; the same command goes on")
+    made.add_argument(
+        "--measure", action="store_true", help="train nothing: measure what is stored, and write its card"
+    )
     made.add_argument("--fresh", action="store_true", help="forget what was trained before")
     made.add_argument("--out", type=Path, help="folder of checkpoints (default: data/checkpoints; for ci, in --work)")
     made.add_argument("--work", type=Path, help="folder of training states (default: $COURSE_WORK or build/training)")
@@ -70,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = "python -m course_lib.recipes " + shlex.join(word for word in arguments if word != "--fresh")
     folders = {"root": options.out, "work": options.work, "log": options.log}
     try:
-        last, folder = run_recipe(recipe, profile, minutes=options.minutes, fresh=options.fresh, **folders)
+        if options.measure:
+            folder = measure_again(recipe, options.out)
+        else:
+            last, folder = run_recipe(recipe, profile, minutes=options.minutes, fresh=options.fresh, **folders)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on: {again}", file=sys.stderr)
         return 130

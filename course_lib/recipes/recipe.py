@@ -15,8 +15,10 @@ import operator
 import os
 import platform
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +169,7 @@ def _store(recipe: Recipe, settings: Settings, profile: str, model: nn.Module, l
     if recipe.finish is not None:
         recipe.finish(model, settings)
         _round(model)
-    measured = dict(recipe.evaluate(model.eval(), settings))
-    unknown = set(recipe.bars) - set(measured)
-    if unknown:
-        raise ValueError(f"bars: {', '.join(sorted(unknown))} not among what was measured: {', '.join(measured)}")
+    measured = _measured(recipe, settings, model.eval())
     facts = {
         "name": recipe.name,
         "about": recipe.about,
@@ -182,12 +181,32 @@ def _store(recipe: Recipe, settings: Settings, profile: str, model: nn.Module, l
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "evaluation": measured,
-        "bars": {name: list(bar) for name, bar in recipe.bars.items()},
-    }
+    } | measured
     return zoo.store(
         recipe.name, lambda folder: recipe.save(model, folder), facts, card_text(facts, recipe.notes), root
     )
+
+
+def measure_again(recipe: Recipe, root: Path | None = None) -> Path:
+    """Evaluate a stored checkpoint anew and write its card; its weights, and how they were made, stay as they are.
+
+    root: folder of checkpoints; None is data/checkpoints. Returns the checkpoint's folder. Raises ValueError if there
+    is none, or for a bar that is not measured.
+    """
+    facts = dict(zoo.card(recipe.name, root).facts)
+    model = zoo.load(recipe.name, device=runtime.device(), root=root)
+    facts |= _measured(recipe, Settings(**facts["settings"]), model) | {"measured on": runtime.machine_summary()}
+    save = partial(shutil.copytree, zoo.path(recipe.name, root), dirs_exist_ok=True)
+    return zoo.store(recipe.name, save, facts, card_text(facts, recipe.notes), root)
+
+
+def _measured(recipe: Recipe, settings: Settings, model: nn.Module) -> dict[str, Any]:
+    """Evaluation and bars, for `evaluation.json`."""
+    measured = dict(recipe.evaluate(model, settings))
+    unknown = set(recipe.bars) - set(measured)
+    if unknown:
+        raise ValueError(f"bars: {', '.join(sorted(unknown))} not among what was measured: {', '.join(measured)}")
+    return {"evaluation": measured, "bars": {name: list(bar) for name, bar in recipe.bars.items()}}
 
 
 @torch.no_grad()
@@ -233,6 +252,7 @@ def card_text(facts: Mapping[str, Any], notes: str) -> str:
         *("## Made by", "", "```", facts["command"], "```", ""),
         f"- {facts['parameters']:,} parameters, stored in half precision (safetensors)",
         f"- {facts['minutes']:.1f} minutes of training, {facts['processes']} process(es); {facts['machine']}",
+        *(f"- measured on {facts[key]}" for key in ("measured on",) if key in facts),
         "- " + ", ".join(f"{name} {value}" for name, value in facts["versions"].items()),
         "- " + ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items()),
     ]

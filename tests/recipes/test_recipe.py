@@ -79,6 +79,31 @@ def test_the_card_says_how_it_was_made_and_how_good_it_is(tiny, tmp_path):
     assert reached(facts) == {"error": True, "examples": False}
 
 
+def test_measured_again_a_checkpoint_keeps_its_weights_and_its_history(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo.COURSE_CLASSES, "Tiny", "tiny")
+    _, folder = run(tiny.RECIPE, tmp_path)
+    root = tmp_path / "checkpoints"
+    before, facts = (folder / "diffusion_pytorch_model.safetensors").read_bytes(), zoo.card("tests/tiny", root).facts
+    other = replace(tiny.RECIPE, evaluate=lambda model, settings: {"error": model.temperature.item(), "examples": 200})
+    assert engine.measure_again(other, root) == folder
+    card = zoo.card("tests/tiny", root)
+    assert (folder / "diffusion_pytorch_model.safetensors").read_bytes() == before
+    assert card.evaluation == {"error": 2, "examples": 200} and reached(card.facts)["examples"]  # of the stored weights
+    assert "| examples | 200 | >= 100 | reached |" in card.text and "- measured on " in card.text
+    changed = {key for key in card.facts if card.facts[key] != facts.get(key)}
+    assert changed == {"evaluation", "measured on"}
+    zoo.verify("tests/tiny", root)
+
+
+def test_the_command_measures_again(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(zoo.COURSE_CLASSES, "Tiny", "tiny")
+    run(tiny.RECIPE, tmp_path)
+    monkeypatch.setattr(tiny, "RECIPE", replace(tiny.RECIPE, evaluate=lambda *_: {"error": 1, "examples": 200}))
+    assert main(tmp_path, "tiny:RECIPE", "--measure", "--out", str(tmp_path / "checkpoints")) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith("bars: error reached, examples reached\n") and "examples/s" not in said.err
+
+
 def test_the_seed_decides_the_weights(tiny, tmp_path):
     def stored(seed, work):
         settings = {name: replace(tiny.SETTINGS, seed=seed) for name in ("cpu", "gpu", "ci")}
