@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from course_lib.claims.ledger import Claim, Numbers
 from course_lib.claims.vdm import SCHEDULE, SMALL_WORLD
-from course_lib.diffusion import Example, add_noise, denoising_loss, estimate, initial_noise, level_at, target
+from course_lib.diffusion import Example, denoising_loss, estimate, level_at, training_example
 from course_lib.nn.unet import VideoUNet
 from course_lib.recipes import vdm
 from course_lib.training import fit
@@ -37,9 +37,7 @@ def _text(seed: int, count: int) -> Tensor:
 
 def expecting(clips: Tensor, moments: Tensor, text: Tensor, generator: torch.Generator) -> tuple[Example, dict]:
     """Some frames of clips (b, 3, f, h, w) under so much noise that nothing is left of them, and what is told."""
-    t = torch.full((len(clips),), LAST)
-    x0, noise = clips[:, :, moments], initial_noise(clips[:, :, moments].shape, generator)
-    example = Example(add_noise(SCHEDULE, x0, noise, t), t, target(SCHEDULE, x0, noise, t), torch.ones(len(clips)))
+    example = training_example(SCHEDULE, clips[:, :, moments], generator, t=torch.full((len(clips),), LAST))
     return example, {"encoder_hidden_states": text, "frame_index": moments.expand(len(clips), -1)}
 
 

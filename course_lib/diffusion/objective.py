@@ -277,24 +277,24 @@ def training_example(
     gamma: float | int | None = None,
     offset: float | int = 0.0,
     shared: float | int = 0.0,
-    noisiest_of: int = 1,
+    t: Int[Tensor, "n"] | None = None,
 ) -> Example:
     """Draw a timestep for every row, uniformly, and noise; the same numbers for every device and dtype of x0.
 
     x0: data. generator: draws timesteps, noise, offset, in this order.
     gamma: see `min_snr_weights`; None weighs all alike. offset: see `offset_noise`. shared: see `initial_noise`.
-    noisiest_of: so many timesteps are drawn for every row, and the largest is taken; 1 leaves all equally likely.
-    Raises ValueError as these do, for no draw at all, and for gamma with zero terminal SNR: the timestep that sampling
-    begins with would have weight 0 and never be learnt.
+    t: timesteps drawn elsewhere, one for each row, for whoever does not want all equally likely.
+    Raises ValueError as these do, for another number of timesteps, and for gamma with zero terminal SNR: the timestep
+    that sampling begins with would have weight 0 and never be learnt.
     """
-    if noisiest_of < 1:
-        raise ValueError(f"noisiest_of: expected at least 1, got {noisiest_of}")
+    if t is not None and t.shape != (len(x0),):
+        raise ValueError(f"t: expected one timestep for each of {len(x0)} rows, got {tuple(t.shape)}")
     if gamma is not None and ends_without_signal(scheduler):
         raise ValueError(
             f"gamma: min-SNR never trains the last timestep of zero terminal SNR; expected None, got {gamma}"
         )
-    draws = (noisiest_of, len(x0))
-    t = torch.randint(len(scheduler.alphas_cumprod), draws, generator=generator, device=generator.device).amax(dim=0)
+    if t is None:
+        t = torch.randint(len(scheduler.alphas_cumprod), (len(x0),), generator=generator, device=generator.device)
     noise = initial_noise(x0.shape, generator, shared)
     if offset:
         noise = offset_noise(noise, offset, generator)

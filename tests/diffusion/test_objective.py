@@ -236,13 +236,12 @@ def test_a_training_example_is_the_recipe_of_diffusers(gamma):
     assert denoising_loss(prediction, example).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("draws", [1, 2, 3])
-def test_the_noisiest_of_k_draws_has_their_maximums_mean(draws):
-    x0 = torch.zeros(20_000, 1)
-    t = training_example(DDPMScheduler(), x0, rng(3), noisiest_of=draws).t / 1000
-    mean, std = draws / (draws + 1), (draws / (draws + 2) - (draws / (draws + 1)) ** 2) ** 0.5
-    assert t.mean().item() == pytest.approx(mean, abs=5 * std / 20_000**0.5 + 1e-3)
-    assert t.std().item() == pytest.approx(std, rel=0.03)
+def test_timesteps_may_be_drawn_elsewhere():
+    x0, t = torch.randn(4, 3, generator=rng(1)), torch.tensor([0, 999, 5, 5])
+    given = training_example(DDPMScheduler(), x0, rng(3), t=t)
+    noise = initial_noise(x0.shape, rng(3))
+    assert torch.equal(given.t, t) and torch.equal(given.x_t, add_noise(DDPMScheduler(), x0, noise, t))
+    assert torch.equal(given.target, noise)
 
 
 def test_an_example_does_not_depend_on_the_dtype():
@@ -314,7 +313,10 @@ ZERO_V = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=Tr
         (lambda: zero_terminal_snr(PNDMScheduler()), "expected one with rescale_betas_zero_snr, got PNDMScheduler"),
         (lambda: min_snr_weights(DDPMScheduler(), T, 0), "gamma: expected a positive number, got 0"),
         (lambda: training_example(ZERO_V, VIDEO, rng(), gamma=5), "gamma: min-SNR never trains the last timestep"),
-        (lambda: training_example(ZERO_V, VIDEO, rng(), noisiest_of=0), "noisiest_of: expected at least 1, got 0"),
+        (
+            lambda: training_example(ZERO_V, VIDEO, rng(), t=torch.tensor([5])),
+            r"t: expected one timestep for each of 2 rows, got \(1,\)",
+        ),
         (lambda: initial_noise(SHAPE, rng(), 1.1), "shared: expected a correlation from 0 to 1, got 1.1"),
         (lambda: initial_noise((2, 3, 8, 8), rng(), 0.5), r"shape: expected \(b, c, f, h, w\) .*, got \(2, 3, 8, 8\)"),
         (lambda: offset_noise(VIDEO, -0.1, rng()), "strength: expected 0 or more, got -0.1"),

@@ -81,6 +81,15 @@ def test_first_come_pictures_then_sparse_clips_then_clips_with_pictures():
         assert (video[3 + row].transpose(0, 1) - picture).abs().amax(dim=(1, 2, 3)).min() < 1e-3
 
 
+def test_sparse_clips_are_noisy_and_every_second_other_one_is_not():
+    generator = torch.Generator().manual_seed(0)
+    noisy, mixed = (vdm._timesteps(20_000, generator, noisiest) / 1000 for noisiest in (True, False))
+    for some, mean, std in ((noisy, 3 / 4, 0.194), (mixed[::2], 1 / 2, 0.289), (mixed[1::2], 1 / 4, 0.194)):
+        assert some.mean().item() == pytest.approx(mean, abs=0.01) and some.std().item() == pytest.approx(std, abs=0.01)
+    sparse, then = vdm.batches(2, SMALL), vdm.batches(4, SMALL)
+    assert len(sparse["t"]) == 8 and len(then["t"]) == 2
+
+
 def test_batches_are_pure():
     for number in (0, 2, 5):
         one, again, other = (vdm.batches(n, SMALL) for n in (number, number, number + 1))
