@@ -102,6 +102,9 @@ def test_the_command_measures_again(tiny, tmp_path, capsys, monkeypatch):
     assert main(tmp_path, "tiny:RECIPE", "--measure", "--out", str(tmp_path / "checkpoints")) == 0
     said = capsys.readouterr()
     assert said.out.endswith("bars: error reached, examples reached\n") and "examples/s" not in said.err
+    with pytest.raises(SystemExit):
+        main(tmp_path, "tiny:RECIPE", "--measure", "--out", str(tmp_path / "nothing"))
+    assert "--measure: no checkpoint 'tests/tiny' is stored; train it first" in capsys.readouterr().err
 
 
 def test_the_seed_decides_the_weights(tiny, tmp_path):
@@ -290,9 +293,14 @@ def _command(folder, words, hang_at):
     os.environ.update(COURSE_DEVICE="cpu", COURSE_PROFILE="ci")
     torch.set_num_threads(1)
     engine.fit = partial(engine.fit, save_every=0)
-    tiny.SLOW = replace(
-        tiny.SLOW, batches=lambda n, settings: (n == hang_at and time.sleep(60)) or tiny.batches(n, settings)
-    )
+
+    def batches(number, settings):
+        if number == hang_at:  # all steps before it have been saved
+            (folder / "napping").touch()
+            time.sleep(60)
+        return tiny.batches(number, settings)
+
+    tiny.SLOW = replace(tiny.SLOW, batches=batches)
     raise SystemExit(__main__.main([*words, "--work", str(folder)]))
 
 
@@ -303,7 +311,7 @@ def test_killed_the_same_command_goes_on(tiny, tmp_path):
     state, words = tmp_path / "slow" / "ci.safetensors", ["tiny:SLOW"]
     process = context.Process(target=_command, args=(tmp_path, words, 17))
     process.start()
-    while process.is_alive() and (not state.exists() or read_state(state)[1]["step"] < 17):
+    while process.is_alive() and not (tmp_path / "napping").exists():  # a state is not read while it is replaced
         time.sleep(0.01)
     process.kill()
     process.join()
