@@ -120,7 +120,7 @@ def memory_row(frames: int, half: bool, case: str) -> Row:
 def bench_unet() -> list[Row]:
     """A training step and a step of sampling of each, in float32, and in bfloat16 where the machine is fast at it."""
     rows: list[Row] = []
-    # Emulated, a product of bfloat16 takes minutes on a CPU, and nobody would use it
+    # Emulated, it is far slower than float32, and nobody would use it
     for half in (False, True)[: 1 + (runtime.dtype(runtime.device()) == torch.bfloat16)]:
         peak, name = matmul_peak(half), "bfloat16" if half else "float32"
         for frames in FRAMES:

@@ -7,6 +7,7 @@ import time
 from functools import cache
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from course_lib.claims.ledger import Claim, Numbers
@@ -20,8 +21,8 @@ from course_lib.world import MOTIONS, Clips, World
 CLIPS, BATCH, STEPS, LEARNING_RATE, WIDTHS = 2048, 32, 400, 1e-3, (64, 64)
 TESTED = 256
 LAST = len(SCHEDULE.alphas_cumprod) - 1  # the timestep at which nothing is left of a clip
-TOWER = 128  # of what is read, the numbers that the tower says; the words follow
-ARMS = {"tower": slice(TOWER), "tower and words": slice(2 * TOWER)}
+READ, TOWER = 256, 128  # what is read of every token, and how much of it the tower says; the word itself follows
+ARMS = {"tower": TOWER, "tower and words": READ}  # how much a network is told; the rest is 0, so that sizes are equal
 
 
 @cache
@@ -35,29 +36,43 @@ def _text(seed: int, count: int) -> Tensor:
     return vdm.told(_data("train", seed, count).captions)["text"].cpu()
 
 
-def expecting(clips: Tensor, moments: Tensor, text: Tensor, generator: torch.Generator) -> tuple[Example, dict]:
-    """Some frames of clips (b, 3, f, h, w) under so much noise that nothing is left of them, and what is told."""
+def expecting(
+    clips: Float[Tensor, "b 3 f h w"],
+    moments: Int[Tensor, "some"],
+    text: Float[Tensor, "b l d"],
+    arm: str,
+    generator: torch.Generator,
+) -> tuple[Example, dict[str, Tensor]]:
+    """Some frames of clips under so much noise that nothing is left of them, and what the U-Net is told.
+
+    clips: in [-1, 1]. moments: which frames, from 0. text: as `papers.vdm.read` gives it. arm: of `ARMS`.
+    """
+    text = text * (torch.arange(text.shape[-1]) < ARMS[arm])
     example = training_example(SCHEDULE, clips[:, :, moments], generator, t=torch.full((len(clips),), LAST))
     return example, {"encoder_hidden_states": text, "frame_index": moments.expand(len(clips), -1)}
 
 
 def learned(arm: str, seed: int, steps: int) -> VideoUNet:
-    """A network that has learnt what captions make expect. Equal seeds see equal clips, frames and noise."""
+    """A network that has learnt what captions make expect. Equal seeds see equal clips, frames and noise.
+
+    arm: of `ARMS`. seed: of data, weights and noise. steps: at least 2.
+    """
     torch.manual_seed(seed)
-    part, video, text = ARMS[arm], _data("train", seed, CLIPS).video, _text(seed, CLIPS)
+    video, text = _data("train", seed, CLIPS).video, _text(seed, CLIPS)
     attention, told = (True,) * len(WIDTHS), {"frame_index": True, "places": True}
-    model = VideoUNet(widths=WIDTHS, attention=attention, text_width=part.stop, patch=4, **told)
+    model = VideoUNet(widths=WIDTHS, attention=attention, text_width=READ, patch=4, **told)
 
     def batch(number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(100_000 * seed + number)
         rows = torch.randint(len(video), (BATCH,), generator=generator)
         moments = torch.arange(int(torch.randint(vdm.SPARSE, (), generator=generator)), vdm.FRAMES, vdm.SPARSE)
-        example, told = expecting(video[rows], moments, text[rows][..., part], generator)
+        example, told = expecting(video[rows], moments, text[rows], arm, generator)
         return example._asdict() | told
 
     def loss(net: VideoUNet, some: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        example = Example(*(some.pop(name) for name in Example._fields))
-        return denoising_loss(net(example.x_t, example.t, **some).sample, example)
+        example = Example(*(some[name] for name in Example._fields))
+        told = {name: part for name, part in some.items() if name not in Example._fields}
+        return denoising_loss(net(example.x_t, example.t, **told).sample, example)
 
     fit(model, batch, loss, steps=steps, lr=LEARNING_RATE, warmup=min(30, steps - 1), seed=seed, progress=False)
     return model.eval().requires_grad_(False)
@@ -65,14 +80,17 @@ def learned(arm: str, seed: int, steps: int) -> VideoUNet:
 
 @torch.no_grad()
 def heard(model: nn.Module, arm: str, clips: Clips, generator: torch.Generator) -> Numbers:
-    """What the right motion word is worth to a network that sees only noise, beside the eight wrong ones."""
+    """What the right motion word is worth to a network that sees only noise, beside the eight wrong ones.
+
+    model: as `learned` gives it. arm: of `ARMS`. clips: of the test split, 16 frames. generator: draws the noise.
+    """
     moments, errors = torch.arange(1, vdm.FRAMES, vdm.SPARSE), []
     state = generator.get_state()
     for motion in MOTIONS:
         pairs = zip(clips.captions, clips.scenes, strict=True)
         text = vdm.told([caption.replace(f" {scene.motion} on ", f" {motion} on ") for caption, scene in pairs])["text"]
         generator.set_state(state)  # the same noise for every word
-        example, told = expecting(clips.video, moments, text[..., ARMS[arm]].cpu(), generator)
+        example, told = expecting(clips.video, moments, text.cpu(), arm, generator)
         said = model(
             *(part.to(model.device) for part in example[:2]), **{k: v.to(model.device) for k, v in told.items()}
         )

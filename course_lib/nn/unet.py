@@ -100,7 +100,12 @@ class TextSummary(nn.Module):
 
 
 def places(h: int, w: int, like: Tensor) -> Float[Tensor, "1 waves h w"]:
-    """Sine and cosine of where each place is, down and across: of the frame's own size, so that any size will do."""
+    """Sine and cosine of where each place is, down and across, in parts of the frame, so that any size will do.
+
+    h, w: of the frame, in patches. like: the waves come in its dtype, on its device. Channels: for each of `WAVES` sine
+    and cosine down, then across. Liu et al. 2018, "CoordConv", arXiv 1807.03247; Tancik et al. 2020, "Fourier Features
+    Let Networks Learn High Frequency Functions", arXiv 2006.10739.
+    """
     down, across = (torch.arange(n, device=like.device, dtype=torch.float64).add(0.5).mul(2 / n).sub(1) for n in (h, w))
     turned = [math.pi * rate * side for rate in WAVES for side in torch.meshgrid(down, across, indexing="ij")]
     return torch.stack([wave for turn in turned for wave in (turn.sin(), turn.cos())])[None].to(like.dtype)

@@ -42,7 +42,8 @@ def build_unet(text_width: int | None = 256, widths: Sequence[int] = (128, 128),
 
 
 def read(text_encoder: PreTrainedModel, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-    """What the U-Net reads: the text tower's last layer, and beside it the words as they went in, normalised.
+    """What the U-Net reads: the text tower's last layer, and beside it the words as they went in, token
+    and position together, normalised.
 
     A tower that has learnt from pictures says nothing of motion: no picture ever asked it to. The paper's own, BERT,
     has learnt from text alone (section 4.3). text_encoder: any of transformers'; d is twice its width.

@@ -18,7 +18,7 @@ from course_lib import runtime
 from course_lib.recipes import RECIPES, Recipe, run_recipe
 from course_lib.recipes.recipe import measure_again, reached
 from course_lib.training_state import StateError
-from course_lib.zoo import card
+from course_lib.zoo import card, names
 
 
 def find(name: str) -> Recipe:
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders = {"root": options.out, "work": options.work, "log": options.log}
     try:
         if options.measure:
+            if recipe.name not in names(options.out):
+                parser().error(f"--measure: no checkpoint {recipe.name!r} is stored; train it first")
             folder = measure_again(recipe, options.out)
         else:
             last, folder = run_recipe(recipe, profile, minutes=options.minutes, fresh=options.fresh, **folders)

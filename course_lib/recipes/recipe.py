@@ -252,7 +252,7 @@ def card_text(facts: Mapping[str, Any], notes: str) -> str:
         *("## Made by", "", "```", facts["command"], "```", ""),
         f"- {facts['parameters']:,} parameters, stored in half precision (safetensors)",
         f"- {facts['minutes']:.1f} minutes of training, {facts['processes']} process(es); {facts['machine']}",
-        *(f"- measured on {facts[key]}" for key in ("measured on",) if key in facts),
+        *([f"- measured on {facts['measured on']}"] if "measured on" in facts else []),
         "- " + ", ".join(f"{name} {value}" for name, value in facts["versions"].items()),
         "- " + ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items()),
     ]

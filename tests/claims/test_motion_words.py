@@ -12,12 +12,15 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 def test_nothing_is_left_of_a_clip_and_it_is_what_is_asked_for():
     video, moments = motion_words._data("train", 0, 6).video, torch.tensor([2, 6, 10, 14])
-    example, told = motion_words.expecting(video, moments, torch.zeros(6, 5, 8), torch.Generator().manual_seed(0))
+    example, told = motion_words.expecting(
+        video, moments, torch.ones(6, 5, 256), "tower", torch.Generator().manual_seed(0)
+    )
     level = level_at(motion_words.SCHEDULE, example.t)
     assert level.signal.max() < 1e-4
     x0 = estimate("v_prediction", example.target, example.x_t, level).x0
     torch.testing.assert_close(x0, video[:, :, moments], atol=1e-4, rtol=0)
     assert told["frame_index"].tolist() == [[2, 6, 10, 14]] * 6
+    assert told["encoder_hidden_states"].sum() == 6 * 5 * 128  # of the words, nothing
 
 
 def test_arms_see_the_same_but_for_the_words(monkeypatch):
@@ -32,7 +35,8 @@ def test_arms_see_the_same_but_for_the_words(monkeypatch):
         motion_words.learned(arm, 0, 2)
     for tower, both in zip(*seen, strict=True):
         assert all(torch.equal(tower[key], both[key]) for key in ("x_t", "target", "frame_index"))
-        assert torch.equal(tower["encoder_hidden_states"], both["encoder_hidden_states"][..., :128])
+        text, words = tower["encoder_hidden_states"], both["encoder_hidden_states"]
+        assert torch.equal(text[..., :128], words[..., :128]) and not text[..., 128:].any() and words[..., 128:].all()
 
 
 class Hears(torch.nn.Module):
@@ -53,13 +57,13 @@ class Hears(torch.nn.Module):
 
 def test_who_hears_is_told_from_who_is_deaf(monkeypatch):
     clips = motion_words._data("test", 5, 12)
-    answers = torch.randn(9, 1, 3, 1, 1, 1)
+    answers = torch.randn(9, 1, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     for row, scene in enumerate(clips.scenes):
         clips.video[row] = answers[MOTIONS.index(scene.motion)]
 
     def told(prompts):
         words = [[k for k, name in enumerate(MOTIONS) if f" {name} " in prompt][0] for prompt in prompts]
-        return {"text": torch.tensor(words).view(-1, 1, 1).expand(-1, 2, 256)}
+        return {"text": torch.tensor(words).float().view(-1, 1, 1).expand(-1, 2, 256)}
 
     monkeypatch.setattr(motion_words.vdm, "told", told)
     found = [

@@ -86,8 +86,19 @@ def test_sparse_clips_are_noisy_and_every_second_other_one_is_not():
     noisy, mixed = (vdm._timesteps(20_000, generator, noisiest) / 1000 for noisiest in (True, False))
     for some, mean, std in ((noisy, 3 / 4, 0.194), (mixed[::2], 1 / 2, 0.289), (mixed[1::2], 1 / 4, 0.194)):
         assert some.mean().item() == pytest.approx(mean, abs=0.01) and some.std().item() == pytest.approx(std, abs=0.01)
-    sparse, then = vdm.batches(2, SMALL), vdm.batches(4, SMALL)
-    assert len(sparse["t"]) == 8 and len(then["t"]) == 2
+
+
+def test_pictures_and_whole_clips_meet_low_noise_and_sparse_clips_high(monkeypatch):
+    asked, real = [], vdm._timesteps
+
+    def timesteps(count, generator, noisiest=False):
+        asked.append((count, noisiest))
+        return real(count, generator, noisiest)
+
+    monkeypatch.setattr(vdm, "_timesteps", timesteps)
+    for number in (1, 2, 4):
+        assert len(vdm.batches(number, SMALL)["t"]) == asked[-1][0]
+    assert asked == [(3, False), (8, True), (2, False)]
 
 
 def test_batches_are_pure():
