@@ -201,8 +201,8 @@ CLAIMS = (
         lower_is_better=True,
         better="4 pictures",
         worse="no pictures",
-        setting=f"{_TRAINED}; the pictures are frames of the same clips; {DRAWN} clips, {WALK} steps of DDIM, FVD by "
-        "features/video",
+        setting=f"{_TRAINED}; the pictures are frames of random clips of the same set; {DRAWN} clips, {WALK} steps of "
+        "DDIM, FVD by features/video",
     ),
     Claim(
         id="positions-in-time",

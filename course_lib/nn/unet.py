@@ -99,6 +99,37 @@ class TextSummary(nn.Module):
         return self.to_out(F.scaled_dot_product_attention(questions, k, v).flatten(1))
 
 
+class Detail(nn.Module):
+    """A last look at single pixels, for a network that sees patches: it corrects the answer. At first it adds nothing.
+
+    A patch of 4 x 4 pixels holds 48 numbers of noise. To say what of them is noise, a network has to carry them all
+    through; ours does so to a tenth, and the rest stays in the clip as grain.
+
+    channels_in: of what the network is given. channels: in between. channels_out: of its answer. embedding: as `Stage`.
+    """
+
+    def __init__(self, channels_in: int, channels: int, channels_out: int, embedding: int):
+        super().__init__()
+        self.look = nn.Conv2d(channels_in + channels_out, channels, 3, padding=1)
+        self.compare = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulate = nn.Linear(embedding, 4 * channels)
+        self.say = nn.Conv2d(channels, channels_out, 3, padding=1)
+        nn.init.zeros_(self.say.weight)
+        nn.init.zeros_(self.say.bias)
+
+    def forward(
+        self,
+        frames: Float[Tensor, "bf c_in h w"],
+        answer: Float[Tensor, "bf c_out h w"],
+        embedding: Float[Tensor, "bf d"],
+    ) -> Float[Tensor, "bf c_out h w"]:
+        """frames: what the network was given. answer: what it said of them."""
+        scale, shift, scale_2, shift_2 = self.modulate(F.silu(embedding))[..., None, None].chunk(4, dim=1)
+        found = F.silu(self.look(torch.cat([frames, answer], dim=1)) * (1 + scale) + shift)
+        found = F.silu(self.compare(found) * (1 + scale_2) + shift_2)
+        return answer + self.say(found)
+
+
 def places(h: int, w: int, like: Tensor) -> Float[Tensor, "1 waves h w"]:
     """Sine and cosine of where each place is, down and across, in parts of the frame, so that any size will do.
 
@@ -118,7 +149,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
     widths: channels per level, multiples of head_width where there is attention; every level but the last halves the
     frame. layers: stages per level, down and up. attention: whether a level has attention over space, text and time,
     one for each level. text_width: of the text's vectors; None for a network without text. positions: in time, see
-    `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. frame_index: whether
+    `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. detail: channels of
+    a last look at single pixels, see `Detail`; None for none. frame_index: whether
     frames are told their number, from 0, at first without effect too. frame_rate, noise_level: whether it is told
     these. Raises ValueError for levels that do not match, or widths.
     """
@@ -138,6 +170,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         head_width: int = 32,
         positions: str = "relative",
         patch: int = 1,
+        detail: int | None = None,
         frame_index: bool = False,
         places: bool = False,
         frame_rate: bool = False,
@@ -180,6 +213,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
         self.middle = stage(widths[-1], widths[-1], attention[-1])
         self.norm_out = nn.GroupNorm(math.gcd(GROUPS, widths[0]), widths[0])
         self.conv_out = nn.Conv2d(widths[0], (out_channels or in_channels) * square, 3, padding=1)
+        self.finish = None
+        if detail:
+            seen, said = in_channels + extra_channels, out_channels or in_channels
+            self.finish = Detail(seen, detail, said, embedding)
 
     def forward(
         self,
@@ -214,12 +251,14 @@ class VideoUNet(ModelMixin, ConfigMixin):
             None if alone is None else apart(alone),
         )
         video = sample if extra is None else torch.cat([sample, extra], dim=1)
-        frames = video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
-        frames = self.conv_in(F.pixel_unshuffle(frames, self.config.patch))
+        pixels = video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
+        patches = self.conv_in(F.pixel_unshuffle(pixels, self.config.patch))
         if self.embed_place is not None:
-            frames = frames + self.embed_place(places(*frames.shape[-2:], like=frames))
-        frames = self._walk(frames, told, b)
-        frames = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(frames))), self.config.patch)
+            patches = patches + self.embed_place(places(*patches.shape[-2:], like=patches))
+        patches = self.conv_out(F.silu(self.norm_out(self._walk(patches, told, b))))
+        frames = F.pixel_shuffle(patches, self.config.patch)
+        if self.finish is not None:
+            frames = self.finish(pixels, frames, told.embedding)
         return UNet3DConditionOutput(sample=frames.unflatten(0, (b, f)).transpose(1, 2))
 
     def _walk(self, frames: Tensor, told: Circumstances, b: int) -> Tensor:

@@ -37,8 +37,9 @@ def build_unet(text_width: int | None = 256, widths: Sequence[int] = (128, 128),
     text_width: of the text's vectors, see `read`; None for none. widths: channels per level, multiples of 32. patch:
     pixels of a side that are taken together; clips of 32x32 pixels then cost it what latents of 8x8 would.
     """
-    attention, told = (True,) * len(widths), {"frame_index": True, "places": True, "frame_rate": True}
-    return VideoUNet(widths=tuple(widths), attention=attention, text_width=text_width, patch=patch, **told)
+    told = {"frame_index": True, "places": True, "frame_rate": True}
+    how = {"attention": (True,) * len(widths), "text_width": text_width, "patch": patch, "detail": 32}
+    return VideoUNet(widths=tuple(widths), **how, **told)
 
 
 def read(text_encoder: PreTrainedModel, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:

@@ -31,7 +31,7 @@ from course_lib.recipes.mini_clip import tokenize
 from course_lib.recipes.mini_sd import text_tower
 from course_lib.recipes.pixel_ddpm import CLASSES
 from course_lib.recipes.recipe import Recipe, Settings, save_half
-from course_lib.world import Clips, Sampler, World, render
+from course_lib.world import MOTIONS, Clips, Sampler, World, render
 from course_lib.world.hashing import mix
 
 SIZE, FRAMES, PICTURES = 32, 16, 4
@@ -44,6 +44,11 @@ CHUNK, CHUNKS = 1020, 16  # clips are rendered by the chunk, and met again after
 # network that had read the text tower alone, and drew 19 % of motions, learnt to tell those of 50 clips in 54
 SPARSE = 4
 SLOW = torch.tensor([row for row in range(CHUNK * CHUNKS) if RATES[row % len(RATES)] == 8])  # whole films
+# Of whole clips, those whose motion is hard to draw: their share of a batch, and the timesteps at which they are met.
+# Real clips under noise, finished by a network that drew all other motions, turned as told from step 150 on, not from
+# 300, and bounced as told from 700 on, not from 850: there it is decided
+HARD = {"spinning": (5 / 16, 50, 600), "bouncing": (4 / 16, 650, 1000)}
+LEVELS = len(SCHEDULE.alphas_cumprod)
 DROPPED = 0.1  # share of texts that training forgets, for guidance
 STEPS, GUIDANCE, WEIGHT = 25, 3.0, 2.0  # of the evaluation
 ROWS, LONG = 16, 64  # clips that are drawn at once; frames of a long clip
@@ -54,7 +59,7 @@ def chunk(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Clips of the training split: uint8 (n, 3, f, h, w), frames a second (n,), tokens of captions with and without a
     motion (n, l).
     """
-    sampler = Sampler("train", seed=61, **SCENES)
+    sampler = _sampler()
     scenes = [sampler(index) for index in range(number * CHUNK, (number + 1) * CHUNK)]
     rates = [RATES[index % len(RATES)] for index in range(CHUNK)]
     parts: list[Clips] = [
@@ -82,7 +87,7 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
         rows = torch.arange(number * count, (number + 1) * count)
         frames, captions = _pictures(rows[:, None], generator)
         clips, conditioning = _unpacked(frames).transpose(1, 2), {"text": _read(captions[:, 0], generator)}
-        t = _timesteps(count, generator)
+        t = torch.randint(LEVELS, (count,), generator=generator)
     elif number < sparse:
         many = SPARSE * settings.batch
         rows = SLOW[torch.arange((number - first) * many, (number - first + 1) * many) % len(SLOW)]
@@ -90,9 +95,9 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
         moments = torch.arange(int(torch.randint(SPARSE, (), generator=generator)), FRAMES, SPARSE)
         clips, conditioning = _unpacked(video[:, :, moments]), {"text": _read(tokens, generator)}
         conditioning |= {"frame_rate": rates, "frame_index": moments.expand(many, -1)}
-        t = _timesteps(many, generator, noisiest=True)
+        t = torch.randint(LEVELS, (3, many), generator=generator).amax(dim=0)  # motion is decided under much noise
     else:
-        rows = torch.arange((number - sparse) * settings.batch, (number - sparse + 1) * settings.batch)
+        rows, t = _practice(number - sparse, settings.batch, generator)
         video, rates, tokens, _ = _clips(rows)
         # Its pictures are frames of other clips, and their captions say nothing of motion
         others = torch.randint(CHUNK * CHUNKS, (len(rows), PICTURES), generator=generator)
@@ -101,19 +106,37 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
         text = text.unflatten(0, (len(rows), -1))  # b (1 + n) l d
         clips, conditioning = with_pictures(_unpacked(video), text[:, 0], _unpacked(frames), text[:, 1:])
         conditioning |= {"frame_rate": rates}
-        t = _timesteps(len(rows), generator)
     example = training_example(SCHEDULE, clips, generator, t=t)
     return {**example._asdict(), **conditioning}
 
 
-def _timesteps(count: int, generator: torch.Generator, noisiest: bool = False) -> Tensor:
-    """The largest of three for each row; or any for even rows, and the smallest of three for odd ones.
+def _practice(number: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which whole clips a batch has, and their timesteps: those of `HARD`, the rest any clip at any timestep."""
+    rows, t = [], []
+    for motion, (share, low, high) in HARD.items():
+        some = round(share * count)
+        rows.append(_next(_of(motion), number, some))
+        t.append(torch.randint(low, high, (some,), generator=generator))
+    rest = count - sum(map(len, rows))
+    rows.append(_next(torch.arange(CHUNK * CHUNKS), number, rest))
+    t.append(torch.randint(LEVELS, (rest,), generator=generator))
+    return torch.cat(rows), torch.cat(t)
 
-    Motion is decided at high noise. But the last of 25 steps of sampling begins with a third as much noise as signal,
-    and one timestep in 25 has less: where they were rare in training, the network left grain in its clips.
-    """
-    t = torch.randint(len(SCHEDULE.alphas_cumprod), (3, count), generator=generator)
-    return t.amax(dim=0) if noisiest else torch.where(torch.arange(count) % 2 == 0, t[0], t.amin(dim=0))
+
+def _next(rows: Tensor, number: int, count: int) -> Tensor:
+    return rows[torch.arange(number * count, (number + 1) * count) % len(rows)]
+
+
+@cache
+def _of(motion: str) -> Tensor:
+    """The clips that have this motion."""
+    sampler = _sampler()
+    rows = [row for row in range(CHUNK * CHUNKS) if sampler(row).motion == motion]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _sampler() -> Sampler:
+    return Sampler("train", seed=61, **SCENES)
 
 
 def _clip(row: int) -> list[Tensor]:
@@ -203,6 +226,10 @@ def evaluate(model: VideoUNet, settings: Settings) -> Mapping[str, Any]:
     real, other = (World("test", size=SIZE, seed=seed, **SCENES).batch(range(count)) for seed in (1, 2))
     clips = draw(model, real.captions, torch.Generator().manual_seed(0))
     found = judged(clips, real.captions) | compared(clips, other.video, real.video, name="guided")
+    for motion in MOTIONS:
+        rows = [row for row, scene in enumerate(real.scenes) if scene.motion == motion]
+        if rows:
+            found[f"{motion}, judge"] = judged(clips[rows], [real.captions[row] for row in rows])["motion, judge"]
     free = draw(model, [""] * count, torch.Generator().manual_seed(1), scale=1)
     found |= compared(free, other.video, real.video, name="without a prompt")
     return found | longer(model, real.captions[: max(count // 8, 16)], torch.Generator().manual_seed(2))

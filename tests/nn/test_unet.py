@@ -15,6 +15,7 @@ TOLD = {
     "frame_rate": True,
     "noise_level": True,
     "extra_channels": 2,
+    "detail": 4,
 }
 
 
@@ -30,7 +31,12 @@ def build(awake=False, seed=0, **options):
                 nn.init.normal_(layer.bias.table)
         if unet.embed_index is not None:
             nn.init.normal_(unet.embed_index.linear_2.weight, std=0.5)
-        for layer in (unet.mix[-1], *([unet.summary.to_out] if unet.summary else [])):
+        zeros = [
+            unet.mix[-1],
+            *([unet.summary.to_out] if unet.summary else []),
+            *([unet.finish.say] if unet.finish else []),
+        ]
+        for layer in zeros:
             nn.init.normal_(layer.weight, std=0.5)
     return unet
 
@@ -175,6 +181,25 @@ def test_told_its_place_a_pixel_of_an_even_frame_differs_far_from_the_border():
         unet = build(widths=(16,), attention=(False,), places=told)
         middle = unet(sample, t).sample[0, :, 0, 24:40, 24:40].flatten(1)
         assert ((middle - middle[:, :1]).abs().max() > 1e-3) == differ
+
+
+def test_a_last_look_adds_nothing_at_first_and_then_sees_pixels_on_both_sides_of_a_patch():
+    plain, unet = (build(patch=4, widths=(16,), attention=(False,), detail=wide) for wide in (None, 8))
+    unet.load_state_dict(unet.state_dict() | plain.state_dict())
+    x, t = clip(1, 3, 2, 8, 8), torch.tensor([10])
+    answer = plain(x, t).sample
+    assert torch.equal(unet(x, t).sample, answer)
+
+    nn.init.normal_(unet.finish.say.weight)
+    other = x.clone()
+    other[0, :, 0, 4, 4] += 1  # the first pixel of the last patch
+    frames, changed = (some.transpose(1, 2).flatten(0, 1) for some in (x, other))
+    told = torch.randn(2, 32, dtype=torch.float64)
+    said = [unet.finish(some, answer.transpose(1, 2).flatten(0, 1), told) for some in (frames, changed)]
+    differs = (said[1] - said[0]).abs().amax(dim=1)  # f h w
+    assert differs[0, 1:8, 1:8].min() > 0  # three convolutions of 3 x 3 reach that far, across the patches' borders
+    differs[0, 1:8, 1:8] = 0
+    assert differs.max() == 0
 
 
 def test_the_text_reaches_the_embedding_as_one_vector_whatever_the_order_of_its_words():
