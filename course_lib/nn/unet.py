@@ -102,14 +102,17 @@ class TextSummary(nn.Module):
 class Detail(nn.Module):
     """A last look at single pixels, for a network that sees patches: it corrects the answer. At first it adds nothing.
 
-    A patch of 4 x 4 pixels holds 48 numbers of noise. To say what of them is noise, a network has to carry them all
-    through; ours does so to a tenth, and the rest stays in the clip as grain.
+    A patch of 4 x 4 pixels holds 48 numbers of noise, and a network that is to say what of them is noise has to carry
+    them all through. Without a last look vdm left an error of 0.07 (median) where the noise beside the signal was 0.3.
 
-    channels_in: of what the network is given. channels: in between. channels_out: of its answer. embedding: as `Stage`.
+    channels_in: of what the network is given. channels: in between. channels_out: of its answer. embedding: as `Stage`;
+    it scales and shifts channels: Perez et al. 2018, "FiLM", arXiv 1709.07871. Raises ValueError for no channels.
     """
 
     def __init__(self, channels_in: int, channels: int, channels_out: int, embedding: int):
         super().__init__()
+        if channels < 1:
+            raise ValueError(f"detail: expected at least 1 channel, or None for no last look, got {channels}")
         self.look = nn.Conv2d(channels_in + channels_out, channels, 3, padding=1)
         self.compare = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulate = nn.Linear(embedding, 4 * channels)
@@ -150,9 +153,10 @@ class VideoUNet(ModelMixin, ConfigMixin):
     frame. layers: stages per level, down and up. attention: whether a level has attention over space, text and time,
     one for each level. text_width: of the text's vectors; None for a network without text. positions: in time, see
     `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. detail: channels of
-    a last look at single pixels, see `Detail`; None for none. frame_index: whether
-    frames are told their number, from 0, at first without effect too. frame_rate, noise_level: whether it is told
-    these. Raises ValueError for levels that do not match, or widths.
+    a last look at single pixels, see `Detail`, at least 1; None for none. frame_index: whether frames are told their
+    number, from 0, at first without effect too. places: whether patches are told where they are, see `places`.
+    frame_rate, noise_level: whether it is told these. Raises ValueError for levels that do not match, widths,
+    or detail.
     """
 
     _supports_gradient_checkpointing = True
@@ -213,8 +217,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         self.middle = stage(widths[-1], widths[-1], attention[-1])
         self.norm_out = nn.GroupNorm(math.gcd(GROUPS, widths[0]), widths[0])
         self.conv_out = nn.Conv2d(widths[0], (out_channels or in_channels) * square, 3, padding=1)
-        self.finish = None
-        if detail:
+        self.finish = None  # by the name `detail` diffusers would answer with the configuration's number
+        if detail is not None:
             seen, said = in_channels + extra_channels, out_channels or in_channels
             self.finish = Detail(seen, detail, said, embedding)
 

@@ -35,10 +35,12 @@ def build_unet(text_width: int | None = 256, widths: Sequence[int] = (128, 128),
     """An untrained U-Net for RGB clips, with attention over space, text and time on every level.
 
     text_width: of the text's vectors, see `read`; None for none. widths: channels per level, multiples of 32. patch:
-    pixels of a side that are taken together; clips of 32x32 pixels then cost it what latents of 8x8 would.
+    pixels of a side that are taken together, with a last look at single ones; clips of 32x32 pixels then cost it little
+    more than latents of 8x8 would.
     """
     told = {"frame_index": True, "places": True, "frame_rate": True}
-    how = {"attention": (True,) * len(widths), "text_width": text_width, "patch": patch, "detail": 32}
+    how = {"attention": (True,) * len(widths), "text_width": text_width, "patch": patch}
+    how |= {"detail": 32 if patch > 1 else None}
     return VideoUNet(widths=tuple(widths), **how, **told)
 
 

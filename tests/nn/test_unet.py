@@ -309,3 +309,5 @@ def test_what_it_was_not_made_for_is_refused():
         plain(x, t, extra=clip(1, 1, 2, 8, 8))
     with pytest.raises(ValueError, match="attention: expected one for each of 2 widths, got 1"):
         VideoUNet(widths=(8, 8), attention=(True,))
+    with pytest.raises(ValueError, match="detail: expected at least 1 channel, or None for no last look, got 0"):
+        build(detail=0)
