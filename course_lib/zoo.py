@@ -8,6 +8,9 @@
 A checkpoint is a folder `data/checkpoints/<name>/` in the format of its library (diffusers or transformers, weights as
 safetensors, never pickle) with a model card in `README.md` and the measured numbers in `evaluation.json`.
 `data/checkpoints/SHA256SUMS` lists every file but the cards; `sha256sum -c` reads it too.
+
+A model that is also a part of a pipeline (mini-vae of mini-sd) lies there only: its own folder then has the card and
+the numbers, and these say under "part of" where the model is.
 """
 
 import hashlib
@@ -28,6 +31,7 @@ from course_lib.runtime import data_dir, no_progress_bars
 
 SUMS = "SHA256SUMS"
 CARD, NUMBERS = "README.md", "evaluation.json"
+PART_OF = "part of"  # among the numbers
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # run whatever code they hold when they are opened
 # Models of this course: saved by diffusers' ModelMixin, which writes the class' name only
 COURSE_CLASSES = {"VideoClassifier": "course_lib.nn.classifier", "VideoUNet": "course_lib.nn.unet"}
@@ -61,12 +65,13 @@ def names(root: Path | None = None) -> list[str]:
 
 
 def path(name: str, root: Path | None = None) -> Path:
-    """The folder of a checkpoint, for whoever calls `from_pretrained` himself; it is verified first.
+    """The folder of a checkpoint's model, for whoever calls `from_pretrained` himself; it is verified first.
 
     name: one of `names()`. root: as there. Raises ValueError and FileNotFoundError as `verify` does.
     """
-    _verify_once(name, root or default_root())
-    return (root or default_root()) / name
+    root = root or default_root()
+    _verify_once(name, root)
+    return root / (_whole(name, root) or name)
 
 
 def load(
@@ -107,17 +112,24 @@ def verify(name: str, root: Path | None = None) -> None:
     for missing files. All of them are named.
     """
     root = root or default_root()
-    folder = _folder(name, root)
-    sums = {file: sum for file, sum in _sums(root).items() if file.startswith(f"{name}/")}
+    _folder(name, root)
+    _verify_files(name, name, root)
+    if (whole := _whole(name, root)) is not None:
+        _verify_files(name, whole, root)
+
+
+def _verify_files(name: str, place: str, root: Path) -> None:
+    """`verify` what lies in one folder of the root."""
+    sums = {file: sum for file, sum in _sums(root).items() if file.startswith(f"{place}/")}
     again = "restore it from the repository, or train it again: python -m course_lib.recipes " + name
-    missing = [file for file in sums if not (root / file).is_file()]
+    missing = [file for file in sums if not (root / file).is_file()] or [place] * (not sums)
     if missing:
         raise FileNotFoundError(f"checkpoint {name}: missing {', '.join(missing)}; {again}")
     corrupt = [file for file, sum in sums.items() if _sha256(root / file) != sum]
     if corrupt:
         raise ValueError(f"checkpoint {name}: corrupt {', '.join(corrupt)} (sha256 is not as in {SUMS}); {again}")
-    _refuse_pickles(f"checkpoint {name}", folder)
-    weights = sorted(file.relative_to(root).as_posix() for file in folder.rglob("*.safetensors"))
+    _refuse_pickles(f"checkpoint {name}", root / place)
+    weights = sorted(file.relative_to(root).as_posix() for file in (root / place).rglob("*.safetensors"))
     foreign = [file for file in weights if file not in sums]
     if foreign:
         raise ValueError(f"checkpoint {name}: {', '.join(foreign)} not in {SUMS}; take it away, or {again}")
@@ -136,7 +148,9 @@ def store(
 
     name: may hold a slash. save: writes the model into the folder it is given. facts: for `evaluation.json`, among
     them "evaluation". text: the model card. root: folder of checkpoints; None is the course's own.
-    Returns the folder. Raises ValueError for weights that are not safetensors, and for facts without evaluation.
+    A model that is then also a part of a pipeline, file by file, stays there only.
+    Returns the folder. Raises ValueError for weights that are not safetensors, for facts without evaluation, and where
+    another checkpoint lies in this one and would change with it.
     """
     if "evaluation" not in facts:
         raise ValueError(f"facts: expected 'evaluation' among them, got {', '.join(facts) or 'none'}")
@@ -150,23 +164,79 @@ def store(
     try:
         save(part)
         _refuse_pickles("save", part)
-        _write(part / NUMBERS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        _write_numbers(part, {key: value for key, value in facts.items() if key != PART_OF})
         _write(part / CARD, text)
+        sums = _sums_with(name, part, root)
+        _refuse_orphans(name, sums, root)
     except BaseException:
         shutil.rmtree(part)
         raise
-    files = sorted(file for file in part.rglob("*") if file.is_file())
-    sums = {file: sum for file, sum in _sums(root).items() if not file.startswith(f"{name}/")}
-    sums |= {f"{name}/{file.relative_to(part).as_posix()}": _sha256(file) for file in files if file != part / CARD}
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         folder.rename(old)
     part.rename(folder)
+    _write_sums(sums, root)
+    shutil.rmtree(old, ignore_errors=True)
+    _share(root)
+    return folder
+
+
+def _sums_with(name: str, part: Path, root: Path) -> dict[str, str]:
+    """The list of checksums once this checkpoint's files are those in `part`."""
+    sums = {file: sum for file, sum in _sums(root).items() if not file.startswith(f"{name}/")}
+    files = [file for file in part.rglob("*") if file.is_file() and file != part / CARD]
+    return sums | {f"{name}/{file.relative_to(part).as_posix()}": _sha256(file) for file in files}
+
+
+def _write_sums(sums: Mapping[str, str], root: Path) -> None:
     listed = root / f".{SUMS}.part"
     _write(listed, "".join(f"{sums[file]}  {file}\n" for file in sorted(sums)))
     os.replace(listed, root / SUMS)
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
+
+
+def _write_numbers(folder: Path, facts: Mapping[str, Any]) -> None:
+    _write(folder / NUMBERS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+# Models that lie in a pipeline only
+
+
+def _whole(name: str, root: Path) -> str | None:
+    """The folder, seen from the root, of a model that is not in its own."""
+    return json.loads((root / name / NUMBERS).read_text(encoding="utf-8")).get(PART_OF)
+
+
+def _model_files(place: str, sums: Mapping[str, str]) -> dict[str, str]:
+    """The files of the model in a folder, seen from there, with their checksums."""
+    files = {file.removeprefix(f"{place}/"): sum for file, sum in sums.items() if file.startswith(f"{place}/")}
+    files.pop(NUMBERS, None)
+    return files
+
+
+def _refuse_orphans(name: str, sums: Mapping[str, str], root: Path) -> None:
+    """Checkpoints that lie in this one must not change with it."""
+    for other in names(root):
+        place = _whole(other, root) or ""
+        if place.startswith(f"{name}/") and _model_files(place, sums) != _model_files(place, _sums(root)):
+            raise ValueError(f"save: expected {place} as it is, because {other} lies there; {name} would change it")
+
+
+def _share(root: Path) -> None:
+    """Take a model out of its own folder if a pipeline's has the very same."""
+    sums = _sums(root)
+    for name in names(root):
+        model = _model_files(name, sums)
+        places = {file.rpartition("/")[0] for file in sums if not file.startswith(f"{name}/")}
+        equal = sorted(place for place in places - set(names(root)) if model and _model_files(place, sums) == model)
+        if not equal:
+            continue
+        facts = json.loads((root / name / NUMBERS).read_text(encoding="utf-8"))
+        _write_numbers(root / name, facts | {PART_OF: equal[0]})
+        kept = {file: sum for file, sum in sums.items() if file.removeprefix(f"{name}/") not in model}
+        sums = kept | {f"{name}/{NUMBERS}": _sha256(root / name / NUMBERS)}
+        _write_sums(sums, root)
+        for file in model:
+            (root / name / file).unlink()
 
 
 def _write(file: Path, text: str) -> None:

@@ -192,3 +192,88 @@ def test_facts_without_an_evaluation_are_refused(tmp_path):
     with pytest.raises(ValueError, match="facts: expected 'evaluation' among them, got seed"):
         zoo.store("x", lambda folder: None, {"seed": 0}, "", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# A model that is also a part of a pipeline lies there only
+
+
+def other_vae():
+    torch.manual_seed(1)
+    return AutoencoderKL(**VAE)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    store(tmp_path, "mini-vae", vae())
+    store(tmp_path, "features/video", other_vae())
+    return tmp_path
+
+
+def pipeline(root, vae):
+    """A checkpoint with an autoencoder and something else in it, as diffusers would write it."""
+
+    def save(folder):
+        vae.half().save_pretrained(folder / "vae")
+        (folder / "model_index.json").write_text("{}")
+
+    return store(root, "mini-sd", save=save)
+
+
+@pytest.mark.parametrize("last", ["the part", "the pipeline"])
+def test_the_same_model_is_kept_once(shared, last):
+    pipeline(shared, vae())
+    if last == "the part":
+        store(shared, "mini-vae", vae())
+    assert sorted(file.name for file in (shared / "mini-vae").iterdir()) == ["README.md", "evaluation.json"]
+    assert zoo.path("mini-vae", shared) == shared / "mini-sd" / "vae"
+    assert (
+        zoo.card("mini-vae", shared).evaluation == {"psnr": 31.5}
+        and zoo.card("mini-vae", shared).text == "# mini-vae\n"
+    )
+    for ours, stored in zip(zoo.load("mini-vae", root=shared).parameters(), vae().half().parameters(), strict=True):
+        assert torch.equal(ours, stored.float())
+    assert (shared / "features" / "video" / "config.json").exists()  # another model
+    listed = {line[66:] for line in (shared / "SHA256SUMS").read_text().splitlines()}
+    found = {file.relative_to(shared).as_posix() for file in shared.rglob("*") if file.is_file()}
+    assert listed == {file for file in found if not file.endswith(("README.md", "SHA256SUMS"))}
+
+
+def test_a_model_that_differs_is_kept_beside_it(shared):
+    pipeline(shared, other_vae())
+    assert zoo.path("mini-vae", shared) == shared / "mini-vae"
+    zoo.verify("mini-vae", shared)
+
+
+def test_a_part_that_is_made_anew_goes_home_and_the_pipeline_stays(shared):
+    pipeline(shared, vae())
+    store(shared, "mini-vae", other_vae())
+    assert zoo.path("mini-vae", shared) == shared / "mini-vae"
+    assert "part of" not in zoo.card("mini-vae", shared).facts
+    zoo.verify("mini-sd", shared)
+
+
+def test_a_pipeline_may_be_made_anew_around_its_part_but_not_change_it(shared):
+    pipeline(shared, vae())
+    pipeline(shared, vae())
+    zoo.verify("mini-vae", shared)
+    before = (shared / "SHA256SUMS").read_text()
+    with pytest.raises(ValueError, match="save: expected mini-sd/vae as it is, because mini-vae lies there; mini-sd"):
+        pipeline(shared, other_vae())
+    assert (shared / "SHA256SUMS").read_text() == before and not list(shared.glob(".*"))
+    zoo.verify("mini-vae", shared)
+
+
+def test_what_is_wrong_with_the_pipeline_is_wrong_with_its_part(shared):
+    pipeline(shared, vae())
+    weights = shared / "mini-sd" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"?")
+    with pytest.raises(ValueError, match="checkpoint mini-vae: corrupt mini-sd/vae/diffusion_pytorch_model"):
+        zoo.verify("mini-vae", shared)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="checkpoint mini-vae: missing mini-sd/vae/diffusion_pytorch_model"):
+        zoo.load("mini-vae", root=shared)
+    lines = (shared / "SHA256SUMS").read_text().splitlines()
+    (shared / "SHA256SUMS").write_text("".join(f"{line}\n" for line in lines if "mini-sd" not in line))
+    with pytest.raises(FileNotFoundError, match="checkpoint mini-vae: missing mini-sd/vae; restore it"):
+        zoo.verify("mini-vae", shared)

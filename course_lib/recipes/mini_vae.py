@@ -137,5 +137,6 @@ RECIPE = Recipe(
     notes="""
 A `diffusers.AutoencoderKL`: pixels in [-1, 1], factor 8, 16 channels, so a latent holds 1,024 numbers for 12,288. No
 attention: any size that is a multiple of 8 will do. `scaling_factor` brings the latents to unit variance.
+The weights lie in `mini-sd/vae`, of which they are a part; `zoo.load("mini-vae")` finds them there.
 """,
 )
