@@ -213,6 +213,7 @@ def _begin(model: nn.Module, loss_fn: LossFunction, settings: Mapping[str, Any])
     if not learned:
         raise ValueError("model: expected parameters that require a gradient, found none")
     runtime.seed_everything(settings["seed"])
+    runtime.keep_freed_memory()
     # Buffers are equal anyway, and sending them between two calls of the model in one loss would spoil its gradient
     sharing = DistributedDataParallelKwargs(broadcast_buffers=False)
     on_cpu = runtime.device().type == "cpu"

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -114,6 +115,36 @@ def test_machine_summary_is_one_line_of_facts():
     text = runtime.machine_summary()
     assert "\n" not in text
     assert torch.__version__ in text and "CPU core" in text and "profile" in text
+
+
+FAULTS = """
+import resource, sys
+import torch
+from course_lib import runtime
+if sys.argv[1] == "kept":
+    assert runtime.keep_freed_memory()
+def rounds(count):
+    for _ in range(count):
+        torch.ones(8, 2**20), torch.ones(8, 2**20)  # 32 MB each
+rounds(3)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+rounds(20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_kept_memory_is_not_fetched_again():
+    def faults(how):
+        return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+
+    assert faults("kept") < 100 < 20 * 15 < faults("left")  # 64 MB a round: 16,384 pages, 32 where they have 2 MB
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("asked for the C library"))
+    assert runtime.keep_freed_memory() is False
 
 
 def test_measured_times_the_block(monkeypatch, capsys):

@@ -22,6 +22,7 @@ from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
+from course_lib import runtime
 from course_lib.diffusion.guidance import dynamic_threshold
 from course_lib.diffusion.objective import (
     CLEAN,
@@ -74,6 +75,7 @@ def sample(
     """
     kind = prediction_type(scheduler)
     scheduler = _set(scheduler, steps, x)
+    runtime.keep_freed_memory()
     known = inspect.signature(scheduler.step).parameters
     for name in options:
         if name not in known or name in _OURS:
