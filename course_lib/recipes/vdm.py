@@ -233,22 +233,39 @@ def _split(prompts: Sequence[str], rows: int) -> list[Sequence[str]]:
 
 
 def evaluate(model: VideoUNet, settings: Settings) -> Mapping[str, Any]:
-    """The judge's view of a thousand clips, their distance from real ones, and that of clips without a prompt."""
+    """The judge's view of a thousand clips, their distance from real ones, that of clips without a prompt, and what
+    becomes of long ones.
+    """
     count = 16 if settings.steps < 100 else 1024
-    real, other = (World("test", size=SIZE, seed=seed, **SCENES).batch(range(count)) for seed in (1, 2))
+    return prompted(model, count) | unprompted(model, count) | longer(model, max(count // 8, 16))
+
+
+def prompted(model: VideoUNet, count: int) -> dict[str, Any]:
+    """Clips of so many prompts: what the judge says, also of each motion, and their distance from real ones."""
+    real, other = (_real(count, seed) for seed in (1, 2))
     clips = draw(model, real.captions, torch.Generator().manual_seed(0))
     found = judged(clips, real.captions) | compared(clips, other.video, real.video, name="guided")
     for motion in MOTIONS:
         rows = [row for row, scene in enumerate(real.scenes) if scene.motion == motion]
         if rows:
             found[f"{motion}, judge"] = judged(clips[rows], [real.captions[row] for row in rows])["motion, judge"]
+    return found
+
+
+def unprompted(model: VideoUNet, count: int) -> dict[str, Any]:
+    """The distance of so many clips without a prompt from real ones."""
+    real, other = (_real(count, seed) for seed in (1, 2))
     free = draw(model, [""] * count, torch.Generator().manual_seed(1), scale=1)
-    found |= compared(free, other.video, real.video, name="without a prompt")
-    return found | longer(model, real.captions[: max(count // 8, 16)], torch.Generator().manual_seed(2))
+    return compared(free, other.video, real.video, name="without a prompt")
 
 
-def longer(model: VideoUNet, prompts: Sequence[str], generator: torch.Generator) -> dict[str, float]:
+def _real(count: int, seed: int) -> Clips:
+    return World("test", size=SIZE, seed=seed, **SCENES).batch(range(count))
+
+
+def longer(model: VideoUNet, count: int) -> dict[str, float]:
     """What becomes of clips of 64 frames, at 32 frames a second: their last 16 frames beside their first 16."""
+    prompts, generator = _real(count, 1).captions, torch.Generator().manual_seed(2)
     video, found, shares, changes = draw(model, prompts, generator, frame_rate=32, frames=LONG), {}, [], []
     for name, part in (("first", video[:, :, :FRAMES]), ("last", video[:, :, -FRAMES:])):
         shares.append(judged(part, prompts)["subject, judge"])
