@@ -40,7 +40,7 @@ def build_unet(text_width: int | None = 256, widths: Sequence[int] = (128, 128),
     """
     told = {"frame_index": True, "places": True, "frame_rate": True}
     how = {"attention": (True,) * len(widths), "text_width": text_width, "patch": patch}
-    how |= {"detail": 64 if patch > 1 else None}
+    how |= {"detail": 32 if patch > 1 else None}
     return VideoUNet(widths=tuple(widths), **how, **told)
 
 
