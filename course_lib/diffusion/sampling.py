@@ -75,7 +75,6 @@ def sample(
     """
     kind = prediction_type(scheduler)
     scheduler = _set(scheduler, steps, x)
-    runtime.keep_freed_memory()
     known = inspect.signature(scheduler.step).parameters
     for name in options:
         if name not in known or name in _OURS:
@@ -117,6 +116,7 @@ def _set(scheduler: SchedulerMixin, steps: int, x: Tensor) -> Any:
     longest, name = scheduler.config.num_train_timesteps, type(scheduler).__name__
     if not 1 <= steps <= longest:
         raise ValueError(f"steps: expected 1 to {longest}, got {steps}")
+    runtime.keep_freed_memory()  # every way of sampling comes through here
     scheduler = copy.deepcopy(scheduler)
     with warnings.catch_warnings():  # Euler's and DPM-Solver's hand NumPy 2 a tensor in a way it deprecates
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)

@@ -241,7 +241,10 @@ def evaluate(model: VideoUNet, settings: Settings) -> Mapping[str, Any]:
 
 
 def prompted(model: VideoUNet, count: int) -> dict[str, Any]:
-    """Clips of so many prompts: what the judge says, also of each motion, and their distance from real ones."""
+    """Clips of so many prompts: what the judge says, also of each motion, and their distance from real ones.
+
+    model: in evaluation mode. count: of clips drawn, and of the test split's, whose captions are the prompts.
+    """
     real, other = (_real(count, seed) for seed in (1, 2))
     clips = draw(model, real.captions, torch.Generator().manual_seed(0))
     found = judged(clips, real.captions) | compared(clips, other.video, real.video, name="guided")
@@ -253,7 +256,7 @@ def prompted(model: VideoUNet, count: int) -> dict[str, Any]:
 
 
 def unprompted(model: VideoUNet, count: int) -> dict[str, Any]:
-    """The distance of so many clips without a prompt from real ones."""
+    """The distance of so many clips without a prompt from real ones. Arguments: as for `prompted`."""
     real, other = (_real(count, seed) for seed in (1, 2))
     free = draw(model, [""] * count, torch.Generator().manual_seed(1), scale=1)
     return compared(free, other.video, real.video, name="without a prompt")
@@ -264,7 +267,10 @@ def _real(count: int, seed: int) -> Clips:
 
 
 def longer(model: VideoUNet, count: int) -> dict[str, float]:
-    """What becomes of clips of 64 frames, at 32 frames a second: their last 16 frames beside their first 16."""
+    """What becomes of clips of 64 frames, at 32 frames a second: their last 16 frames beside their first 16.
+
+    Arguments: as for `prompted`.
+    """
     prompts, generator = _real(count, 1).captions, torch.Generator().manual_seed(2)
     video, found, shares, changes = draw(model, prompts, generator, frame_rate=32, frames=LONG), {}, [], []
     for name, part in (("first", video[:, :, :FRAMES]), ("last", video[:, :, -FRAMES:])):
