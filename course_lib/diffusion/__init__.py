@@ -13,7 +13,7 @@ is any callable (x, t, conditioning) to a prediction; nothing here knows an arch
 """
 
 from course_lib.diffusion.exact import Mixture, finite_data, gaussian, ode_solution, optimal_model
-from course_lib.diffusion.guidance import drop_conditioning, dynamic_threshold, guide, guided
+from course_lib.diffusion.guidance import drop_conditioning, dynamic_threshold, guide, guided, in_turn
 from course_lib.diffusion.objective import (
     CLEAN,
     PREDICTION_TYPES,
@@ -58,6 +58,7 @@ __all__ = [
     "gaussian",
     "guide",
     "guided",
+    "in_turn",
     "initial_noise",
     "level_at",
     "min_snr_weights",

@@ -4,6 +4,8 @@ Reads top to bottom: the network, its text, the noise, joint training, sampling,
 the replacement method, reconstruction guidance, longer videos, more frames, more pixels.
 
 Ho et al. 2022, "Video Diffusion Models", arXiv 2204.03458.
+Not in the paper: guidance away from frames alone, `coherent`. Hyung et al. 2024, "Spatiotemporal Skip Guidance for
+Enhanced Video Diffusion Sampling", arXiv 2411.18664.
 """
 
 import math
@@ -19,6 +21,7 @@ from transformers import PreTrainedModel
 from course_lib.diffusion import (
     Model,
     estimate,
+    guided,
     initial_noise,
     level_at,
     prediction_type,
@@ -110,6 +113,24 @@ def with_pictures(
     texts = torch.cat([text[:, None].expand(-1, frames, -1, -1), captions], dim=1)  # b (f + n) l d
     alone = torch.arange(frames + count, device=video.device) >= frames
     return together, {"text": texts, "alone": alone.expand(len(video), -1)}
+
+
+def coherent(model: Model, scale: float | int) -> Model:
+    """The model under guidance away from what it says of each frame alone: towards what only a clip can know.
+
+    Joint training has taught one network both: alone + scale · (together - alone), see `diffusion.guide`. Hyung et al.
+    2024 make their worse network by leaving out layers. model: as `as_model` gives it, of clips without pictures.
+    scale: 1 is the model itself. Raises ValueError as `guide`.
+    """
+    if scale == 1:
+        return model
+
+    def wrapped(x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor] | None) -> Tensor:
+        told = dict(conditioning or {})
+        alone = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
+        return guided(model, told | {"alone": alone}, scale)(x, t, told | {"alone": ~alone})
+
+    return wrapped
 
 
 # What is known of a clip beforehand: section 3.1

@@ -1,11 +1,13 @@
 """Lesson 03's experiments: that arms see the same clips, what a shuffle is, and where a clip's seams are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from course_lib.claims import vdm
 from course_lib.diffusion import estimate, level_at
-from course_lib.world import World, part_of
+from course_lib.world import World, part_of, render
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -93,6 +95,26 @@ def test_every_arm_is_measured():
 def test_one_training_serves_two_claims():
     assert vdm.learned("relative", 0, 0, 2)[0] is vdm.learned("relative", 0, 0, 2)[0]
     assert vdm.learned("relative", 0, 0, 2)[0] is not vdm.learned("none", 0, 0, 2)[0]
+
+
+def test_hard_motions_are_drawn_from_equal_noise_under_two_guides(monkeypatch):
+    """A model that draws what is asked for, but under text alone everything stands still."""
+    asked, hard = [], {"spinning", "bouncing"}
+
+    def draw(model, prompts, generator, coherence):
+        asked.append((prompts, generator.initial_seed()))
+        world = World("test", seed=1003, size=32, **vdm.vdm.SCENES).batch(range(320))
+        scenes = [scene for scene in world.scenes if scene.motion in hard][: len(prompts)]
+        still = [replace(scene, motion="standing still") for scene in scenes]
+        return render(still if coherence is None else scenes, size=32).video
+
+    monkeypatch.setattr(vdm.vdm, "draw", draw)
+    monkeypatch.setattr(vdm, "_vdm", lambda: None)
+    by_text, then_away = (vdm._led(arm, 3, 0.5) for arm in vdm.GUIDES)
+    assert asked[0] == asked[1] and len(asked[0][0]) == 32 and asked[0][1] == 3
+    assert all(" spinning " in prompt or " bouncing " in prompt for prompt in asked[0][0])
+    assert by_text["motion right"] < 0.1 and then_away["motion right"] > 0.9
+    assert min(by_text["subject right"], then_away["subject right"]) > 0.9
 
 
 @pytest.mark.parametrize("arm", vdm.WAYS)

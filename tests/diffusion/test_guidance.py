@@ -20,6 +20,7 @@ from course_lib.diffusion import (
     gaussian,
     guide,
     guided,
+    in_turn,
     optimal_model,
 )
 
@@ -124,6 +125,34 @@ def test_guidance_between_two_gaussians_leads_to_a_third(kind, scale):
     for found, expected in zip(steps, ddim(third, scheduler, noise, steps=20), strict=True):
         torch.testing.assert_close(found.x, expected.x, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.x0, expected.x0, rtol=1e-5, atol=1e-6)
+
+
+def test_two_models_take_turns_and_each_step_is_its_own_models():
+    scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False)
+    first, second = (optimal_model(gaussian(torch.tensor(mean), 0.4), scheduler) for mean in ([0.2, -0.3], [-0.1, 0.5]))
+    (noise,) = draws(1, shape=(5, 2))
+    found = list(ddim(in_turn(first, second, 400), scheduler, noise, steps=10))
+    assert {step.t >= 400 for step in found} == {True, False}
+    x_t = noise
+    for step, expected in zip(found, ddim(first, scheduler, noise, steps=10), strict=True):
+        t = torch.full((5,), step.t)
+        if step.t >= 400:
+            assert torch.equal(step.x, expected.x)
+        torch.testing.assert_close(step.x0, (first if step.t >= 400 else second)(x_t, t, None))
+        x_t = step.x
+    assert (found[-1].x - expected.x).abs().min() > 0.01
+
+
+def test_who_takes_turns_is_told_what_the_caller_told_and_rows_are_not_torn_apart():
+    early, late, (x,), text = Spy(), Spy(), draws(1), torch.ones(3, 7, 2)
+    both = in_turn(early, late, 500)
+    for t, (asked, other) in ((500.0, (early, late)), (999.0, (early, late)), (499.5, (late, early))):
+        early.calls.clear(), late.calls.clear()
+        both(x, torch.full((3,), t), text)
+        assert len(asked.calls) == 1 and not other.calls
+        assert asked.calls[0][0] is x and asked.calls[0][2] is text
+    with pytest.raises(ValueError, match="t: expected all rows at 500 or more, or all below, got"):
+        both(x, torch.tensor([499.0, 500.0, 600.0]), text)
 
 
 # Dropout

@@ -10,6 +10,7 @@ from course_lib.papers.vdm import (
     as_model,
     build_schedule,
     build_unet,
+    coherent,
     every,
     extend,
     first,
@@ -230,6 +231,45 @@ def test_joint_training_answers_for_clip_and_pictures_as_if_they_had_come_apart(
     for k in range(2):
         alone = model(pictures[:, k, :, None], t, {"text": captions[:, k]})
         torch.testing.assert_close(together[:, :, 4 + k : 5 + k], alone)
+
+
+def test_a_coherent_model_goes_away_from_frames_alone():
+    calls = []
+
+    def model(x, t, told):
+        """Optimal for correlated frames, or for frames alone, as it is told."""
+        calls.append(told)
+        cov = covariance(x.shape[2])
+        gains = {False: cov @ torch.linalg.inv(cov + torch.eye(len(cov))), True: 0.5 * torch.eye(len(cov)).double()}
+        rows = [
+            torch.einsum("fg,cghw->cfhw", gains[bool(alone[0])], row)
+            for row, alone in zip(x, told["alone"], strict=True)
+        ]
+        return torch.stack(rows)
+
+    x, t, rate = torch.randn(2, 3, 4, 2, 2).double(), torch.tensor([500, 500]), torch.full((2,), 8.0)
+    found = coherent(model, 3)(x, t, {"frame_rate": rate})
+    assert len(calls) == 1 and calls[0]["frame_rate"].tolist() == [8] * 4
+    assert calls[0]["alone"].tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
+    cov = covariance(4)
+    together = torch.einsum("fg,bcghw->bcfhw", cov @ torch.linalg.inv(cov + torch.eye(4)), x)
+    torch.testing.assert_close(found, x / 2 + 3 * (together - x / 2))
+    assert coherent(model, 1) is model
+    with pytest.raises(ValueError, match="scale: expected 0 or more, got -1"):
+        coherent(model, -1)(x, t, None)
+
+
+def test_a_network_that_is_still_its_own_image_network_has_nothing_to_go_away_from():
+    torch.manual_seed(0)
+    unet = build_unet(6, widths=(32, 32)).double().eval().requires_grad_(False)
+    x, t, told = torch.randn(1, 3, 4, 16, 16).double(), torch.tensor([500]), {"text": torch.randn(1, 5, 6).double()}
+    plain = as_model(unet)(x, t, told)
+    torch.testing.assert_close(coherent(as_model(unet), 5)(x, t, told), plain, rtol=1e-10, atol=1e-10)
+    for name, parameter in unet.named_parameters():
+        if "temporal.to_out" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    changed = as_model(unet)(x, t, told)
+    assert (coherent(as_model(unet), 5)(x, t, told) - changed).abs().max() > 0.1
 
 
 def test_without_text_there_is_nothing_to_tell():

@@ -153,6 +153,22 @@ def test_draw_obeys_its_generator_and_does_not_depend_on_how_many_are_drawn_at_o
     assert (clips - apart).abs().mean() < 0.02  # the arithmetic is bfloat16's on some machines
 
 
+def test_draw_is_led_by_text_first_and_then_away_from_frames_alone(model):
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, told: seen.append((args, told)), with_kwargs=True)
+    prompt = ["a tiger moving left on a sea background"]
+    vdm.draw(model, prompt, torch.Generator().manual_seed(0), steps=4)
+    assert [args[1].tolist() for args, _ in seen] == [[999] * 2, [749] * 2, [499] * 2, [249] * 2]
+    empty, own = (vdm.told(texts)["text"][0] for texts in ([""], prompt))
+    for args, told in seen[:2]:
+        assert "alone" not in told and torch.equal(args[2], torch.stack([empty, own]))
+    for args, told in seen[2:]:
+        assert told["alone"].tolist() == [[True] * 16, [False] * 16] and torch.equal(args[2], torch.stack([own, own]))
+    seen.clear()
+    vdm.draw(model, prompt, torch.Generator().manual_seed(0), steps=4, scale=1, coherence=None)
+    assert [len(args[0]) for args, _ in seen] == [1] * 4 and not any("alone" in told for _, told in seen)
+
+
 def test_what_is_told_is_text_and_rate():
     told = vdm.told(["a tiger", ""], 16)
     assert told["frame_rate"].tolist() == [16, 16]
@@ -184,8 +200,8 @@ def test_a_longer_clip_is_drawn_from_the_same_beginning(model):
 def test_what_is_measured_has_every_bar(model, monkeypatch):
     asked = []
 
-    def blank(model, prompts, generator, scale=3.0, frame_rate=8, frames=16):
-        asked.append((list(prompts), scale, frame_rate, frames))
+    def blank(model, prompts, generator, scale=3.0, coherence=2.0, frame_rate=8, frames=16):
+        asked.append((list(prompts), scale, coherence, frame_rate, frames))
         return torch.rand(len(prompts), 3, frames, 32, 32, generator=generator) * 2 - 1
 
     monkeypatch.setattr(vdm, "draw", blank)
@@ -195,7 +211,8 @@ def test_what_is_measured_has_every_bar(model, monkeypatch):
     assert {f"{motion}, judge" for motion in own} <= set(found)
     assert sum(found[f"{motion}, judge"] for motion in own) / 16 == pytest.approx(found["motion, judge"])
     (_, *told), (free, *how), (some, *longer) = asked
-    assert told == [3.0, 8, 16] and set(free) == {""} and how == [1, 8, 16] and longer == [3.0, 32, 64]
+    assert told == [3.0, 2.0, 8, 16] and longer == [3.0, 2.0, 32, 64]
+    assert set(free) == {""} and how == [1, None, 8, 16]
     # noise flickers alike at both ends
     assert found["64 frames: flicker, last over first"] == pytest.approx(1, abs=0.02)
 
