@@ -126,7 +126,7 @@ if sys.argv[1] == "kept":
 def rounds(count):
     for _ in range(count):
         torch.ones(8, 2**20), torch.ones(8, 2**20)  # 32 MB each
-rounds(30)  # in the first ones the heap grows by one more tensor in a run of four, wherever small things came to lie
+rounds(30)  # in the first ones the heap grows by one more tensor, in one run of four
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 rounds(20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

@@ -239,7 +239,7 @@ CLAIMS = (
     Claim(
         id="coherence-helps-motion",
         lesson="03",
-        source="Hyung et al. 2024, Spatiotemporal Skip Guidance, section 4; here the worse network sees frames alone",
+        source="Hyung et al. 2024, Spatiotemporal Skip Guidance; here the worse network sees frames alone",
         statement="Led away from what it says of frames alone once little noise is left, a video network makes things "
         "move as told more often than if text leads it throughout.",
         arms=tuple(GUIDES),

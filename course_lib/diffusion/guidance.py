@@ -116,8 +116,9 @@ def _described(conditioning: Any) -> str:
 def in_turn(early: Model, late: Model, timestep: float | int) -> Model:
     """One model under much noise and another under little, such as one network under two kinds of guidance.
 
-    early: answers from the last timestep down to `timestep`; late: below it. All rows of a call have to be on one side.
-    Kynkäänniemi et al. 2024 switch guidance off in this way. Raises ValueError, when called, for rows on both sides.
+    early: answers from the last timestep down to `timestep`, 0 to T - 1; late: below it. All rows of a call have to be
+    on one side. Kynkäänniemi et al. 2024 limit guidance to an interval in this way.
+    Raises ValueError, when called, for rows on both sides.
     """
 
     def one(x: Tensor, t: Tensor, conditioning: Any) -> Tensor:

@@ -1,10 +1,10 @@
 """VDM: a U-Net for video denoises whole clips; pictures help it learn, and a gradient lets it go on where a clip ends.
 
-Reads top to bottom: the network, its text, the noise, joint training, sampling, and what is known of a clip beforehand:
-the replacement method, reconstruction guidance, longer videos, more frames, more pixels.
+Reads top to bottom: the network, its text, the noise, joint training, guidance away from frames alone, and what is
+known of a clip beforehand: the replacement method, reconstruction guidance, longer videos, more frames, more pixels.
 
 Ho et al. 2022, "Video Diffusion Models", arXiv 2204.03458.
-Not in the paper: guidance away from frames alone, `coherent`. Hyung et al. 2024, "Spatiotemporal Skip Guidance for
+Guidance away from frames alone, `coherent`, is not in the paper. Hyung et al. 2024, "Spatiotemporal Skip Guidance for
 Enhanced Video Diffusion Sampling", arXiv 2411.18664.
 """
 
@@ -119,14 +119,19 @@ def coherent(model: Model, scale: float | int) -> Model:
     """The model under guidance away from what it says of each frame alone: towards what only a clip can know.
 
     Joint training has taught one network both: alone + scale · (together - alone), see `diffusion.guide`. Hyung et al.
-    2024 make their worse network by leaving out layers. model: as `as_model` gives it, of clips without pictures.
-    scale: 1 is the model itself. Raises ValueError as `guide`.
+    2024 make their worse network by leaving out layers. model: as `as_model` gives it, of clips (b, c, f, h, w).
+    scale: 0 or more; 1 is the model itself, at its own cost. Raises ValueError for a negative scale and, when called,
+    if the conditioning says itself which frames are alone.
     """
+    if scale < 0:
+        raise ValueError(f"scale: expected 0 or more, got {scale}")
     if scale == 1:
         return model
 
     def wrapped(x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor] | None) -> Tensor:
         told = dict(conditioning or {})
+        if "alone" in told:
+            raise ValueError("conditioning: expected none of 'alone', which guidance decides itself; got it")
         alone = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
         return guided(model, told | {"alone": alone}, scale)(x, t, told | {"alone": ~alone})
 

@@ -215,9 +215,10 @@ def draw(
 ) -> Tensor:
     """A clip (b, 3, frames, 32, 32) in [-1, 1], on the CPU, for each prompt.
 
-    prompts: "" for anything. steps: of sampling. scale: of guidance by text; coherence: of `papers.vdm.coherent`, which
-    takes its place below timestep `LATE`; None for text throughout. frame_rate: 8, 16 or 32 are what it has seen.
-    frames: more than 16 are drawn by `papers.vdm.extend`; weight: of its reconstruction guidance.
+    prompts: "" for anything. steps: of sampling. scale: of guidance by text, 0 or more. coherence: scale, 0 or more, of
+    `papers.vdm.coherent`, which takes its place below timestep `LATE`; None for text throughout.
+    frame_rate: 8, 16 or 32 are what it has seen. frames: more than 16 are drawn by `papers.vdm.extend`; weight: of its
+    reconstruction guidance.
     """
     parts = []
     # All of it first: runs with other settings begin with equal noise

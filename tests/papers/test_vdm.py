@@ -256,7 +256,9 @@ def test_a_coherent_model_goes_away_from_frames_alone():
     torch.testing.assert_close(found, x / 2 + 3 * (together - x / 2))
     assert coherent(model, 1) is model
     with pytest.raises(ValueError, match="scale: expected 0 or more, got -1"):
-        coherent(model, -1)(x, t, None)
+        coherent(model, -1)
+    with pytest.raises(ValueError, match="conditioning: expected none of 'alone'"):
+        coherent(model, 3)(x, t, {"alone": torch.ones(2, 4, dtype=torch.bool)})
 
 
 def test_a_network_that_is_still_its_own_image_network_has_nothing_to_go_away_from():
