@@ -124,7 +124,7 @@ def test_a_seam_is_where_a_block_begins(arm, monkeypatch):
 
     def draw(model, prompts, generator, **how):
         asked.update(how)
-        steps = torch.tensor([3.0 if k % 8 == 7 and k >= 15 else 1.0 if k % 4 == 3 else 0.0 for k in range(39)])
+        steps = torch.tensor([3.0 if k in (15, 27) else 1.0 if k % 4 == 3 else 0.0 for k in range(39)])
         line = torch.cat([torch.zeros(1), steps.cumsum(0)])
         return line.view(1, 1, 40, 1, 1).expand(len(prompts), 3, 40, 32, 32) / 100
 
@@ -139,6 +139,6 @@ def test_a_seam_is_where_a_block_begins(arm, monkeypatch):
 def test_real_clips_have_no_seams():
     """At 32 frames a second an emoji's picture changes with every fourth frame, at seams and between them alike."""
     video = World("test", size=32, frames=64, fps=32, seed=1, **vdm.vdm.SCENES).batch(range(24)).video
+    assert vdm.seams(video) == pytest.approx(1, abs=0.1)
     changes = video.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))[15:]
-    assert (changes[::8].mean() / changes[4::8].mean()).item() == pytest.approx(1, abs=0.1)
-    assert changes[4::8].mean() > 1.5 * changes[1::4].mean()
+    assert changes[4::12].mean() > 1.5 * changes[1::4].mean()

@@ -197,6 +197,18 @@ def test_a_longer_clip_is_drawn_from_the_same_beginning(model):
     assert long.shape[2] == 20 and torch.equal(long[:, :, :16], short)
 
 
+def test_blocks_of_a_longer_clip_are_shown_its_last_frames(model, monkeypatch):
+    shown = []
+
+    def extend(model, scheduler, clip, conditioning, *, frames, past, **how):
+        shown.append((tuple(clip.shape[1:3]), frames, past))
+        return torch.zeros(*clip.shape[:2], frames, *clip.shape[3:])
+
+    monkeypatch.setattr(vdm, "extend", extend)
+    assert vdm.draw(model, [""], torch.Generator(), steps=1, frames=40).shape[2] == 40
+    assert shown == [((3, 16), 40, vdm.PAST)]
+
+
 def test_what_is_measured_has_every_bar(model, monkeypatch):
     asked = []
 
