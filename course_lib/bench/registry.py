@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from course_lib.bench.convolution import bench_convolution
+from course_lib.bench.inflate import bench_inflate
 from course_lib.bench.metrics import bench_metrics
 from course_lib.bench.sampling import bench_sampling
 from course_lib.bench.timing import Row
@@ -15,4 +16,5 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "metrics": bench_metrics,
     "sampling": bench_sampling,
     "unet": bench_unet,
+    "inflate": bench_inflate,
 }

@@ -1,0 +1,190 @@
+"""The layers over time that published video models put between the layers of an image model.
+
+Reads top to bottom: attention that takes a clip's text once, ModelScope's convolutions, the temporal transformer of
+ModelScope and AnimateDiff, Align your Latents' layers and their alpha. Each takes clips (b, c, f, h, w), and is the
+identity at first: weight *and* bias of its last layer are zero. Where a published model has a class in diffusers, it is
+built of that class' own parts, so that weights may travel; `nn/inflate.py` says what goes where.
+
+Wang et al. 2023, "ModelScope Text-to-Video Technical Report", arXiv 2308.06571.
+Guo et al. 2023, "AnimateDiff", arXiv 2307.04725.
+Blattmann et al. 2023, "Align your Latents", arXiv 2304.08818, section 3.1.
+"""
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import TemporalConvLayer, TemporalResnetBlock
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from course_lib.nn.attention import TemporalAttention, TextAttention, attend
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The same layer, saying nothing: weight and bias are zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ClipAttention:
+    """A processor for diffusers' `Attention`: rows that share a text may bring it once.
+
+    diffusers repeats a clip's text for every frame, and projects each copy to keys and values. Here frames of a clip
+    are one longer row of queries to its one text.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "rows n c"],
+        encoder_hidden_states: Float[Tensor, "clips l d"] | None = None,
+        attention_mask: Float[Tensor, "rows 1 m"] | None = None,
+        **_: object,
+    ) -> Float[Tensor, "rows n c"]:
+        """encoder_hidden_states: None for attention of rows to themselves; else rows is a multiple of clips.
+
+        attention_mask: added to the scores of each row's queries, -10000 or less where none must look.
+        """
+        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        rows, query = len(hidden_states), attn.to_q(hidden_states)
+        if len(seen) != rows:
+            query = query.unflatten(0, (len(seen), -1)).flatten(1, 2)  # clips (f n) c
+        query, key, value = (
+            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, attn.to_k(seen), attn.to_v(seen))
+        )  # rows heads n d
+        mask = None if attention_mask is None else attention_mask[:, None].expand(-1, -1, query.shape[2], -1)
+        found = attend(query, key, value, mask).transpose(1, 2).flatten(2)
+        found = attn.to_out[0](found.to(hidden_states.dtype))
+        return attn.to_out[1](found).reshape(hidden_states.shape)
+
+
+class TemporalConv(TemporalConvLayer):
+    """ModelScope's: four times norm, SiLU and a convolution over three frames, added to the clip.
+
+    channels: a multiple of groups. groups: of the norm, whose statistics are those of the whole clip.
+    """
+
+    def __init__(self, channels: int, groups: int = 32):
+        super().__init__(channels, channels, dropout=0.1, norm_num_groups=groups)
+
+    def forward(self, video: Float[Tensor, "b c f h w"], **_: object) -> Float[Tensor, "b c f h w"]:
+        return video + self.conv4(self.conv3(self.conv2(self.conv1(video))))
+
+
+class TemporalTransformer(nn.Module):
+    """ModelScope's and AnimateDiff's: every pixel's frames through a transformer, twice attention and a feed-forward.
+
+    channels: a multiple of groups. heads, head_width: of the attention. groups: of the norm, whose statistics are those
+    of the whole clip. frames: AnimateDiff's, the longest clip that its table of sinusoidal positions has room for; None
+    for no positions, and clips of any length. layers: of the transformer.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        head_width: int,
+        groups: int = 32,
+        frames: int | None = None,
+        layers: int = 1,
+    ):
+        super().__init__()
+        self.frames, inner = frames, heads * head_width
+        positions = {"positional_embeddings": "sinusoidal", "num_positional_embeddings": frames} if frames else {}
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(
+                inner, heads, head_width, activation_fn="geglu", double_self_attention=True, **positions
+            )
+            for _ in range(layers)
+        )
+        self.proj_out = zero(nn.Linear(inner, channels))
+
+    def forward(self, video: Float[Tensor, "b c f h w"], **_: object) -> Float[Tensor, "b c f h w"]:
+        """Raises ValueError for more frames than there are positions."""
+        b, _, f, h, w = video.shape
+        if self.frames is not None and f > self.frames:
+            raise ValueError(f"video: expected at most {self.frames} frames, for which there are positions, got {f}")
+        tokens = self.proj_in(self.norm(video).permute(0, 3, 4, 2, 1).flatten(0, 2))  # (b h w) f c
+        for block in self.transformer_blocks:
+            tokens = block(tokens)
+        return video + self.proj_out(tokens).unflatten(0, (b, h, w)).permute(0, 4, 3, 1, 2)
+
+
+class TemporalResidual(TemporalResnetBlock):
+    """Align your Latents' residual block with 3x1x1 convolutions, in the form that Stable Video Diffusion gave it.
+
+    channels: a multiple of 32. embedding: width of the timestep's vector.
+    """
+
+    def __init__(self, channels: int, embedding: int):
+        super().__init__(channels, channels, temb_channels=embedding, eps=1e-5)
+        zero(self.conv2)
+
+    def forward(
+        self, video: Float[Tensor, "b c f h w"], embedding: Float[Tensor, "b f d"], **_: object
+    ) -> Float[Tensor, "b c f h w"]:
+        """embedding: of the timestep, as the image model's residual blocks read it."""
+        return super().forward(video, embedding)
+
+
+class TimeAndText(nn.Module):
+    """Attention over the frames of a pixel; then, if it reads text, to the words.
+
+    channels: a multiple of head_width. positions: see `TemporalAttention`. text_width: of the text's vectors; None for
+    no text.
+    """
+
+    def __init__(self, channels: int, head_width: int, positions: str = "sinusoidal", text_width: int | None = None):
+        super().__init__()
+        self.time = TemporalAttention(channels, head_width, positions)
+        self.words = None if text_width is None else TextAttention(channels, text_width, head_width)
+        if self.words is not None:
+            zero(self.words.to_out)
+
+    def forward(
+        self, video: Float[Tensor, "b c f h w"], text: Float[Tensor, "b *each l d"] | None = None, **_: object
+    ) -> Float[Tensor, "b c f h w"]:
+        """text: of each clip, (b, l, d), or of each frame, (b, f, l, d)."""
+        video = self.time(video)
+        return video if self.words is None else self.words(video, text)
+
+
+class Beside(nn.Module):
+    """What is known of a clip beforehand, added to it by a convolution: given frames, with a mask that says which.
+
+    channels_in: of what is known. channels: of the clip. Blattmann et al. 2023, section 3.2.
+    """
+
+    def __init__(self, channels_in: int, channels: int):
+        super().__init__()
+        self.conv = zero(nn.Conv3d(channels_in, channels, (1, 3, 3), padding=(0, 1, 1)))
+
+    def forward(
+        self, video: Float[Tensor, "b c f h w"], extra: Float[Tensor, "b c_in f h w"], **_: object
+    ) -> Float[Tensor, "b c f h w"]:
+        return video + self.conv(extra)
+
+
+class Blend(nn.Module):
+    """alpha · clip + (1 - alpha) · layer(clip): Align your Latents, section 3.1.
+
+    alpha = sigmoid(mix_factor), as in Stable Video Diffusion, begins at a half. The paper's alpha may be 1, which
+    leaves the image model alone; but what begins there gives its layer no gradient. Here the layer is the identity at
+    first, so that alpha does not matter yet: the layer learns from the first step on, alpha from the second.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.mix_factor = nn.Parameter(torch.zeros(1))
+
+    @property
+    def alpha(self) -> Float[Tensor, "1"]:
+        """The image model's share."""
+        return self.mix_factor.sigmoid()
+
+    def forward(self, video: Float[Tensor, "b c f h w"], **told: Tensor | None) -> Float[Tensor, "b c f h w"]:
+        return torch.lerp(self.layer(video, **told), video, self.alpha.to(video.dtype))
