@@ -11,7 +11,6 @@ from course_lib.papers.latent_diffusion import build_unet
 def small(monkeypatch):
     monkeypatch.setattr(bench, "build_unet", lambda size, text_width: build_unet(16, size, (32, 32), text_width))
     monkeypatch.setattr(bench, "FRAMES", 3)
-    monkeypatch.setattr(bench, "SECONDS_A_CASE", 0)
 
 
 def given():
@@ -41,6 +40,12 @@ def test_frozen_means_that_only_layers_over_time_learn(small):
 
 @pytest.mark.parametrize("fast, names", [(torch.bfloat16, ("float32", "bfloat16")), (torch.float32, ("float32",))])
 def test_every_case_has_a_row_for_each_pair(small, monkeypatch, fast, names):
+    def once(functions, **options):
+        for function in functions.values():
+            function()
+        return {name: [1.0, 1.0] for name in functions}
+
+    monkeypatch.setattr(bench, "alternate", once)
     monkeypatch.setattr(bench.runtime, "dtype", lambda device: fast)
     rows = bench.bench_inflate()
     whats = ("sampling step", "training step", "training step, image model frozen")
@@ -54,4 +59,4 @@ def test_every_case_has_a_row_for_each_pair(small, monkeypatch, fast, names):
     ]
     for case in cases:
         assert [(row.subject, row.peer) for row in rows if row.case == case] == pairs
-    assert all(row.ratio > 0 and row.unit == "ms" for row in rows)
+    assert all(row.ratio == 1 and row.unit == "ms" for row in rows)
