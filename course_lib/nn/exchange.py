@@ -145,7 +145,10 @@ def to_unet3d(unet: InflatedUNet) -> UNet3DConditionModel:
 
 
 def from_unet3d(model: UNet3DConditionModel) -> InflatedUNet:
-    """diffusers' UNet3DConditionModel, such as ModelScope's own, as an inflated U-Net of style modelscope."""
+    """diffusers' UNet3DConditionModel, such as ModelScope's own, as an inflated U-Net of style modelscope.
+
+    Raises RuntimeError for a weight that is left over or missing.
+    """
     config = model.config
     width = config.attention_head_dim  # in the image class a number of that name counts heads
     image = UNet2DConditionModel(

@@ -122,7 +122,8 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A video U-Net made of an image U-Net; `inflate` makes one with trained weights.
 
     spatial_config: of the UNet2DConditionModel. style: one of `styles.STYLES`. options: of the style's function.
-    Raises ValueError for an unknown style, or blocks that are not known, see `styles.places`.
+    Raises ValueError for an unknown style, for blocks that are not known, see `styles.places`, and for layers over time
+    that would read a narrower text than the image model.
     """
 
     _supports_gradient_checkpointing = True
@@ -133,6 +134,11 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if style not in STYLES:
             raise ValueError(f"style: expected one of {', '.join(STYLES)}; got {style!r}")
         self.spatial = UNet2DConditionModel.from_config(spatial_config)
+        # Of the text: the image model's numbers come first, see `forward`
+        self._text_width = (options or {}).get("text_width") or self.spatial.config.cross_attention_dim
+        if self._text_width < self.spatial.config.cross_attention_dim:
+            least = self.spatial.config.cross_attention_dim
+            raise ValueError(f"text_width: expected at least the image model's {least}, got {self._text_width}")
         self.temporal = nn.ModuleDict()
         self._call = Call(picture_is_clip=STYLES[style].picture_is_clip)
         for place in places(self.spatial):
@@ -174,8 +180,8 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """diffusers' UNet3DConditionModel's, and four arguments more. Returns an output with `sample`, as the input's.
 
         timestep: one for all or for each clip. encoder_hidden_states: the text of each clip, (b, l, d), or of each
-        frame, (b, f, l, d). Wider than the image model's, its first numbers are the image model's, and all are the
-        layers' over time that read text. class_labels, timestep_cond, added_cond_kwargs (SDXL): of each clip.
+        frame, (b, f, l, d). d is the image model's, or the style's text_width: then its first numbers are the image
+        model's, and all are the layers' over time. class_labels, timestep_cond, added_cond_kwargs (SDXL): of each clip.
         down_block_additional_residuals, mid_block_additional_residual (ControlNet): of frames, (b f) c h w.
         alone: which frames are pictures of their own, as in joint training; the last ones, as many in each clip.
         extra: clean channels beside the noisy ones, such as given frames with their mask, for a network made with
@@ -235,8 +241,8 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if channels != self.spatial.config.in_channels:
             wanted = f"(b, {self.spatial.config.in_channels}, f, h, w)"
             raise ValueError(f"sample: expected {wanted}, got {tuple(sample.shape)}")
-        if text.shape[:-2] not in ((b,), (b, f)):
-            wanted = f"({b}, l, d) or ({b}, {f}, l, d)"
+        if text.shape[:-2] not in ((b,), (b, f)) or text.shape[-1] != self._text_width:
+            wanted = f"({b}, l, {self._text_width}) or ({b}, {f}, l, {self._text_width})"
             raise ValueError(f"encoder_hidden_states: expected {wanted}, got {tuple(text.shape)}")
         count = (self.config.options or {}).get("extra_channels", 0)
         wanted, got = (b, count, f, h, w) if count else None, None if extra is None else tuple(extra.shape)

@@ -3,11 +3,11 @@
 Reads top to bottom: attention that takes a clip's text once, ModelScope's convolutions, the temporal transformer of
 ModelScope and AnimateDiff, Align your Latents' layers and their alpha. Each takes clips (b, c, f, h, w), and is the
 identity at first: weight *and* bias of its last layer are zero. Where a published model has a class in diffusers, it is
-built of that class' own parts, so that weights may travel; `nn/inflate.py` says what goes where.
+built of that class' own parts, so that weights may travel; `nn/styles.py` says what goes where.
 
 Wang et al. 2023, "ModelScope Text-to-Video Technical Report", arXiv 2308.06571.
 Guo et al. 2023, "AnimateDiff", arXiv 2307.04725.
-Blattmann et al. 2023, "Align your Latents", arXiv 2304.08818, section 3.1.
+Blattmann et al. 2023, "Align your Latents", arXiv 2304.08818.
 """
 
 import torch
@@ -155,7 +155,7 @@ class TimeAndText(nn.Module):
 class Beside(nn.Module):
     """What is known of a clip beforehand, added to it by a convolution: given frames, with a mask that says which.
 
-    channels_in: of what is known. channels: of the clip. Blattmann et al. 2023, section 3.2.
+    channels_in: of what is known. channels: of the clip. Blattmann et al. 2023.
     """
 
     def __init__(self, channels_in: int, channels: int):
@@ -169,7 +169,7 @@ class Beside(nn.Module):
 
 
 class Blend(nn.Module):
-    """alpha · clip + (1 - alpha) · layer(clip): Align your Latents, section 3.1.
+    """alpha · clip + (1 - alpha) · layer(clip), as in Align your Latents.
 
     alpha = sigmoid(mix_factor), as in Stable Video Diffusion, begins at a half. The paper's alpha may be 1, which
     leaves the image model alone; but what begins there gives its layer no gradient. Here the layer is the identity at

@@ -4,7 +4,7 @@ Decoded alone, frames of a clip flicker wherever their latents do. Align your La
 the decoder and trains those alone, so that latents, and every model of them, stay as they are. At first they add
 nothing.
 
-Blattmann et al. 2023, "Align your Latents", arXiv 2304.08818, section 3.1.1.
+Blattmann et al. 2023, "Align your Latents", arXiv 2304.08818.
 """
 
 from typing import Any

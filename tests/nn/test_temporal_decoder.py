@@ -63,11 +63,13 @@ def test_all_of_the_decoder_over_time_learns_and_nothing_else():
     inflated.spatial.requires_grad_(False)
     before = {name: value.clone() for name, value in inflated.state_dict().items()}
     optimizer = torch.optim.SGD(inflated.temporal.parameters(), lr=0.1)
-    for _ in range(5):
+    for _ in range(2):
         optimizer.zero_grad()
-        inflated.decode(latents).square().sum().backward()
+        inflated.decode(latents).square().mean().backward()
         optimizer.step()
-    moved = {name for name, value in inflated.state_dict().items() if not torch.equal(value, before[name])}
+    after = inflated.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    moved = {name for name, value in after.items() if (value - before[name]).abs().max() > 1e-13}
     assert moved == {f"temporal.{name}" for name, _ in inflated.temporal.named_parameters()}
 
 
