@@ -11,12 +11,13 @@ Su et al. 2021, "RoFormer", arXiv 2104.09864 (rotary positions).
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-POSITIONS = ("relative", "rotary", "sinusoidal", "none")
+PLACED = ("rotary", "sinusoidal")  # frames may be told where in time they are
+POSITIONS = ("relative", *PLACED, "none")
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 # Scores of one head up to which plain products beat torch's fused attention on a CPU, gradients included. On two cores,
 # 16 frames of 1,024 pixels, bfloat16, forward and backward: 20 against 23 ms; 256 pixels of 32 frames: 15 against 34;
@@ -88,30 +89,35 @@ class RelativeBias(nn.Module):
         return self.table[:, distance + self.reach]
 
 
-def angles(frames: int, width: int, like: Tensor) -> Float[Tensor, "f half"]:
-    """frame / 10000^(2 i / width): how far the i-th pair of numbers has turned at each frame.
+def angles(places: int | Real[Tensor, "*batch f"], width: int, like: Tensor) -> Float[Tensor, "*batch f half"]:
+    """place / 10000^(2 i / width): how far the i-th pair of numbers has turned at each frame.
 
-    width: even. like: the angles come on its device, in float64 if it has that, else in float32.
+    places: of frames in time, which may lie between whole numbers; a number of frames is 0, 1, 2 …. width: even.
+    like: the angles come on its device, in float64 if it has that, else in float32.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    places = torch.arange(places) if isinstance(places, int) else places
     rates = 10000.0 ** (-torch.arange(0, width, 2, device=like.device, dtype=dtype) / width)
-    return torch.arange(frames, device=like.device, dtype=dtype)[:, None] * rates
+    return places.to(rates)[..., None] * rates
 
 
-def rotate(x: Float[Tensor, "*batch f d"]) -> Float[Tensor, "*batch f d"]:
+def rotate(
+    x: Float[Tensor, "*batch f d"], places: Real[Tensor, "*some f"] | None = None
+) -> Float[Tensor, "*batch f d"]:
     """Rotary positions: the i-th pair, numbers i and i + d/2, turned by `angles`. Su et al. 2021, equation 34.
 
-    x: queries or keys, never values; the axis before the last is time. d: even.
+    x: queries or keys, never values; the axis before the last is time. d: even. places: of frames, see `angles`;
+    None: 0, 1, 2 ….
     """
-    turned = angles(x.shape[-2], x.shape[-1], x)
+    turned = angles(x.shape[-2] if places is None else places, x.shape[-1], x)
     cos, sin = turned.cos().to(x.dtype), turned.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def sinusoids(frames: int, width: int, like: Tensor) -> Float[Tensor, "f width"]:
+def sinusoids(places: int | Real[Tensor, "*batch f"], width: int, like: Tensor) -> Float[Tensor, "*batch f width"]:
     """Sine and cosine of `angles`, side by side: absolute positions. Vaswani et al. 2017, section 3.5."""
-    turned = angles(frames, width, like)
+    turned = angles(places, width, like)
     return torch.cat([turned.sin(), turned.cos()], dim=-1).to(like.dtype)
 
 
@@ -202,30 +208,44 @@ class TemporalAttention(nn.Module):
         nn.init.zeros_(self.to_out.bias)  # the weight alone is not enough: a random bias shifts every frame
 
     def forward(
-        self, video: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b f f"] | None = None
+        self,
+        video: Float[Tensor, "b c f h w"],
+        mask: Bool[Tensor, "b f f"] | None = None,
+        frame_index: Real[Tensor, "b f"] | None = None,
     ) -> Float[Tensor, "b c f h w"]:
-        """mask: which frame may look at which, see `apart`; None: all at all."""
-        query, key, value, bias = self._project(video, mask)
+        """mask: which frame may look at which, see `apart`; None: all at all. frame_index: where frames are in time,
+        for positions "sinusoidal" and "rotary"; None: 0, 1, 2 …. Raises ValueError for it with other positions.
+        """
+        query, key, value, bias = self._project(video, mask, frame_index)
         found = self.to_out(_join(attend(query, key, value, bias)))  # b (h w) f c
         return video + found.permute(0, 3, 2, 1).reshape(video.shape)
 
     def weights(
-        self, video: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "b f f"] | None = None
+        self,
+        video: Float[Tensor, "b c f h w"],
+        mask: Bool[Tensor, "b f f"] | None = None,
+        frame_index: Real[Tensor, "b f"] | None = None,
     ) -> Float[Tensor, "b heads h w f f"]:
         """Where every pixel of every frame looks in time: [clip, head, row, column, frame that looks, frame seen]."""
-        query, key, _, bias = self._project(video, mask)
+        query, key, _, bias = self._project(video, mask, frame_index)
         found = attention_weights(query, key, bias)  # b (h w) heads f f
         return found.transpose(1, 2).unflatten(2, video.shape[3:])
 
-    def _project(self, video: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _project(
+        self, video: Tensor, mask: Tensor | None, frame_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values, (b, h w, heads, f, d) each, and what is added to their scores."""
+        if frame_index is not None and self.positions not in PLACED:
+            raise ValueError(f"frame_index: expected none with {self.positions!r} positions, got some")
         frames = video.shape[2]
+        places = frames if frame_index is None else frame_index[:, None]  # b 1 f
         tokens = self.norm(video.flatten(3).permute(0, 3, 2, 1))  # b (h w) f c
         if self.positions == "sinusoidal":
-            tokens = tokens + sinusoids(frames, tokens.shape[-1], tokens)
+            tokens = tokens + sinusoids(places, tokens.shape[-1], tokens)
         query, key, value = (_split(part, self.heads) for part in self.to_qkv(tokens).chunk(3, dim=-1))
         if self.positions == "rotary":
-            query, key = rotate(query), rotate(key)
+            turning = None if frame_index is None else frame_index[:, None, None]  # b 1 1 f
+            query, key = rotate(query, turning), rotate(key, turning)
         bias = None if self.bias is None else self.bias(frames).to(query.dtype)  # heads f f
         if mask is not None:
             hidden = as_bias(mask, query.dtype)[:, None, None]  # b 1 1 f f

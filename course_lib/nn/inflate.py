@@ -21,12 +21,12 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from course_lib.nn.styles import STYLES, Place, places
-from course_lib.nn.temporal import ClipAttention
+from course_lib.nn.temporal import ClipAttention, TimeAndText
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Call:
     pictures: int = 0
     text: Tensor | None = None
     extra: Tensor | None = None
+    frame_index: Tensor | None = None
     scale: float | int = 1.0
 
     def open(
@@ -51,17 +52,18 @@ class Call:
         pictures: int = 0,
         text: Tensor | None = None,
         extra: Tensor | None = None,
+        frame_index: Tensor | None = None,
         scale: float | int = 1.0,
     ) -> None:
         """A call begins. clips: how many. frames: of each. pictures: how many of these, the last, are no part of the
-        clip. text, extra: for layers that read them. scale: how much of what the layers add is added.
+        clip. text, extra, frame_index: for layers that read them. scale: how much of what the layers add is added.
         """
         self.clips, self.frames, self.pictures, self.scale = clips, frames, pictures, scale
-        self.text, self.extra = text, extra
+        self.text, self.extra, self.frame_index = text, extra, frame_index
 
     def close(self) -> None:
         """The call is over: nothing of it is kept alive."""
-        self.text = self.extra = None
+        self.text = self.extra = self.frame_index = None
 
     def through(
         self, layer: nn.Module, frames: Float[Tensor, "bf c h w"], embedding: Float[Tensor, "bf d"] | None
@@ -76,7 +78,8 @@ class Call:
             embedding = embedding.unflatten(0, (self.clips, self.frames))[:, :moving]  # b f d
         text = self.text if self.text is None or self.text.ndim == 3 else self.text[:, :moving]
         extra = None if self.extra is None else self.extra[:, :, :moving]
-        changed = layer(clip, embedding=embedding, text=text, extra=extra)
+        index = None if self.frame_index is None else self.frame_index[:, :moving]
+        changed = layer(clip, embedding=embedding, text=text, extra=extra, frame_index=index)
         if self.pictures:
             if self.picture_is_clip:  # those layers read neither timestep nor text
                 single = layer(pictures.transpose(1, 2).flatten(0, 1)[:, :, None])  # (b n) c 1 h w
@@ -135,10 +138,10 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"style: expected one of {', '.join(STYLES)}; got {style!r}")
         self.spatial = UNet2DConditionModel.from_config(spatial_config)
         # Of the text: the image model's numbers come first, see `forward`
-        self._text_width = (options or {}).get("text_width") or self.spatial.config.cross_attention_dim
-        if self._text_width < self.spatial.config.cross_attention_dim:
+        self.text_width = (options or {}).get("text_width") or self.spatial.config.cross_attention_dim
+        if self.text_width < self.spatial.config.cross_attention_dim:
             least = self.spatial.config.cross_attention_dim
-            raise ValueError(f"text_width: expected at least the image model's {least}, got {self._text_width}")
+            raise ValueError(f"text_width: expected at least the image model's {least}, got {self.text_width}")
         self.temporal = nn.ModuleDict()
         self._call = Call(picture_is_clip=STYLES[style].picture_is_clip)
         for place in places(self.spatial):
@@ -175,9 +178,10 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         alone: Bool[Tensor, "b f"] | None = None,
         extra: Float[Tensor, "b c_extra f h w"] | None = None,
+        frame_index: Real[Tensor, "b numbers"] | None = None,
         temporal_scale: float | int = 1.0,
     ) -> UNet3DConditionOutput | tuple[Tensor]:
-        """diffusers' UNet3DConditionModel's, and four arguments more. Returns an output with `sample`, as the input's.
+        """diffusers' UNet3DConditionModel's, and five arguments more. Returns an output with `sample`, as the input's.
 
         timestep: one for all or for each clip. encoder_hidden_states: the text of each clip, (b, l, d), or of each
         frame, (b, f, l, d). d is the image model's, or the style's text_width: then its first numbers are the image
@@ -185,10 +189,11 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         down_block_additional_residuals, mid_block_additional_residual (ControlNet): of frames, (b f) c h w.
         alone: which frames are pictures of their own, as in joint training; the last ones, as many in each clip.
         extra: clean channels beside the noisy ones, such as given frames with their mask, for a network made with
-        extra_channels. temporal_scale: how much of what the layers over time add is added; at 0 this is the image
-        model. Raises ValueError for shapes that do not match, or pictures elsewhere.
+        extra_channels. frame_index: where in time each frame is, (b, f), for styles whose attention can be told; None:
+        0, 1, 2 …. temporal_scale: how much of what the layers over time add is added; at 0 this is the image model.
+        Raises ValueError for shapes that do not match, pictures elsewhere, or an index that no layer reads.
         """
-        self._check(sample, encoder_hidden_states, extra)
+        self._check(sample, encoder_hidden_states, extra, frame_index)
         b, _, f, _, _ = sample.shape
         text = encoder_hidden_states
 
@@ -200,7 +205,7 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if added_cond_kwargs is not None:
             told["added_cond_kwargs"] = {name: each(vectors) for name, vectors in added_cond_kwargs.items()}
         seen = text[..., : self.spatial.config.cross_attention_dim]
-        self._call.open(b, f, _pictures(alone, b, f), text, extra, temporal_scale)
+        self._call.open(b, f, _pictures(alone, b, f), text, extra, frame_index, temporal_scale)
         try:
             answer = self.spatial(
                 sample.transpose(1, 2).flatten(0, 1),  # (b f) c h w
@@ -236,18 +241,23 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         super().enable_gradient_checkpointing(remembering)
 
-    def _check(self, sample: Tensor, text: Tensor, extra: Tensor | None) -> None:
+    def _check(self, sample: Tensor, text: Tensor, extra: Tensor | None, frame_index: Tensor | None) -> None:
         b, channels, f, h, w = sample.shape
         if channels != self.spatial.config.in_channels:
             wanted = f"(b, {self.spatial.config.in_channels}, f, h, w)"
             raise ValueError(f"sample: expected {wanted}, got {tuple(sample.shape)}")
-        if text.shape[:-2] not in ((b,), (b, f)) or text.shape[-1] != self._text_width:
-            wanted = f"({b}, l, {self._text_width}) or ({b}, {f}, l, {self._text_width})"
+        if text.shape[:-2] not in ((b,), (b, f)) or text.shape[-1] != self.text_width:
+            wanted = f"({b}, l, {self.text_width}) or ({b}, {f}, l, {self.text_width})"
             raise ValueError(f"encoder_hidden_states: expected {wanted}, got {tuple(text.shape)}")
         count = (self.config.options or {}).get("extra_channels", 0)
         wanted, got = (b, count, f, h, w) if count else None, None if extra is None else tuple(extra.shape)
         if got != wanted:
             raise ValueError(f"extra: expected {wanted or 'none'}, got {got or 'none'}")
+        if frame_index is not None:
+            if not any(isinstance(layer, TimeAndText) for layer in self.temporal.modules()):
+                raise ValueError(f"frame_index: expected none, no layer of {self.config.style!r} reads it; got some")
+            if frame_index.shape != (b, f):
+                raise ValueError(f"frame_index: expected ({b}, {f}), got {tuple(frame_index.shape)}")
 
 
 def key_of(name: str) -> str:

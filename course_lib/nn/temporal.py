@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import TemporalConvLayer, TemporalResnetBlock
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from course_lib.nn.attention import TemporalAttention, TextAttention, attend
@@ -145,10 +145,14 @@ class TimeAndText(nn.Module):
             zero(self.words.to_out)
 
     def forward(
-        self, video: Float[Tensor, "b c f h w"], text: Float[Tensor, "b *each l d"] | None = None, **_: object
+        self,
+        video: Float[Tensor, "b c f h w"],
+        text: Float[Tensor, "b *each l d"] | None = None,
+        frame_index: Real[Tensor, "b f"] | None = None,
+        **_: object,
     ) -> Float[Tensor, "b c f h w"]:
-        """text: of each clip, (b, l, d), or of each frame, (b, f, l, d)."""
-        video = self.time(video)
+        """text: of each clip, (b, l, d), or of each frame, (b, f, l, d). frame_index: see `TemporalAttention`."""
+        video = self.time(video, frame_index=frame_index)
         return video if self.words is None else self.words(video, text)
 
 

@@ -1,5 +1,7 @@
 """Attention layers against torch's own, against loops, and against what positions and masks promise."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from course_lib.nn import attention
 from course_lib.nn.attention import (
+    PLACED,
     POSITIONS,
     RelativeBias,
     SpatialAttention,
@@ -133,6 +136,36 @@ def test_sinusoids_are_vaswanis():
             angle = torch.tensor(frame / 10000 ** (2 * i / 6), dtype=torch.float64)
             torch.testing.assert_close(found[frame, i], angle.sin())
             torch.testing.assert_close(found[frame, 3 + i], angle.cos())
+
+
+def test_places_may_be_told_and_lie_between_frames():
+    like = torch.zeros((), dtype=torch.float64)
+    torch.testing.assert_close(sinusoids(torch.tensor([0.0, 2, 4]), 6, like), sinusoids(5, 6, like)[::2])
+    halves = sinusoids(torch.tensor([[0.5], [1.5]]), 6, like)
+    assert halves.shape == (2, 1, 6)
+    assert halves[0, 0, 0].item() == pytest.approx(math.sin(0.5))
+    x = torch.randn(5, 6, dtype=torch.float64)
+    torch.testing.assert_close(rotate(x[::2], torch.tensor([0, 2, 4])), rotate(x)[::2])
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_attention_over_time_may_be_told_where_frames_are(positions):
+    torch.manual_seed(0)
+    layer = TemporalAttention(8, 4, positions).double()
+    nn.init.normal_(layer.to_out.weight)
+    video, index = torch.randn(2, 8, 5, 2, 2, dtype=torch.float64), torch.arange(5).expand(2, -1)
+    if positions not in PLACED:
+        with pytest.raises(ValueError, match=f"frame_index: expected none with '{positions}' positions, got some"):
+            layer(video, frame_index=index)
+        return
+    torch.testing.assert_close(layer(video, frame_index=index), layer(video))
+    torch.testing.assert_close(layer.weights(video, frame_index=index), layer.weights(video))
+    later = layer(video, frame_index=index + 3)
+    # Rotary positions know distances, so that a later clip is the same clip
+    assert torch.allclose(later, layer(video)) == (positions == "rotary")
+    spread = layer(video, frame_index=torch.stack([index[0], 2.5 * index[1]]))
+    torch.testing.assert_close(spread[0], layer(video)[0])
+    assert not torch.allclose(spread[1], layer(video)[1])
 
 
 # layers

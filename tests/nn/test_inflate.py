@@ -152,6 +152,28 @@ def test_what_is_known_beforehand_is_shown_beside_the_noise():
         make("video-ldm", "SD 1")(**given, extra=extra)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_frames_may_be_told_where_in_time_they_are(style):
+    unet, given = awake(make(style, "SD 2")), inputs("SD 2")
+    index = torch.arange(4.0).expand(2, -1)
+    if style in ("modelscope", "animatediff"):
+        with pytest.raises(ValueError, match=f"frame_index: expected none, no layer of '{style}' reads it; got"):
+            run(unet, given, frame_index=index)
+        return
+    expected = run(unet, given)
+    torch.testing.assert_close(run(unet, given, frame_index=index), expected, rtol=0, atol=1e-12)
+    found = run(unet, given, frame_index=torch.stack([index[0], index[1] / 4]))
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-12)
+    assert (found[1] - expected[1]).abs().max() > 1e-3
+    # Pictures of joint training are nowhere in time
+    alone = torch.tensor([[False, False, False, True]]).expand(2, -1)
+    other = torch.cat([index[:, :3], index[:, 3:] + 7], dim=1)
+    first, second = (run(unet, given, alone=alone, frame_index=some) for some in (index, other))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"frame_index: expected \(2, 4\), got \(2, 3\)"):
+        run(unet, given, frame_index=index[:, :3])
+
+
 def test_the_scale_is_a_dial_from_the_image_model_to_the_video_model():
     image, given = image_unet("SD 1"), inputs("SD 1")
     for style in STYLES:

@@ -1,0 +1,311 @@
+"""Align your Latents: layers over time set an image model's pictures in motion, and are all that is trained.
+
+Reads top to bottom: the network, its noise, what is known of a clip beforehand, the pipeline; key frames and what lies
+between them, and clips that go on.
+
+Blattmann et al. 2023, "Align your Latents: High-Resolution Video Synthesis with Latent Diffusion Models",
+arXiv 2304.08818.
+Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv 2305.08891.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel, UNetMotionModel
+from diffusers.pipelines.animatediff import AnimateDiffPipelineOutput
+from diffusers.video_processor import VideoProcessor
+from jaxtyping import Bool, Float, Real
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from course_lib.diffusion import Model, Step, guided, initial_noise, sample, zero_terminal_snr
+from course_lib.nn.inflate import InflatedUNet, inflate
+from course_lib.nn.temporal_decoder import TemporalAutoencoder
+from course_lib.papers.latent_diffusion import decode as decode_frames
+from course_lib.papers.latent_diffusion import embed, tokenize
+from course_lib.papers.vdm import every, first, read
+
+# The network
+
+
+def build_unet(image: UNet2DConditionModel, *, hears: bool = True, completes: bool = True) -> InflatedUNet:
+    """An image U-Net with layers over time, which alone are to be trained; at first it is the image U-Net.
+
+    image: mini-sd's, or any that `inflate` takes; it is copied. hears: whether layers over time read the text
+    themselves, words and all, see `papers.vdm.read`. The paper's do not: they see of the text what an image model makes
+    of it, and one that has learnt from captions without verbs makes nothing of those. completes: whether it can be
+    shown frames that are known, see `beside`.
+    """
+    options: dict[str, Any] = {"text_width": 2 * image.config.cross_attention_dim} if hears else {}
+    options |= {"extra_channels": image.config.in_channels + 1} if completes else {}
+    unet = inflate(image, "video-ldm", **options)
+    unet.spatial.requires_grad_(False)
+    return unet
+
+
+def build_schedule(image: SchedulerMixin) -> SchedulerMixin:
+    """The image model's noise levels, moved so that the last one leaves nothing of the data. Lin et al. 2024.
+
+    The paper keeps the image model's own. But what that leaves of a picture at its last timestep, it leaves of all
+    frames alike, and of sixteen frames it can be read: a network that has learnt to go by it is lost where sampling
+    begins, with nothing but noise. image: its scheduler; it must predict v or x0, see `zero_terminal_snr`.
+    """
+    return zero_terminal_snr(image)
+
+
+def as_model(unet: nn.Module) -> Model:
+    """A video U-Net as diffusion/ knows a model: (x, t, {"text" and whatever else it takes}) to a prediction.
+
+    unet: an `InflatedUNet`, or diffusers' UNet3DConditionModel or UNetMotionModel, which take "text" only. Weights and
+    text may be in half precision and x in float32.
+    """
+    repeats = isinstance(unet, UNetMotionModel)  # the only one that wants the text of every frame
+
+    def model(x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        told = dict(conditioning)
+        text = told.pop("text")
+        if "extra" in told:
+            told["extra"] = told["extra"].to(text.dtype)
+        each = text.repeat_interleave(x.shape[2], dim=0) if repeats else text
+        return unet(x.to(text.dtype), t, each, **told).sample
+
+    return model
+
+
+# What is known of a clip beforehand
+
+
+def beside(latents: Float[Tensor, "b c f y x"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b channels f y x"]:
+    """Known frames beside the noise, nothing elsewhere, and a last channel that says which are known.
+
+    latents: clean; what stands in other frames does not matter. mask: which frames are known; none, for a clip of
+    which nothing is.
+    """
+    shown = mask[:, None, :, None, None].to(latents).expand(-1, 1, -1, *latents.shape[3:])  # b 1 f y x
+    return torch.cat([torch.where(shown > 0, latents, 0), shown], dim=1)
+
+
+# The pipeline
+
+
+class TextToVideoPipeline(DiffusionPipeline):
+    """A sentence to a clip, with the habits of diffusers' pipelines: `pipe("a fox spinning on grass").frames[0]`.
+
+    vae: an AutoencoderKL, which decodes frames one by one, or a `TemporalAutoencoder`. text_encoder, tokenizer: as in
+    a StableDiffusionPipeline. unet: an `InflatedUNet`, or diffusers' UNet3DConditionModel or UNetMotionModel.
+    scheduler: any that `diffusion.sample` takes.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | TemporalAutoencoder,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: nn.Module,
+        scheduler: SchedulerMixin,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        image_vae = vae.spatial if isinstance(vae, TemporalAutoencoder) else vae
+        self.vae_scale_factor = 2 ** (len(image_vae.config.block_out_channels) - 1)
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 16,
+        num_inference_steps: int = 25,
+        guidance_scale: float | int = 4.0,
+        negative_prompt: str = "",
+        generator: torch.Generator | None = None,
+        latents: Float[Tensor, "b c f y x"] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+    ) -> AnimateDiffPipelineOutput | tuple[Any]:
+        """Clips, one for each prompt, as `frames`.
+
+        height, width: in pixels; None: what the U-Net was made for. guidance_scale: 1 is none. negative_prompt: what
+        to be led away from. generator: None is torch's own. latents: noise to begin with. output_type: "pil", a list
+        of pictures for each clip; "np" (b, f, h, w, 3) and "pt" (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, y, x).
+        callback_on_step_end: (pipeline, step from 0, timestep, {"latents"}); if it returns "latents", sampling goes on
+        with those. Raises ValueError for sizes that latents do not divide or an unknown output_type.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type: expected pil, np, pt or latent; got {output_type!r}")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if latents is None:
+            shape = (len(prompts), self._channels(), num_frames, *self._size(height, width))
+            latents = initial_noise(shape, generator or torch.default_generator)
+        steps = self.steps(
+            prompts,
+            latents,
+            steps=num_inference_steps,
+            scale=guidance_scale,
+            negative=negative_prompt,
+            generator=generator or torch.default_generator,
+        )
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for step in steps:
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(self, step.step - 1, step.t, {"latents": step.x}) or {}
+                    step.x.copy_(changed.get("latents", step.x))  # where sampling goes on from
+                bar.update()
+        frames = step.x
+        if output_type != "latent":
+            frames = self.video_processor.postprocess_video(self.decode(frames), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return AnimateDiffPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def text(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
+        """Prompts to what the U-Net reads: what the text tower says and, if there is room for them, the words."""
+        tokens, tower = tokenize(self.tokenizer, prompts), self.text_encoder
+        wider = isinstance(self.unet, InflatedUNet) and self.unet.text_width == 2 * tower.config.hidden_size
+        with torch.no_grad():
+            return (read if wider else embed)(tower, tokens).to(self.unet.dtype)
+
+    def steps(
+        self,
+        prompts: Sequence[str],
+        latents: Float[Tensor, "b c f y x"],
+        *,
+        generator: torch.Generator,
+        steps: int = 25,
+        scale: float | int = 4.0,
+        rescale: float | int = 0.0,
+        negative: str = "",
+        known: Float[Tensor, "b c f y x"] | None = None,
+        mask: Bool[Tensor, "b f"] | None = None,
+        frame_index: Real[Tensor, "b f"] | None = None,
+    ) -> Iterator[Step]:
+        """Sample latents, one `diffusion.Step` at a time; `decode(step.x)` shows where it stands.
+
+        latents: noise. scale, rescale: of guidance by text, see `diffusion.guide`. negative: prompt to be led away
+        from. known, mask: see `beside`; None: nothing is known. frame_index: where frames are in time, in units of
+        1/8 s for mini-video; None: 0, 1, 2 …. Raises ValueError as `diffusion.sample` and the U-Net do, and for known
+        frames where the U-Net cannot be shown any.
+        """
+        told, negatives = {"text": self.text(prompts)}, {"text": self.text([negative])}
+        same: dict[str, Tensor] = {} if frame_index is None else {"frame_index": frame_index}
+        if isinstance(self.unet, InflatedUNet) and (self.unet.config.options or {}).get("extra_channels"):
+            if known is None or mask is None:
+                known, mask = latents, torch.zeros(len(latents), latents.shape[2], dtype=torch.bool)
+            same["extra"] = beside(known.to(latents), mask.to(latents.device))
+        elif known is not None:
+            raise ValueError("known: expected none, since this U-Net cannot be shown frames; got some")
+        same = {name: part.to(self.unet.device) for name, part in same.items()}
+        negatives["text"] = negatives["text"].expand_as(told["text"])
+        model = guided(as_model(self.unet), negatives | same, scale, rescale)
+        latents = latents.to(self.unet.device)
+        return sample(model, self.scheduler, latents, told | same, steps=steps, generator=generator)
+
+    def decode(self, latents: Float[Tensor, "b c f y x"]) -> Float[Tensor, "b 3 f h w"]:
+        """Latents of about unit variance to clips, clamped to [-1, 1]."""
+        with torch.no_grad():
+            if isinstance(self.vae, TemporalAutoencoder):
+                return self.vae.decode(latents).clamp(-1, 1)
+            frames = decode_frames(self.vae, latents.transpose(1, 2).flatten(0, 1))  # (b f) 3 h w
+            return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
+
+    def draw(self, prompts: Sequence[str], *, frames: int = 16, **options: Any) -> Float[Tensor, "b 3 f h w"]:
+        """Clips in [-1, 1], float32 on the CPU. Arguments, raises: as `steps`, which gets all but `frames`."""
+        return self.decode(self.latents(prompts, frames=frames, **options)).float().cpu()
+
+    def latents(
+        self, prompts: Sequence[str], *, generator: torch.Generator, frames: int = 16, **options: Any
+    ) -> Float[Tensor, "b c f y x"]:
+        """As `draw`, but not decoded; frames that were known are what they were."""
+        noise = initial_noise((len(prompts), self._channels(), frames, *self._size(None, None)), generator)
+        *_, last = self.steps(prompts, noise, generator=generator, **options)
+        if options.get("known") is None:
+            return last.x
+        mask = options["mask"][:, None, :, None, None].to(last.x.device)
+        return torch.where(mask, options["known"].to(last.x), last.x)
+
+    def _channels(self) -> int:
+        return self._image_config().in_channels
+
+    def _image_config(self) -> Any:
+        return (self.unet.spatial if isinstance(self.unet, InflatedUNet) else self.unet).config
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Of latents, for pixels."""
+        made_for = self._image_config().sample_size
+        sides = (made_for, made_for) if isinstance(made_for, int) else tuple(made_for)
+        sizes = []
+        for name, pixels, side in (("height", height, sides[0]), ("width", width, sides[1])):
+            if pixels is not None and (pixels < 1 or pixels % self.vae_scale_factor):
+                raise ValueError(f"{name}: expected a multiple of {self.vae_scale_factor} pixels, got {pixels}")
+            sizes.append(side if pixels is None else pixels // self.vae_scale_factor)
+        return sizes[0], sizes[1]
+
+
+# Key frames, then what lies between them; clips that go on
+
+
+def between(
+    pipeline: TextToVideoPipeline,
+    prompts: Sequence[str],
+    keys: Float[Tensor, "b c n y x"],
+    *,
+    factor: int = 4,
+    window: int = 4,
+    spacing: float | int = 1.0,
+    **options: Any,
+) -> Float[Tensor, "b c frames y x"]:
+    """Clips of factor · (n - 1) + 1 frames, of which every factor-th is a key frame.
+
+    Windows of a few key frames, in which the last of one is the first of the next, are filled in all at once; the same
+    network drew the key frames. prompts: one for each clip. factor: frames for each key frame. window: key frames of a
+    window, 2 or more; n - 1 is a multiple of window - 1. spacing: time between key frames, as in `frame_index`.
+    options: of `TextToVideoPipeline.steps`. Raises ValueError for other numbers, and as that does.
+    """
+    b, _, n, _, _ = keys.shape
+    if window < 2 or n < window or (n - 1) % (window - 1):
+        raise ValueError(f"window: expected 2 or more, with one less a divisor of {n} - 1; got {window}")
+    count = (n - 1) // (window - 1)
+    pieces = keys.unfold(2, window, window - 1).permute(0, 2, 1, 5, 3, 4).flatten(0, 1)  # (b count) c window y x
+    length = factor * (window - 1) + 1
+    mask = every(length, factor).expand(len(pieces), -1)
+    known = keys.new_zeros(len(pieces), keys.shape[1], length, *keys.shape[3:])
+    known[:, :, ::factor] = pieces
+    index = (torch.arange(length) * spacing / factor).expand(len(pieces), -1)
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    filled = pipeline.latents(repeated, frames=length, known=known, mask=mask, frame_index=index, **options)
+    inner = filled[:, :, :-1].unflatten(0, (b, count))  # the last frame of each is the first of the next
+    inner = inner.transpose(1, 2).flatten(2, 3)  # b c (count · (length - 1)) y x
+    return torch.cat([inner, keys[:, :, -1:].to(inner)], dim=2)
+
+
+def onwards(
+    pipeline: TextToVideoPipeline,
+    prompts: Sequence[str],
+    clip: Float[Tensor, "b c f y x"],
+    *,
+    frames: int,
+    past: int = 4,
+    **options: Any,
+) -> Float[Tensor, "b c frames y x"]:
+    """Longer clips, block by block: each begins with the last `past` frames that there are.
+
+    clip: its beginning, as many frames as a block has. frames: how many in the end. past: fewer than a block has.
+    options: of `TextToVideoPipeline.steps`. Raises ValueError for no longer clip, or for `past` out of range.
+    """
+    block = clip.shape[2]
+    if not 1 <= past < block:
+        raise ValueError(f"past: expected 1 to {block - 1} of {block} frames, got {past}")
+    if frames <= block:
+        raise ValueError(f"frames: expected more than the {block} that there are, got {frames}")
+    mask = first(block, past).expand(len(clip), -1)
+    while clip.shape[2] < frames:
+        known = torch.zeros_like(clip[:, :, :block])
+        known[:, :, :past] = clip[:, :, -past:]
+        made = pipeline.latents(prompts, frames=block, known=known, mask=mask, **options)
+        clip = torch.cat([clip, made[:, :, past:].to(clip)], dim=2)
+    return clip[:, :, :frames]
