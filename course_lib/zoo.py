@@ -10,7 +10,8 @@ safetensors, never pickle) with a model card in `README.md` and the measured num
 `data/checkpoints/SHA256SUMS` lists every file but the cards; `sha256sum -c` reads it too.
 
 A model that is also a part of a pipeline (mini-vae of mini-sd) lies there only: its own folder then has the card and
-the numbers, and these say under "part of" where the model is.
+the numbers, and these say under "part of" where the model is. A model that is another one and more (mini-video of
+mini-sd) has only the rest in its folder, and `base.json`, which says of which files the other one is.
 """
 
 import hashlib
@@ -27,11 +28,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from course_lib.papers.video_ldm import with_layers
 from course_lib.runtime import data_dir, no_progress_bars
 
 SUMS = "SHA256SUMS"
 CARD, NUMBERS = "README.md", "evaluation.json"
 PART_OF = "part of"  # among the numbers
+BASE = "base.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # run whatever code they hold when they are opened
 # Models of this course: saved by diffusers' ModelMixin, which writes the class' name only
 COURSE_CLASSES = {"VideoClassifier": "course_lib.nn.classifier", "VideoUNet": "course_lib.nn.unet"}
@@ -81,13 +84,17 @@ def load(
 
     name: one of `names()`. dtype: of the weights in memory; on the disk they are half precision. device: any of
     torch's. root: folder of checkpoints; None is the course's own.
-    Raises ValueError for an unknown name (listing the known ones) or a damaged file, FileNotFoundError for a missing
-    one.
+    Raises ValueError for an unknown name (listing the known ones), a damaged file, or a base that is not the one it was
+    made for; FileNotFoundError for a missing file.
     """
     folder = path(name, root)
-    kind = _class_of(folder)
-    with no_progress_bars():
-        loaded = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
+    if (folder / BASE).exists():
+        loaded = with_layers(load(_base(name, folder, root or default_root()), dtype=dtype, root=root), folder)
+        loaded = loaded.to(device)
+    else:
+        kind = _class_of(folder)
+        with no_progress_bars():
+            loaded = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True).to(device)
     for part in [loaded] if isinstance(loaded, nn.Module) else loaded.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
@@ -198,6 +205,39 @@ def _write_numbers(folder: Path, facts: Mapping[str, Any]) -> None:
     _write(folder / NUMBERS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
+# Models that are another one and more
+
+
+def write_base(folder: Path, base: str, part: str, root: Path | None = None) -> None:
+    """Write down on which checkpoint the model in a folder is built, with the checksums of that one's files.
+
+    folder: of the model, to be stored. base: one of `names()`. part: folder in that checkpoint whose files matter, such
+    as "unet". root: as there. Raises ValueError for an unknown name, or a part without files.
+    """
+    root = root or default_root()
+    _folder(base, root)
+    files = _in(f"{base}/{part}", _sums(root))
+    if not files:
+        raise ValueError(f"part: expected a folder of {base}, got {part!r}")
+    _write(folder / BASE, json.dumps({"name": base, "part": part, "sha256": files}, indent=1) + "\n")
+
+
+def _base(name: str, folder: Path, root: Path) -> str:
+    """The checkpoint on which another is built, if it still is the one."""
+    base = json.loads((folder / BASE).read_text(encoding="utf-8"))
+    if _in(f"{base['name']}/{base['part']}", _sums(root)) != base["sha256"]:
+        raise ValueError(
+            f"checkpoint {name}: made for another {base['name']} than there is; restore that from the repository, or "
+            f"train again: python -m course_lib.recipes {name}"
+        )
+    return base["name"]
+
+
+def _in(place: str, sums: Mapping[str, str]) -> dict[str, str]:
+    """The files in a folder, seen from there, with their checksums."""
+    return {file.removeprefix(f"{place}/"): sum for file, sum in sums.items() if file.startswith(f"{place}/")}
+
+
 # Models that lie in a pipeline only
 
 
@@ -208,7 +248,7 @@ def _whole(name: str, root: Path) -> str | None:
 
 def _model_files(place: str, sums: Mapping[str, str]) -> dict[str, str]:
     """The files of the model in a folder, seen from there, with their checksums."""
-    files = {file.removeprefix(f"{place}/"): sum for file, sum in sums.items() if file.startswith(f"{place}/")}
+    files = _in(place, sums)
     files.pop(NUMBERS, None)
     return files
 

@@ -33,7 +33,8 @@ from course_lib.nn.temporal import ClipAttention, TimeAndText
 class Call:
     """What layers over time have to know of the call they are in; frames are (b f) c h w to the image model.
 
-    picture_is_clip: see `Style`. The others are `open`'s.
+    Outside of a call they add nothing: who calls the image model itself, gets that. picture_is_clip: see `Style`. The
+    others are `open`'s.
     """
 
     picture_is_clip: bool = False
@@ -43,7 +44,7 @@ class Call:
     text: Tensor | None = None
     extra: Tensor | None = None
     frame_index: Tensor | None = None
-    scale: float | int = 1.0
+    scale: float | int = 0.0
 
     def open(
         self,
@@ -64,6 +65,7 @@ class Call:
     def close(self) -> None:
         """The call is over: nothing of it is kept alive."""
         self.text = self.extra = self.frame_index = None
+        self.scale = 0.0
 
     def through(
         self, layer: nn.Module, frames: Float[Tensor, "bf c h w"], embedding: Float[Tensor, "bf d"] | None

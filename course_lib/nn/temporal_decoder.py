@@ -56,7 +56,10 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
         b, _, f, _, _ = latents.shape
         self._call.open(b, f, scale=temporal_scale)
         frames = latents.transpose(1, 2).flatten(0, 1).to(self.dtype)  # (b f) c y x
-        frames = self.spatial.decode(frames / self.spatial.config.scaling_factor).sample
+        try:
+            frames = self.spatial.decode(frames / self.spatial.config.scaling_factor).sample
+        finally:
+            self._call.close()
         return frames.unflatten(0, (b, f)).transpose(1, 2)
 
 

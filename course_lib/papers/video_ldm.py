@@ -1,7 +1,7 @@
 """Align your Latents: layers over time set an image model's pictures in motion, and are all that is trained.
 
-Reads top to bottom: the network, its noise, what is known of a clip beforehand, the pipeline; key frames and what lies
-between them, and clips that go on.
+Reads top to bottom: the network, its noise, what is known of a clip beforehand, the pipeline, how it is kept; key
+frames and what lies between them, and clips that go on.
 
 Blattmann et al. 2023, "Align your Latents: High-Resolution Video Synthesis with Latent Diffusion Models",
 arXiv 2304.08818.
@@ -9,13 +9,23 @@ Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed",
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from diffusers.pipelines.animatediff import AnimateDiffPipelineOutput
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.video_processor import VideoProcessor
 from jaxtyping import Bool, Float, Real
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -244,6 +254,33 @@ class TextToVideoPipeline(DiffusionPipeline):
                 raise ValueError(f"{name}: expected a multiple of {self.vae_scale_factor} pixels, got {pixels}")
             sizes.append(side if pixels is None else pixels // self.vae_scale_factor)
         return sizes[0], sizes[1]
+
+
+# What an image model's folder does not have
+
+
+def save_layers(pipeline: TextToVideoPipeline, folder: Path) -> None:
+    """Write the layers over time and the schedule, in half precision; the image model they were made for is left out.
+
+    pipeline: with an `InflatedUNet`. folder: where to; it must exist.
+    """
+    pipeline.unet.save_config(folder)
+    weights = {name: value.half().contiguous() for name, value in pipeline.unet.temporal.state_dict().items()}
+    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    pipeline.scheduler.save_pretrained(folder / "scheduler")
+
+
+def with_layers(image: StableDiffusionPipeline, folder: Path) -> TextToVideoPipeline:
+    """An image model with the layers over time that `save_layers` wrote, which were trained on it.
+
+    image: its parts are used as they are, the U-Net copied. Raises RuntimeError for weights that are left over or
+    missing.
+    """
+    unet = InflatedUNet.from_config(InflatedUNet.load_config(folder)).to(image.unet.device, image.unet.dtype)
+    unet.spatial.load_state_dict(image.unet.state_dict())
+    unet.temporal.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+    scheduler = type(image.scheduler).from_pretrained(folder / "scheduler")
+    return TextToVideoPipeline(image.vae, image.text_encoder, image.tokenizer, unet, scheduler)
 
 
 # Key frames, then what lies between them; clips that go on

@@ -134,6 +134,7 @@ RECIPE = Recipe(
     batches=batches,
     loss=loss,
     save=save,
+    trained=lambda pipeline: pipeline.unet,
     evaluate=evaluate,
     settings={
         "cpu": Settings(steps=12000, batch=64, lr=1e-3, warmup=300, ema=0.999),

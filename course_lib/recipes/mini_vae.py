@@ -27,11 +27,14 @@ LOOKS, BOTTLENECK = 0.02, 1e-4  # weights of the perceptual and the KL term; tha
 
 
 class Autoencoding(nn.Module):
-    """The autoencoder as training sees it: one call from images to images, by way of drawn latents."""
+    """The autoencoder as training sees it: one call from images to images, by way of drawn latents.
 
-    def __init__(self) -> None:
+    vae: None for an untrained one.
+    """
+
+    def __init__(self, vae: AutoencoderKL | None = None) -> None:
         super().__init__()
-        self.vae = build_autoencoder(size=SIZE)
+        self.vae = build_autoencoder(size=SIZE) if vae is None else vae
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c y x"]
@@ -124,6 +127,7 @@ RECIPE = Recipe(
     loss=loss,
     finish=scale,
     save=lambda model, folder: save_half(model.vae, folder),
+    trained=Autoencoding,
     evaluate=evaluate,
     settings={
         "cpu": Settings(steps=14000, batch=8, lr=4e-4, warmup=200, weight_decay=1e-3, ema=0.999),

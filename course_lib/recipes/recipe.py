@@ -85,8 +85,9 @@ class Recipe:
     evaluate: (model, settings) to what it measures on the test split, by name. The model is in evaluation mode.
     settings: by profile: "cpu", "gpu", and "ci" (a few steps, tiny: what tests run).
     bars: from a name of `evaluate` to (">=" or "<=", number).
-    save: (model, folder) writes it as its library does. finish: (model, settings), after training, before the
-    evaluation: fits what is not learned by descent. notes: intended use and limits, Markdown, for the card.
+    save: (model, folder) writes it as its library does. trained: from what `zoo.load` makes of that to the model that
+    was trained, for whoever measures it again. finish: (model, settings), after training, before the evaluation: fits
+    what is not learned by descent. notes: intended use and limits, Markdown, for the card.
     Raises ValueError for a bar that cannot be compared, or a profile missing.
     """
 
@@ -99,6 +100,7 @@ class Recipe:
     settings: Mapping[str, Settings]
     bars: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     save: Callable[[nn.Module, Path], None] = save_half
+    trained: Callable[[Any], nn.Module] = lambda loaded: loaded
     finish: Callable[[nn.Module, Settings], None] | None = None
     notes: str = ""
 
@@ -194,7 +196,7 @@ def measure_again(recipe: Recipe, root: Path | None = None) -> Path:
     is none, or for a bar that is not measured.
     """
     facts = dict(zoo.card(recipe.name, root).facts)
-    model = zoo.load(recipe.name, device=runtime.device(), root=root)
+    model = recipe.trained(zoo.load(recipe.name, device=runtime.device(), root=root))
     facts |= _measured(recipe, Settings(**facts["settings"]), model) | {"measured on": runtime.machine_summary()}
     save = partial(shutil.copytree, zoo.path(recipe.name, root), dirs_exist_ok=True)
     return zoo.store(recipe.name, save, facts, card_text(facts, recipe.notes), root)

@@ -184,6 +184,15 @@ def test_the_scale_is_a_dial_from_the_image_model_to_the_video_model():
         torch.testing.assert_close(run(unet, given, temporal_scale=0.9999999), whole, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_the_image_model_inside_may_be_called_itself(style):
+    image, given = image_unet("SD 2"), inputs("SD 2")
+    unet, expected = awake(inflate(image, style, **OPTIONS.get(style, {}))), frame_by_frame(image, given)
+    for _ in range(2):  # before any call of the whole, and after one
+        torch.testing.assert_close(frame_by_frame(unet.spatial, given), expected, rtol=0, atol=0)
+        run(unet, given)
+
+
 def test_alpha_is_a_half_at_first_and_learns():
     unet, given = make("video-ldm", "SD 1"), inputs("SD 1")
     blends = [layer for layer in unet.modules() if isinstance(layer, Blend)]

@@ -98,6 +98,14 @@ def test_the_folder_is_a_pipeline_that_draws(tmp_path, untrained):
     assert sorted(file.parent.name for file in weights) == ["text_encoder", "unet", "vae"]
 
 
+def test_what_is_measured_again_is_the_unet(tmp_path):
+    unet = build_unet()
+    mini_sd.save(unet, tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, local_files_only=True)
+    trained = mini_sd.RECIPE.trained(pipeline)
+    assert type(trained) is type(unet) and mini_sd.draw(trained.eval(), ["a tiger"], seed=0).shape == (1, 3, 1, 64, 64)
+
+
 def test_every_bar_is_measured(monkeypatch):
     """With pictures that nobody drew: it is the names that are compared."""
     blank = lambda model, prompts, seed, scale=1: torch.zeros(len(prompts), 3, 1, 64, 64)  # noqa: E731

@@ -1,0 +1,182 @@
+"""mini-video's recipe: its batches, what it may not see, what it leaves of itself, and what is measured."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import CLIPTextModel
+
+from course_lib import zoo
+from course_lib.diffusion import level_at
+from course_lib.nn.inflate import InflatedUNet
+from course_lib.papers.latent_diffusion import build_autoencoder, encode
+from course_lib.papers.latent_diffusion import build_unet as build_image_unet
+from course_lib.papers.vdm import read
+from course_lib.papers.video_ldm import TextToVideoPipeline, beside, build_unet
+from course_lib.recipes import mini_clip, mini_sd, mini_video
+from course_lib.recipes.recipe import Settings
+from course_lib.world import Sampler, part_of, render
+
+SMALL = Settings(steps=3, batch=2, lr=1e-3, options={"sparse steps": 2})
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch):
+    """An untrained image model, and a few clips: two chunks of twelve."""
+    torch.manual_seed(0)
+    vae = build_autoencoder((8, 8, 8, 8)).eval().requires_grad_(False)
+    tower = CLIPTextModel(mini_clip.build().config.text_config).eval().requires_grad_(False)
+    monkeypatch.setattr(mini_sd, "vae", lambda: vae)
+    monkeypatch.setattr(mini_sd, "text_tower", lambda: tower)
+    monkeypatch.setattr(mini_video, "CHUNK", 12)
+    monkeypatch.setattr(mini_video, "CHUNKS", 2)
+    mini_video.chunk.cache_clear()
+    yield vae, tower
+    mini_video.chunk.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    unet = build_unet(build_image_unet(widths=(32, 64)))
+    for parameter in unet.temporal.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return unet.eval()
+
+
+def clean(batch):
+    """x0 = signal x_t - noise v."""
+    signal, noise = level_at(mini_video.SCHEDULE, batch["t"]).beside(batch["x_t"])
+    return signal * batch["x_t"] - noise * batch["target"]
+
+
+def test_a_chunk_holds_latents_of_its_scenes_at_their_rates(parts):
+    vae, _ = parts
+    clips, sampler = mini_video.chunk(1), Sampler("train", seed=71)
+    assert clips.latents.shape == (12, 16, 16, 8, 8) and clips.latents.dtype == torch.float16
+    for row in (0, 4, 5, 11):
+        rate = mini_video.RATES[row % 6]
+        clip = render([sampler(12 + row)], fps=rate, anytime=True)
+        expected = encode(vae, clip.video[0].transpose(0, 1)).transpose(0, 1)
+        torch.testing.assert_close(clips.latents[row].float(), expected, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(clips.index[row], torch.arange(16) * 8 / rate)
+        assert torch.equal(clips.tokens[row], mini_clip.tokenize(clip.paraphrases)[0])
+
+
+def test_it_learns_only_from_what_generators_may_see():
+    scenes = [Sampler("train", seed=71)(index) for index in range(300)]
+    assert all(part_of(scene.subject, scene.motion) == "seen" for scene in scenes)
+    assert all(scene.variant % 2 == 0 for scene in scenes)  # the training split
+
+
+def test_the_first_batches_are_of_every_fourth_frame_of_many_clips():
+    batch, again = (mini_video.batches(1, SMALL) for _ in range(2))
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert batch["x_t"].shape == (8, 16, 4, 8, 8) and batch["text"].shape == (8, mini_clip.TOKENS, 256)
+    clips = mini_video.chunk(0)
+    first = int(batch["frame_index"][0, 0])
+    rows = [8, 9, 10, 11]  # of the second batch of eight, as many as the first chunk has
+    torch.testing.assert_close(batch["frame_index"][:4], clips.index[rows, first::4])
+    torch.testing.assert_close(clean(batch)[:4], clips.latents[rows, :, first::4].float(), atol=1e-4, rtol=0)
+    assert not batch["extra"].any()
+
+
+def test_the_others_are_whole_clips_of_which_something_may_be_known(monkeypatch):
+    monkeypatch.setattr(mini_video, "known", lambda count, generator: torch.arange(16).expand(count, -1) < 3)
+    batch = mini_video.batches(3, SMALL)
+    assert batch["x_t"].shape == (2, 16, 16, 8, 8)
+    clips = mini_video._clips(torch.tensor([18, 19]))  # after two steps of eight clips and one of two
+    torch.testing.assert_close(clean(batch), clips.latents.float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(batch["frame_index"], clips.index)
+    torch.testing.assert_close(batch["extra"], beside(clips.latents.float(), torch.arange(16).expand(2, -1) < 3))
+
+
+def test_clips_are_shown_nothing_every_fourth_frame_or_their_beginning():
+    generator, places, lengths = torch.Generator().manual_seed(0), set(), set()
+    for _ in range(40):
+        masks = mini_video.known(16, generator)
+        assert masks.shape == (16, 16) and masks.sum(dim=1).eq(0).sum() == 10
+        for mask in masks[:3]:
+            places.add(int(mask.int().argmax()))
+            assert mask.sum() == 4 and mask[int(mask.int().argmax()) :: 4].all()
+        for mask in masks[3:6]:
+            lengths.add(int(mask.sum()))
+            assert mask[: int(mask.sum())].all()
+    assert places == {0, 1, 2, 3} and lengths == set(range(1, 9))
+
+
+def test_clips_come_round_again_with_other_noise():
+    first, later = (mini_video.batches(number, SMALL) for number in (2, 6))
+    other = mini_video.batches(14, SMALL)  # 24 clips are 12 batches of two
+    assert not torch.equal(first["frame_index"], later["frame_index"]) or not torch.allclose(clean(first), clean(later))
+    torch.testing.assert_close(clean(first), clean(other), atol=1e-4, rtol=0)
+    assert not torch.equal(first["x_t"], other["x_t"])
+
+
+def test_text_is_read_words_and_all_and_sometimes_forgotten(parts):
+    _, tower = parts
+    empty = read(tower, mini_clip.tokenize([""]))[0]
+    rows = torch.cat([mini_video.batches(number % 2, SMALL)["text"] for number in range(2)])
+    clips = mini_video._clips(torch.arange(16))
+    expected = read(tower, clips.tokens)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert torch.allclose(row, wanted, atol=1e-5) or torch.allclose(row, empty, atol=1e-5)
+    assert not all(torch.allclose(row, empty, atol=1e-5) for row in rows)
+
+
+def test_only_layers_over_time_learn(model):
+    batch = mini_video.batches(2, SMALL)
+    torch.manual_seed(0)
+    unet = build_unet(build_image_unet(widths=(32, 64)))
+    mini_video.loss(unet, batch, torch.Generator()).backward()
+    assert all(parameter.grad is None for parameter in unet.spatial.parameters())
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in unet.temporal.parameters())
+
+
+def test_the_folder_has_the_layers_over_time_and_says_of_which_model(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    root, image = tmp_path / "checkpoints", build_image_unet(widths=(32, 64))
+    image.load_state_dict(model.spatial.half().float().state_dict())
+    facts = {"evaluation": {}}
+    zoo.store("mini-sd", lambda folder: mini_sd.save(image, folder), facts, "# mini-sd")
+    folder = zoo.store("mini-video", lambda folder: mini_video.save(model, folder), facts, "# mini-video")
+    assert json.loads((folder / "base.json").read_text())["name"] == "mini-sd"
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    assert size < 2.1 * sum(parameter.numel() for parameter in model.temporal.parameters())
+    pipeline = zoo.load("mini-video")
+    assert isinstance(pipeline, TextToVideoPipeline) and isinstance(pipeline.unet, InflatedUNet)
+    assert not pipeline.unet.training and not any(p.requires_grad for p in pipeline.unet.parameters())
+    trained = mini_video.RECIPE.trained(pipeline)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[name], value.half().float(), rtol=0, atol=0)
+    torch.testing.assert_close(pipeline.scheduler.alphas_cumprod, mini_video.SCHEDULE.alphas_cumprod)
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    # Another image model is not what those layers were made for
+    other = build_image_unet(widths=(32, 64))
+    zoo.store("mini-sd", lambda folder: mini_sd.save(other, folder), facts, "# mini-sd")
+    with pytest.raises(ValueError, match="checkpoint mini-video: made for another mini-sd than there is; restore that"):
+        zoo.load("mini-video")
+    with pytest.raises(ValueError, match="part: expected a folder of mini-sd, got 'tower'"):
+        zoo.write_base(root, "mini-sd", "tower")
+    with pytest.raises(ValueError, match="name: expected one of mini-sd, mini-video; got 'sd'"):
+        zoo.write_base(root, "sd", "unet")
+
+
+def test_clips_are_drawn_one_for_each_prompt(model, monkeypatch):
+    monkeypatch.setattr(mini_video, "ROWS", 2)
+    prompts = ["a tiger spinning on a sea background", "", "an owl moving up on a grass background"]
+    clips = mini_video.draw(model, prompts, torch.Generator().manual_seed(0), steps=2, frames=3)
+    assert clips.shape == (3, 3, 3, 64, 64) and clips.abs().max() <= 1
+    assert not torch.allclose(clips[0], clips[2], atol=1e-2)
+
+
+def test_every_bar_is_measured(model, monkeypatch):
+    """With clips that nobody drew: it is the names that are compared."""
+    blank = lambda model, prompts, *_, **__: torch.zeros(len(prompts), 3, 16, 64, 64)  # noqa: E731
+    monkeypatch.setattr(mini_video, "draw", blank)
+    monkeypatch.setattr(mini_sd, "draw", lambda *_, **__: torch.rand(16, 3, 1, 64, 64))
+    found = mini_video.evaluate(model, SMALL)
+    assert set(mini_video.RECIPE.bars) <= set(found)
+    assert {"KID of single frames", "KID of pictures by the image model alone", "CLIPSIM"} <= set(found)
+    assert all(isinstance(value, float | int | list) for value in found.values())
