@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_lib.papers.video_ldm import with_layers
+from course_lib.papers.video_ldm import on_image_pipeline, with_layers
 from course_lib.runtime import data_dir, no_progress_bars
 
 SUMS = "SHA256SUMS"
@@ -89,8 +89,7 @@ def load(
     """
     folder = path(name, root)
     if (folder / BASE).exists():
-        loaded = with_layers(load(_base(name, folder, root or default_root()), dtype=dtype, root=root), folder)
-        loaded = loaded.to(device)
+        loaded = _on_base(name, folder, dtype, root).to(device)
     else:
         kind = _class_of(folder)
         with no_progress_bars():
@@ -211,8 +210,9 @@ def _write_numbers(folder: Path, facts: Mapping[str, Any]) -> None:
 def write_base(folder: Path, base: str, part: str, root: Path | None = None) -> None:
     """Write down on which checkpoint the model in a folder is built, with the checksums of that one's files.
 
-    folder: of the model, to be stored. base: one of `names()`. part: folder in that checkpoint whose files matter, such
-    as "unet". root: as there. Raises ValueError for an unknown name, or a part without files.
+    folder: of the model, to be stored. base: an image pipeline, one of `names()`. part: the folder in it that has got
+    layers over time: "unet", and what is loaded is a pipeline for video, or "vae". root: as there.
+    Raises ValueError for an unknown name, or a part without files.
     """
     root = root or default_root()
     _folder(base, root)
@@ -222,15 +222,16 @@ def write_base(folder: Path, base: str, part: str, root: Path | None = None) -> 
     _write(folder / BASE, json.dumps({"name": base, "part": part, "sha256": files}, indent=1) + "\n")
 
 
-def _base(name: str, folder: Path, root: Path) -> str:
-    """The checkpoint on which another is built, if it still is the one."""
+def _on_base(name: str, folder: Path, dtype: torch.dtype, root: Path | None) -> Any:
+    """The model in a folder, with the checkpoint on which it is built, if that still is the one."""
     base = json.loads((folder / BASE).read_text(encoding="utf-8"))
-    if _in(f"{base['name']}/{base['part']}", _sums(root)) != base["sha256"]:
+    if _in(f"{base['name']}/{base['part']}", _sums(root or default_root())) != base["sha256"]:
         raise ValueError(
             f"checkpoint {name}: made for another {base['name']} than there is; restore that from the repository, or "
             f"train again: python -m course_lib.recipes {name}"
         )
-    return base["name"]
+    image = load(base["name"], dtype=dtype, root=root)
+    return on_image_pipeline(image, folder) if base["part"] == "unet" else with_layers(image.vae, folder)
 
 
 def _in(place: str, sums: Mapping[str, str]) -> dict[str, str]:

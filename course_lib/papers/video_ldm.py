@@ -64,11 +64,11 @@ def build_schedule(image: SchedulerMixin) -> SchedulerMixin:
     return zero_terminal_snr(image)
 
 
-def as_model(unet: nn.Module) -> Model:
+def as_model(unet: nn.Module, **always: Any) -> Model:
     """A video U-Net as diffusion/ knows a model: (x, t, {"text" and whatever else it takes}) to a prediction.
 
     unet: an `InflatedUNet`, or diffusers' UNet3DConditionModel or UNetMotionModel, which take "text" only. Weights and
-    text may be in half precision and x in float32.
+    text may be in half precision and x in float32. always: what it is told in every call, such as temporal_scale.
     """
     repeats = isinstance(unet, UNetMotionModel)  # the only one that wants the text of every frame
 
@@ -78,7 +78,7 @@ def as_model(unet: nn.Module) -> Model:
         if "extra" in told:
             told["extra"] = told["extra"].to(text.dtype)
         each = text.repeat_interleave(x.shape[2], dim=0) if repeats else text
-        return unet(x.to(text.dtype), t, each, **told).sample
+        return unet(x.to(text.dtype), t, each, **told, **always).sample
 
     return model
 
@@ -193,17 +193,22 @@ class TextToVideoPipeline(DiffusionPipeline):
         known: Float[Tensor, "b c f y x"] | None = None,
         mask: Bool[Tensor, "b f"] | None = None,
         frame_index: Real[Tensor, "b f"] | None = None,
+        temporal_scale: float | int = 1.0,
     ) -> Iterator[Step]:
         """Sample latents, one `diffusion.Step` at a time; `decode(step.x)` shows where it stands.
 
         latents: noise. scale, rescale: of guidance by text, see `diffusion.guide`. negative: prompt to be led away
         from. known, mask: see `beside`; None: nothing is known. frame_index: where frames are in time, in units of
-        1/8 s for mini-video; None: 0, 1, 2 …. Raises ValueError as `diffusion.sample` and the U-Net do, and for known
-        frames where the U-Net cannot be shown any.
+        1/8 s for mini-video; None: 0, 1, 2 …. temporal_scale: of what an `InflatedUNet`'s layers over time add; 0
+        draws pictures. Raises ValueError as `diffusion.sample` and the U-Net do, and for what the U-Net cannot be told:
+        known frames, or a scale.
         """
+        ours = isinstance(self.unet, InflatedUNet)
+        if temporal_scale != 1 and not ours:
+            raise ValueError(f"temporal_scale: expected 1, only an InflatedUNet has a dial; got {temporal_scale}")
         told, negatives = {"text": self.text(prompts)}, {"text": self.text([negative])}
         same: dict[str, Tensor] = {} if frame_index is None else {"frame_index": frame_index}
-        if isinstance(self.unet, InflatedUNet) and (self.unet.config.options or {}).get("extra_channels"):
+        if ours and (self.unet.config.options or {}).get("extra_channels"):
             if known is None or mask is None:
                 known, mask = latents, torch.zeros(len(latents), latents.shape[2], dtype=torch.bool)
             same["extra"] = beside(known.to(latents), mask.to(latents.device))
@@ -211,7 +216,8 @@ class TextToVideoPipeline(DiffusionPipeline):
             raise ValueError("known: expected none, since this U-Net cannot be shown frames; got some")
         same = {name: part.to(self.unet.device) for name, part in same.items()}
         negatives["text"] = negatives["text"].expand_as(told["text"])
-        model = guided(as_model(self.unet), negatives | same, scale, rescale)
+        always = {"temporal_scale": temporal_scale} if ours else {}
+        model = guided(as_model(self.unet, **always), negatives | same, scale, rescale)
         latents = latents.to(self.unet.device)
         return sample(model, self.scheduler, latents, told | same, steps=steps, generator=generator)
 
@@ -259,27 +265,33 @@ class TextToVideoPipeline(DiffusionPipeline):
 # What an image model's folder does not have
 
 
-def save_layers(pipeline: TextToVideoPipeline, folder: Path) -> None:
-    """Write the layers over time and the schedule, in half precision; the image model they were made for is left out.
+def save_layers(model: InflatedUNet | TemporalAutoencoder, folder: Path) -> None:
+    """Write configuration and layers over time, in half precision; the image model they were made for is left out.
 
-    pipeline: with an `InflatedUNet`. folder: where to; it must exist.
+    folder: where to; it must exist.
     """
-    pipeline.unet.save_config(folder)
-    weights = {name: value.half().contiguous() for name, value in pipeline.unet.temporal.state_dict().items()}
+    model.save_config(folder)
+    weights = {name: value.half().contiguous() for name, value in model.temporal.state_dict().items()}
     save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    pipeline.scheduler.save_pretrained(folder / "scheduler")
 
 
-def with_layers(image: StableDiffusionPipeline, folder: Path) -> TextToVideoPipeline:
+def with_layers(image: nn.Module, folder: Path) -> InflatedUNet | TemporalAutoencoder:
     """An image model with the layers over time that `save_layers` wrote, which were trained on it.
 
-    image: its parts are used as they are, the U-Net copied. Raises RuntimeError for weights that are left over or
-    missing.
+    image: the UNet2DConditionModel or AutoencoderKL; it is copied. Raises RuntimeError for weights that are left over
+    or missing.
     """
-    unet = InflatedUNet.from_config(InflatedUNet.load_config(folder)).to(image.unet.device, image.unet.dtype)
-    unet.spatial.load_state_dict(image.unet.state_dict())
-    unet.temporal.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+    kind = TemporalAutoencoder if isinstance(image, AutoencoderKL) else InflatedUNet
+    model = kind.from_config(kind.load_config(folder)).to(device=image.device, dtype=image.dtype)
+    model.spatial.load_state_dict(image.state_dict())
+    model.temporal.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+    return model.train(image.training)
+
+
+def on_image_pipeline(image: StableDiffusionPipeline, folder: Path) -> TextToVideoPipeline:
+    """An image pipeline whose U-Net has got the layers over time in a folder, and the schedule beside them."""
     scheduler = type(image.scheduler).from_pretrained(folder / "scheduler")
+    unet = with_layers(image.unet, folder)
     return TextToVideoPipeline(image.vae, image.text_encoder, image.tokenizer, unet, scheduler)
 
 

@@ -141,7 +141,8 @@ def system(model: InflatedUNet) -> TextToVideoPipeline:
 
 def save(model: InflatedUNet, folder: Path) -> None:
     """Write the layers over time; of mini-sd only what says which one it was."""
-    save_layers(system(model), folder)
+    save_layers(model, folder)
+    SCHEDULE.save_pretrained(folder / "scheduler")
     zoo.write_base(folder, "mini-sd", "unet")
 
 

@@ -109,6 +109,23 @@ def test_it_draws_what_diffusers_animatediff_pipeline_draws(image, scale):
         np.testing.assert_allclose(frames, drawn, atol=2e-5)
 
 
+def test_the_dial_leads_from_pictures_to_clips(image, video):
+    x = noise()
+
+    def drawn(**options):
+        *_, last = video.steps(PROMPTS, x, steps=2, generator=torch.Generator(), **options)
+        return last.x
+
+    pictures, half, clips = (drawn(temporal_scale=scale) for scale in (0, 0.5, 1.0))
+    *_, expected = image.steps(PROMPTS, latents=x[:, :, 1], steps=2, scale=4.0, generator=torch.Generator())
+    torch.testing.assert_close(pictures[:, :, 1], expected.x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(clips, drawn())
+    assert not torch.allclose(half, clips, atol=1e-3) and not torch.allclose(half, pictures, atol=1e-3)
+    theirs = pipeline(image, to_motion_model(inflate(image.unet, "animatediff", heads=4, frames=8)))
+    with pytest.raises(ValueError, match="temporal_scale: expected 1, only an InflatedUNet has a dial; got 0.5"):
+        theirs.steps(PROMPTS, x, generator=torch.Generator(), temporal_scale=0.5)
+
+
 def test_it_takes_modelscopes_unet(image):
     ours, x = awake(inflate(image.unet, "modelscope")), noise()
     theirs = to_unet3d(ours)
