@@ -26,15 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import nn
 
-from course_lib.papers.video_ldm import on_image_pipeline, with_layers
 from course_lib.runtime import data_dir, no_progress_bars
 
 SUMS = "SHA256SUMS"
 CARD, NUMBERS = "README.md", "evaluation.json"
 PART_OF = "part of"  # among the numbers
 BASE = "base.json"
+BUILT_ON = {"unet": "", "vae": "vae/"}  # a part of a pipeline that may be a base, and where the files are that it needs
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # run whatever code they hold when they are opened
 # Models of this course: saved by diffusers' ModelMixin, which writes the class' name only
 COURSE_CLASSES = {"VideoClassifier": "course_lib.nn.classifier", "VideoUNet": "course_lib.nn.unet"}
@@ -207,25 +209,45 @@ def _write_numbers(folder: Path, facts: Mapping[str, Any]) -> None:
 # Models that are another one and more
 
 
-def write_base(folder: Path, base: str, part: str, root: Path | None = None) -> None:
-    """Write down on which checkpoint the model in a folder is built, with the checksums of that one's files.
+def write_base(folder: Path, base: str, part: str, model: nn.Module) -> None:
+    """Write down on which of the course's checkpoints the model in a folder is built, with the checksums of its files.
 
     folder: of the model, to be stored. base: an image pipeline, one of `names()`. part: the folder in it that has got
-    layers over time: "unet", and what is loaded is a pipeline for video, or "vae". root: as there.
-    Raises ValueError for an unknown name, or a part without files.
+    layers over time: "unet", and what is loaded is a pipeline for video, which needs all of its parts, or "vae".
+    model: that part as the layers over time were trained on it.
+    Raises ValueError for an unknown name or part, or if what is stored there has other weights than the model.
     """
-    root = root or default_root()
+    root = default_root()
     _folder(base, root)
-    files = _in(f"{base}/{part}", _sums(root))
-    if not files:
-        raise ValueError(f"part: expected a folder of {base}, got {part!r}")
-    _write(folder / BASE, json.dumps({"name": base, "part": part, "sha256": files}, indent=1) + "\n")
+    weights = root / base / part / SAFETENSORS_WEIGHTS_NAME
+    if part not in BUILT_ON or not weights.exists():
+        raise ValueError(f"part: expected one of {', '.join(BUILT_ON)}, in {base}; got {part!r}")
+    stored, trained_on = load_file(weights), model.state_dict()
+    if stored.keys() != trained_on.keys() or any(
+        not torch.equal(value.half(), trained_on[name].half().cpu()) for name, value in stored.items()
+    ):
+        raise ValueError(f"model: expected the weights of {base}/{part}, on which it is to be built; got others")
+    _write(
+        folder / BASE, json.dumps({"name": base, "part": part, "sha256": _needed(base, part, root)}, indent=1) + "\n"
+    )
+
+
+def _needed(base: str, part: str, root: Path) -> dict[str, str]:
+    """Files of a base, with their checksums, which a model built on a part of it needs as they are."""
+    files = _in(base, _sums(root))
+    return {file: sum for file, sum in files.items() if file.startswith(BUILT_ON[part]) and file != NUMBERS}
 
 
 def _on_base(name: str, folder: Path, dtype: torch.dtype, root: Path | None) -> Any:
     """The model in a folder, with the checkpoint on which it is built, if that still is the one."""
+    from course_lib.papers.video_ldm import on_image_pipeline, with_layers  # heavy: who reads cards needs none of it
+
     base = json.loads((folder / BASE).read_text(encoding="utf-8"))
-    if _in(f"{base['name']}/{base['part']}", _sums(root or default_root())) != base["sha256"]:
+    if root is None or base["name"] not in names(root):
+        root = default_root()  # a recipe's result may lie elsewhere, its base is the course's
+    if base["name"] not in names(root):
+        raise FileNotFoundError(f"checkpoint {name}: built on {base['name']}, which is not there")
+    if _needed(base["name"], base["part"], root) != base["sha256"]:
         raise ValueError(
             f"checkpoint {name}: made for another {base['name']} than there is; restore that from the repository, or "
             f"train again: python -m course_lib.recipes {name}"

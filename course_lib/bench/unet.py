@@ -3,6 +3,10 @@
 Both have the parameters of the other within 5 %, attention over space and over time at the same resolutions, and see
 the same clip. Theirs attends over space by a linear approximation but in the middle, and once more over time at the
 very beginning; ours attends fully, everywhere. Memory is that of a process of its own.
+
+Every case comes twice: in a process as it is, and in one that keeps freed memory (`runtime.keep_freed_memory`), as the
+course's own loops do. The C library of Linux otherwise takes large tensors from the system and gives them back, at
+every operation; theirs makes more of them, and gains the more by it.
 """
 
 import io
@@ -119,17 +123,27 @@ def memory_row(frames: int, half: bool, case: str) -> Row:
 
 def bench_unet() -> list[Row]:
     """A training step and a step of sampling of each, in float32, and in bfloat16 where the machine is fast at it."""
-    rows: list[Row] = []
     # Emulated, it is far slower than float32, and nobody would use it
-    for half in (False, True)[: 1 + (runtime.dtype(runtime.device()) == torch.bfloat16)]:
-        peak, name = matmul_peak(half), "bfloat16" if half else "float32"
-        for frames in FRAMES:
-            subjects = {kind: Subject.make(kind, frames, half) for kind in (OURS, STEM, THEIRS)}
-            case = f"{BATCH}x3x{frames}x{SIZE}x{SIZE} {name}"
-            rows += timed(subjects, {k: s.train for k, s in subjects.items()}, f"{case} training step", peak)
-            rows += timed(subjects, {k: s.sample for k, s in subjects.items()}, f"{case} sampling step", None)
-            rows.append(memory_row(frames, half, case))
+    halves = (False, True)[: 1 + (runtime.dtype(runtime.device()) == torch.bfloat16)]
+    rows = [row for half in halves for row in cases(half, "")]
+    rows += [memory_row(frames, half, _case(frames, half)) for half in halves for frames in FRAMES]
+    runtime.keep_freed_memory()  # for good, so that it comes last
+    return rows + [row for half in halves for row in cases(half, ", freed memory kept")]
+
+
+def cases(half: bool, told: str) -> list[Row]:
+    """Training and sampling for each number of frames. told: of the process, for the names."""
+    rows, peak = [], matmul_peak(half)
+    for frames in FRAMES:
+        subjects = {kind: Subject.make(kind, frames, half) for kind in (OURS, STEM, THEIRS)}
+        case = _case(frames, half)
+        rows += timed(subjects, {k: s.train for k, s in subjects.items()}, f"{case} training step{told}", peak)
+        rows += timed(subjects, {k: s.sample for k, s in subjects.items()}, f"{case} sampling step{told}", None)
     return rows
+
+
+def _case(frames: int, half: bool) -> str:
+    return f"{BATCH}x3x{frames}x{SIZE}x{SIZE} {'bfloat16' if half else 'float32'}"
 
 
 def timed(

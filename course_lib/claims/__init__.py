@@ -7,11 +7,11 @@
 One file per lesson's experiments (`convolution.py` …), each with a tuple `CLAIMS`; `ledger.py` runs and records them.
 """
 
-from course_lib.claims import convolution, diffusion, latents, metrics
+from course_lib.claims import convolution, diffusion, latents, metrics, motion_words, vdm
 from course_lib.claims.ledger import Claim, Record, judge, load_ledger, mean_interval, run_claim, save_ledger
 
 CLAIMS: dict[str, Claim] = {
-    claim.id: claim for claim in (*convolution.CLAIMS, *diffusion.CLAIMS, *latents.CLAIMS, *metrics.CLAIMS)
+    claim.id: claim for room in (convolution, diffusion, latents, metrics, motion_words, vdm) for claim in room.CLAIMS
 }
 
 __all__ = ["CLAIMS", "Claim", "Record", "judge", "load_ledger", "mean_interval", "run_claim", "save_ledger"]

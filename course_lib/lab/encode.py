@@ -23,18 +23,20 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return encode_apng(image[None], fps=1)
 
 
-def encode_apng(frames: UInt8[np.ndarray, "n h w 3"], fps: float | int) -> bytes:
+def encode_apng(frames: UInt8[np.ndarray, "n h w 3"], fps: float | int, colours: int = COLOURS) -> bytes:
     """Frames 0 … 255 as an endlessly looping, opaque APNG; a single frame gives a plain PNG.
 
-    `fps`: frames per second, 0.1 … 100. At most 255 colours are kept over the whole animation: exact if the
-    frames have no more, else an adaptive palette without dithering (dither flickers and does not compress).
-    Raises ValueError for no frames, no pixels, or such an `fps`.
+    `fps`: frames per second, 0.1 … 100. `colours`: how many are kept over the whole animation, 2 … 255: exact if
+    the frames have no more, else an adaptive palette without dithering (dither flickers and does not compress).
+    Raises ValueError for no frames, no pixels, or such an `fps` or `colours`.
     """
     if 0 in frames.shape:
         raise ValueError(f"frames must hold at least one frame and one pixel; got shape {frames.shape}")
     if not 0.1 <= fps <= 100:
         raise ValueError(f"fps must lie in 0.1 … 100; got {fps}")
-    indices, palette = _one_palette(frames)
+    if not 2 <= colours <= COLOURS:
+        raise ValueError(f"colours must lie in 2 … {COLOURS}; got {colours}")
+    indices, palette = _one_palette(frames, colours)
     n, height, width = indices.shape
     delay = struct.pack(">HH", round(1000 / fps), 1000)
 
@@ -65,7 +67,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _one_palette(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _one_palette(frames: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Palette indices (n, h, w), and the palette (colours, 3): 256 rows if one must say "unchanged"."""
     red, green, blue = (frames[..., channel].astype(np.int32) for channel in range(3))
     code = red << 16 | green << 8 | blue
@@ -76,8 +78,8 @@ def _one_palette(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     table[codes] = np.arange(len(codes))
     indices = table[code]
     palette = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1)
-    if len(palette) > COLOURS:
-        palette, nearest = _adapt(palette, np.bincount(indices.ravel()))
+    if len(palette) > most:
+        palette, nearest = _adapt(palette, np.bincount(indices.ravel()), most)
         indices = nearest[indices]
     palette = palette.astype(np.uint8)
     if len(frames) > 1:
@@ -85,11 +87,11 @@ def _one_palette(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return indices.astype(np.uint8), palette
 
 
-def _adapt(colours: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A palette of 255 (an octree, then three rounds of k-means), and the nearest entry to each colour."""
+def _adapt(colours: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """A palette of so many (an octree, then three rounds of k-means), and the nearest entry to each colour."""
     sample = np.repeat(colours, 1 + (60_000 * (counts / counts.sum())).astype(int), axis=0).astype(np.uint8)
-    cut = Image.fromarray(sample[None]).quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    palette = np.array(cut.getpalette("RGB"), float).reshape(-1, 3)[:COLOURS]
+    cut = Image.fromarray(sample[None]).quantize(most, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette = np.array(cut.getpalette("RGB"), float).reshape(-1, 3)[:most]
     for _ in range(3):
         nearest = _nearest(colours, palette)
         weight = np.bincount(nearest, counts, len(palette))

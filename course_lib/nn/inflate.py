@@ -279,6 +279,11 @@ def _pictures(alone: Bool[Tensor, "b f"] | None, b: int, f: int) -> int:
     return count
 
 
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers configuration without what it notes for itself, such as the folder whence it came."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
 def inflate(unet: UNet2DConditionModel, style: str = "video-ldm", **options: Any) -> InflatedUNet:
     """An image U-Net as a video U-Net, which gives every frame what the image U-Net would, until its layers over time
     have learnt something.
@@ -286,6 +291,6 @@ def inflate(unet: UNet2DConditionModel, style: str = "video-ldm", **options: Any
     unet: any of diffusers' that is made of `styles.BLOCKS`; it is copied. style: one of `styles.STYLES`. options: of
     the style's function there, such as `styles.video_ldm`. Raises ValueError as `InflatedUNet` does.
     """
-    inflated = InflatedUNet(dict(unet.config), style, options).to(device=unet.device, dtype=unet.dtype)
+    inflated = InflatedUNet(public(unet.config), style, options).to(device=unet.device, dtype=unet.dtype)
     inflated.spatial.load_state_dict(unet.state_dict())
     return inflated.train(unet.training)

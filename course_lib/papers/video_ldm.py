@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -22,7 +23,6 @@ from diffusers import (
     UNetMotionModel,
 )
 from diffusers.pipelines.animatediff import AnimateDiffPipelineOutput
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.video_processor import VideoProcessor
 from jaxtyping import Bool, Float, Real
 from safetensors.torch import load_file, save_file
@@ -107,8 +107,6 @@ class TextToVideoPipeline(DiffusionPipeline):
     scheduler: any that `diffusion.sample` takes.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-
     def __init__(
         self,
         vae: AutoencoderKL | TemporalAutoencoder,
@@ -132,7 +130,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         num_frames: int = 16,
         num_inference_steps: int = 25,
         guidance_scale: float | int = 4.0,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
         generator: torch.Generator | None = None,
         latents: Float[Tensor, "b c f y x"] | None = None,
         output_type: str = "pil",
@@ -141,8 +139,9 @@ class TextToVideoPipeline(DiffusionPipeline):
     ) -> AnimateDiffPipelineOutput | tuple[Any]:
         """Clips, one for each prompt, as `frames`.
 
-        height, width: in pixels; None: what the U-Net was made for. guidance_scale: 1 is none. negative_prompt: what
-        to be led away from. generator: None is torch's own. latents: noise to begin with. output_type: "pil", a list
+        height, width: in pixels; None: what the U-Net was made for. They and num_frames are those of the latents, if
+        these are given: noise to begin with. guidance_scale: 1 is none. negative_prompt: what to be led away from, one
+        for all or for each. generator: None is torch's own. output_type: "pil", a list
         of pictures for each clip; "np" (b, f, h, w, 3) and "pt" (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, y, x).
         callback_on_step_end: (pipeline, step from 0, timestep, {"latents"}); if it returns "latents", sampling goes on
         with those. Raises ValueError for sizes that latents do not divide or an unknown output_type.
@@ -170,15 +169,14 @@ class TextToVideoPipeline(DiffusionPipeline):
         frames = step.x
         if output_type != "latent":
             frames = self.video_processor.postprocess_video(self.decode(frames), output_type=output_type)
-        self.maybe_free_model_hooks()
         return AnimateDiffPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
         """Prompts to what the U-Net reads: what the text tower says and, if there is room for them, the words."""
-        tokens, tower = tokenize(self.tokenizer, prompts), self.text_encoder
-        wider = isinstance(self.unet, InflatedUNet) and self.unet.text_width == 2 * tower.config.hidden_size
+        tokens, tower, unet = tokenize(self.tokenizer, prompts), self.text_encoder, self.unet
+        wider = isinstance(unet, InflatedUNet) and unet.text_width == 2 * tower.config.hidden_size
         with torch.no_grad():
-            return (read if wider else embed)(tower, tokens).to(self.unet.dtype)
+            return (read if wider else embed)(tower, tokens).to(unet.device, unet.dtype)
 
     def steps(
         self,
@@ -189,7 +187,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         steps: int = 25,
         scale: float | int = 4.0,
         rescale: float | int = 0.0,
-        negative: str = "",
+        negative: str | Sequence[str] = "",
         known: Float[Tensor, "b c f y x"] | None = None,
         mask: Bool[Tensor, "b f"] | None = None,
         frame_index: Real[Tensor, "b f"] | None = None,
@@ -198,15 +196,20 @@ class TextToVideoPipeline(DiffusionPipeline):
         """Sample latents, one `diffusion.Step` at a time; `decode(step.x)` shows where it stands.
 
         latents: noise. scale, rescale: of guidance by text, see `diffusion.guide`. negative: prompt to be led away
-        from. known, mask: see `beside`; None: nothing is known. frame_index: where frames are in time, in units of
-        1/8 s for mini-video; None: 0, 1, 2 …. temporal_scale: of what an `InflatedUNet`'s layers over time add; 0
-        draws pictures. Raises ValueError as `diffusion.sample` and the U-Net do, and for what the U-Net cannot be told:
-        known frames, or a scale.
+        from, one for all or for each. known, mask: see `beside`; None: nothing is known. frame_index: where frames are
+        in time, in units of 1/8 s for mini-video; None: 0, 1, 2 …. temporal_scale: of what an `InflatedUNet`'s layers
+        over time add; 0 draws pictures. Raises ValueError as `diffusion.sample` and the U-Net do, and for what the
+        U-Net cannot be told: known frames, or a scale.
         """
         ours = isinstance(self.unet, InflatedUNet)
         if temporal_scale != 1 and not ours:
             raise ValueError(f"temporal_scale: expected 1, only an InflatedUNet has a dial; got {temporal_scale}")
-        told, negatives = {"text": self.text(prompts)}, {"text": self.text([negative])}
+        if (known is None) != (mask is None):
+            raise ValueError(f"known, mask: expected both or neither, got {'no known' if known is None else 'no mask'}")
+        negative = [negative] if isinstance(negative, str) else negative
+        if len(negative) not in (1, len(prompts)):
+            raise ValueError(f"negative: expected one prompt, or one for each of {len(prompts)}; got {len(negative)}")
+        told, negatives = {"text": self.text(prompts)}, {"text": self.text(negative)}
         same: dict[str, Tensor] = {} if frame_index is None else {"frame_index": frame_index}
         if ours and (self.unet.config.options or {}).get("extra_channels"):
             if known is None or mask is None:
@@ -223,6 +226,7 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def decode(self, latents: Float[Tensor, "b c f y x"]) -> Float[Tensor, "b 3 f h w"]:
         """Latents of about unit variance to clips, clamped to [-1, 1]."""
+        latents = latents.to(self.vae.device)
         with torch.no_grad():
             if isinstance(self.vae, TemporalAutoencoder):
                 return self.vae.decode(latents).clamp(-1, 1)
@@ -236,13 +240,15 @@ class TextToVideoPipeline(DiffusionPipeline):
     def latents(
         self, prompts: Sequence[str], *, generator: torch.Generator, frames: int = 16, **options: Any
     ) -> Float[Tensor, "b c f y x"]:
-        """As `draw`, but not decoded; frames that were known are what they were."""
-        noise = initial_noise((len(prompts), self._channels(), frames, *self._size(None, None)), generator)
+        """As `draw`, but not decoded; frames that were known are what they were, and decide the size."""
+        known = options.get("known")
+        size = self._size(None, None) if known is None else known.shape[3:]
+        noise = initial_noise((len(prompts), self._channels(), frames, *size), generator)
         *_, last = self.steps(prompts, noise, generator=generator, **options)
-        if options.get("known") is None:
+        if known is None:
             return last.x
         mask = options["mask"][:, None, :, None, None].to(last.x.device)
-        return torch.where(mask, options["known"].to(last.x), last.x)
+        return torch.where(mask, known.to(last.x), last.x)
 
     def _channels(self) -> int:
         return self._image_config().in_channels
@@ -264,6 +270,8 @@ class TextToVideoPipeline(DiffusionPipeline):
 
 # What an image model's folder does not have
 
+LAYERS = "temporal.safetensors"  # not diffusers' name: it would read the folder as a whole model, and fill in at random
+
 
 def save_layers(model: InflatedUNet | TemporalAutoencoder, folder: Path) -> None:
     """Write configuration and layers over time, in half precision; the image model they were made for is left out.
@@ -272,7 +280,7 @@ def save_layers(model: InflatedUNet | TemporalAutoencoder, folder: Path) -> None
     """
     model.save_config(folder)
     weights = {name: value.half().contiguous() for name, value in model.temporal.state_dict().items()}
-    save_file(weights, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(weights, folder / LAYERS)
 
 
 def with_layers(image: nn.Module, folder: Path) -> InflatedUNet | TemporalAutoencoder:
@@ -284,13 +292,14 @@ def with_layers(image: nn.Module, folder: Path) -> InflatedUNet | TemporalAutoen
     kind = TemporalAutoencoder if isinstance(image, AutoencoderKL) else InflatedUNet
     model = kind.from_config(kind.load_config(folder)).to(device=image.device, dtype=image.dtype)
     model.spatial.load_state_dict(image.state_dict())
-    model.temporal.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+    model.temporal.load_state_dict(load_file(folder / LAYERS))
     return model.train(image.training)
 
 
 def on_image_pipeline(image: StableDiffusionPipeline, folder: Path) -> TextToVideoPipeline:
     """An image pipeline whose U-Net has got the layers over time in a folder, and the schedule beside them."""
-    scheduler = type(image.scheduler).from_pretrained(folder / "scheduler")
+    kind = getattr(diffusers, SchedulerMixin.load_config(folder, subfolder="scheduler")["_class_name"])
+    scheduler = kind.from_pretrained(folder, subfolder="scheduler")
     unet = with_layers(image.unet, folder)
     return TextToVideoPipeline(image.vae, image.text_encoder, image.tokenizer, unet, scheduler)
 
@@ -312,7 +321,8 @@ def between(
 
     Windows of a few key frames, in which the last of one is the first of the next, are filled in all at once; the same
     network drew the key frames. prompts: one for each clip. factor: frames for each key frame. window: key frames of a
-    window, 2 or more; n - 1 is a multiple of window - 1. spacing: time between key frames, as in `frame_index`.
+    window, 2 or more; n - 1 is a multiple of window - 1. spacing: time between key frames, as in `frame_index`. The
+    U-Net should have been trained with such masks: mini-video's knows a factor of 4 and clips of up to 16 frames.
     options: of `TextToVideoPipeline.steps`. Raises ValueError for other numbers, and as that does.
     """
     b, _, n, _, _ = keys.shape
@@ -343,7 +353,8 @@ def onwards(
 ) -> Float[Tensor, "b c frames y x"]:
     """Longer clips, block by block: each begins with the last `past` frames that there are.
 
-    clip: its beginning, as many frames as a block has. frames: how many in the end. past: fewer than a block has.
+    clip: its beginning, as many frames as a block has. frames: how many in the end. past: fewer than a block has; of
+    mini-video's training, at most 8.
     options: of `TextToVideoPipeline.steps`. Raises ValueError for no longer clip, or for `past` out of range.
     """
     block = clip.shape[2]

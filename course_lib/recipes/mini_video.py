@@ -105,7 +105,7 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
 
 def known(count: int, generator: torch.Generator) -> Tensor:
     """Which frames of so many clips are shown beforehand, (count, 16): as many clips of each of `TASKS` as its share
-    says.
+    says, in any order, so that a clip that comes round again meets another task.
     """
     frames, rows = torch.arange(FRAMES), []
     every = round(TASKS["every fourth"] * count)
@@ -114,7 +114,7 @@ def known(count: int, generator: torch.Generator) -> Tensor:
     for _ in range(round(TASKS["the first"] * count)):
         rows.append(frames < int(torch.randint(1, FRAMES // 2 + 1, (), generator=generator)))
     rows += [torch.zeros(FRAMES, dtype=torch.bool)] * (count - len(rows))
-    return torch.stack(rows)
+    return torch.stack(rows)[torch.randperm(count, generator=generator)]
 
 
 def _clips(rows: Tensor) -> Latents:
@@ -143,19 +143,22 @@ def save(model: InflatedUNet, folder: Path) -> None:
     """Write the layers over time; of mini-sd only what says which one it was."""
     save_layers(model, folder)
     SCHEDULE.save_pretrained(folder / "scheduler")
-    zoo.write_base(folder, "mini-sd", "unet")
+    zoo.write_base(folder, "mini-sd", "unet", model.spatial)
 
 
 def draw(model: InflatedUNet, prompts: Sequence[str], generator: torch.Generator, **options: Any) -> Tensor:
     """A clip (b, 3, f, 64, 64) in [-1, 1], on the CPU, for each prompt.
 
-    options: of `TextToVideoPipeline.draw`; steps and scale are those of the evaluation unless told otherwise.
+    options: of `TextToVideoPipeline.draw`; tensors have a row for each prompt. steps and scale are those of the
+    evaluation unless told otherwise.
     """
     pipeline, options = system(model), {"steps": STEPS, "scale": GUIDANCE} | options
     parts = []
     for start in range(0, len(prompts), ROWS):
+        rows = slice(start, start + ROWS)
+        some = {name: value[rows] if isinstance(value, Tensor) else value for name, value in options.items()}
         with runtime.autocast(model.device):
-            parts.append(pipeline.draw(prompts[start : start + ROWS], generator=generator, **options))
+            parts.append(pipeline.draw(prompts[rows], generator=generator, **some))
     return torch.cat(parts)
 
 
@@ -165,7 +168,9 @@ def evaluate(model: InflatedUNet, settings: Settings) -> Mapping[str, Any]:
     real, other = (_real(count, seed) for seed in (1, 2))
     clips = draw(model, real.captions, torch.Generator().manual_seed(0))
     found = judged(clips, real.captions) | by_motion(clips, real)
-    return found | compared(clips, other.video, real.video, name="guided") | frames(clips, real, other, model)
+    found |= compared(clips, other.video, real.video, name="guided")
+    found["KVD, guided"] = kernel_distance(*(_features("features/video", some) for some in (other.video, clips)))
+    return found | frames(clips, real, other, model)
 
 
 def by_motion(clips: Tensor, real: Clips) -> dict[str, float]:
@@ -188,7 +193,7 @@ def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dic
     moments = torch.arange(len(clips)) % clips.shape[2]
     single, real_single = (part[torch.arange(len(clips)), :, moments][:, :, None] for part in (clips, other.video))
     pictures = mini_sd.draw(model.spatial, real.image_captions, seed=3)
-    reference, *drawn = (_features(some) for some in (real_single, single, pictures))
+    reference, *drawn = (_features("features/image", some) for some in (real_single, single, pictures))
     kid = [kernel_distance(reference, some) for some in drawn]
     encoder = ClipEncoder.from_pretrained(zoo.path("mini-clip"))
     likeness, consistency = TextAlignment(encoder, "mini-clip"), FrameConsistency(encoder.image, "mini-clip")
@@ -203,9 +208,9 @@ def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dic
     }
 
 
-def _features(pictures: Tensor) -> Tensor:
-    net = zoo.load("features/image")
-    return torch.cat([extract(net.features, some) for some in pictures.split(64)])
+def _features(net: str, video: Tensor) -> Tensor:
+    features = zoo.load(net).features
+    return torch.cat([extract(features, some) for some in video.split(64)])
 
 
 def _real(count: int, seed: int) -> Clips:

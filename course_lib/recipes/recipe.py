@@ -166,6 +166,7 @@ def run_recipe(
 
 def _store(recipe: Recipe, settings: Settings, profile: str, model: nn.Module, last: Step, root: Path) -> Path:
     """Finish, evaluate what will be shipped (half precision), write it down."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model.eval().requires_grad_(False)
     _round(model)
     if recipe.finish is not None:
@@ -183,6 +184,7 @@ def _store(recipe: Recipe, settings: Settings, profile: str, model: nn.Module, l
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained parameters": trained,
     } | measured
     return zoo.store(
         recipe.name, lambda folder: recipe.save(model, folder), facts, card_text(facts, recipe.notes), root
@@ -252,13 +254,18 @@ def card_text(facts: Mapping[str, Any], notes: str) -> str:
         *("| what | measured | bar | |", "|---|---:|---:|---|", *rows, ""),
         *("## Use and limits", "", notes.strip(), "") * bool(notes.strip()),
         *("## Made by", "", "```", facts["command"], "```", ""),
-        f"- {facts['parameters']:,} parameters, stored in half precision (safetensors)",
+        f"- {facts['parameters']:,} parameters, {_stored(facts)} in half precision (safetensors)",
         f"- {facts['minutes']:.1f} minutes of training, {facts['processes']} process(es); {facts['machine']}",
         *([f"- measured on {facts['measured on']}"] if "measured on" in facts else []),
         "- " + ", ".join(f"{name} {value}" for name, value in facts["versions"].items()),
         "- " + ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _stored(facts: Mapping[str, Any]) -> str:
+    trained = facts.get("trained parameters", facts["parameters"])
+    return "stored" if trained == facts["parameters"] else f"of which {trained:,} were trained and are stored here,"
 
 
 def _number(value: float | int) -> str:

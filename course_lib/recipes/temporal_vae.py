@@ -87,7 +87,7 @@ def _tower(device: torch.device) -> CLIPModel:
 def save(model: Decoding, folder: Path) -> None:
     """Write the layers over time; of mini-vae only what says which one it was."""
     save_layers(model.vae, folder)
-    zoo.write_base(folder, "mini-sd", "vae")
+    zoo.write_base(folder, "mini-sd", "vae", model.vae.spatial)
 
 
 @torch.no_grad()

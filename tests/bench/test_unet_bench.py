@@ -31,7 +31,8 @@ def small(monkeypatch):
 def test_every_case_has_a_row_for_everybody_and_one_for_memory(small, monkeypatch, fast, names):
     monkeypatch.setattr(bench.runtime, "dtype", lambda device: fast)
     rows = bench.bench_unet()
-    cases = [f"4x3x2x8x8 {name} {what}" for name in names for what in ("training step", "sampling step")]
+    steps = [f"{what}{kept}" for what in ("training step", "sampling step") for kept in ("", ", freed memory kept")]
+    cases = [f"4x3x2x8x8 {name} {step}" for name in names for step in steps]
     assert {row.case for row in rows if not row.case.endswith("memory")} == set(cases)
     for case in cases:
         assert [row.subject for row in rows if row.case == case] == [bench.OURS, bench.STEM, bench.THEIRS]

@@ -21,8 +21,10 @@ from course_lib.claims import (
     load_ledger,
     mean_interval,
     metrics,
+    motion_words,
     run_claim,
     save_ledger,
+    vdm,
 )
 from course_lib.claims.ledger import VERDICTS
 from course_lib.runtime import data_dir
@@ -209,7 +211,8 @@ def test_a_claim_is_well_formed(id):
 
 
 def test_ids_are_unique():
-    assert len(CLAIMS) == sum(len(room.CLAIMS) for room in (convolution, diffusion, latents, metrics))
+    rooms = (convolution, diffusion, latents, metrics, motion_words, vdm)
+    assert len(CLAIMS) == sum(len(room.CLAIMS) for room in rooms)
 
 
 @pytest.mark.parametrize("id", CLAIMS)

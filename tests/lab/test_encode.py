@@ -54,6 +54,22 @@ def test_many_colours_come_close():
     assert 10 * np.log10(255**2 / (error**2).mean()) > 30  # dB
 
 
+@pytest.mark.parametrize("colours", [2, 64])
+def test_fewer_colours_take_less_room(colours):
+    noise = np.random.default_rng(0).normal(120, 20, (4, 16, 16, 3)).clip(0, 255).astype(np.uint8)
+    data, full = encode_apng(noise, 8, colours), encode_apng(noise, 8)
+    frames = decoded(data)
+    assert len({tuple(pixel) for pixel in frames.reshape(-1, 3)}) <= colours
+    assert len(data) < 0.8 * len(full)
+    assert np.abs(frames.astype(int) - noise).mean() < (30 if colours == 2 else 10)
+
+
+@pytest.mark.parametrize("colours", [1, 256])
+def test_impossible_numbers_of_colours_are_refused(colours):
+    with pytest.raises(ValueError, match=rf"colours must lie in 2 … 255; got {colours}"):
+        encode_apng(np.zeros((2, 4, 4, 3), np.uint8), 8, colours)
+
+
 def test_a_page_stays_exactly_white_whatever_is_on_it():
     frames = np.full((3, 60, 60, 3), 255, np.uint8)
     frames[:, :58] = np.random.default_rng(0).integers(0, 256, (3, 58, 60, 3))

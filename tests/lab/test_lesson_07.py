@@ -46,6 +46,12 @@ def times_nothing(layer):
     return layer
 
 
+def with_nan(layer):
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    return layer
+
+
 SILENCE = [
     (only("weight"), "the weight is zero, the bias is not: it still says"),
     (only("bias"), "the bias is zero, the weight is not"),
@@ -54,6 +60,7 @@ SILENCE = [
     (lambda layer: layer, "it still says something"),
     (without_bias, "its parameters were bias, weight, and now there are others"),
     (times_nothing, "no gradient reaches weight and bias"),
+    (with_nan, "it says nan or infinity"),
     (lambda layer: silence(copy.deepcopy(layer)), "not the layer that you were given"),
     (lambda layer: nn.Identity(), "you returned a Identity module"),
     (lambda layer: silence(layer) and None, "Is a `return layer` missing?"),
@@ -83,6 +90,10 @@ NORM = [
     (lambda norm, x: norm(folded(x)).unflatten(0, (len(x), -1)), "the last transpose is missing"),
     (lambda norm, x: norm(folded(x)), "still in the batch"),
     (lambda norm, x: norm(folded(x)).reshape(x.shape), "The way in is right. On the way back"),
+    (
+        lambda norm, x: norm(x.permute(2, 0, 1, 3, 4).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2),
+        "you read them as (b, f)",
+    ),
     (lambda norm, x: x, "the norm is not in it"),
     (lambda norm, x: None, "Is a `return` missing?"),
     (norm_in_place, "has changed `video` itself"),
@@ -199,6 +210,48 @@ class ClampedInPlace(Mix):
         return self.number * video + (1 - self.number) * self.layer(video)
 
 
+class ClampedAtHalf(ClampedInPlace):
+    """As published: at first, nothing is out of the range."""
+
+    start = 0.5
+
+    def forward(self, video):
+        with torch.no_grad():
+            self.number.clamp_(0, 1)
+        return self.number * video + (1 - self.number) * self.layer(video)
+
+
+class Lerp(Mix):
+    def forward(self, video):
+        return torch.lerp(self.layer(video), video, self.number.sigmoid())
+
+
+class Uncalled(Mix):
+    def forward(self, video):
+        return video + 0 * self.number
+
+
+class DetachedLayer(Mix):
+    def forward(self, video):
+        return video + (1 - self.number.sigmoid()) * (self.layer(video) - video).detach()
+
+
+class Cubed(Mix):
+    def forward(self, video):
+        moved = self.layer(video) - video
+        return video + (1 - self.number.sigmoid()) * (moved + moved**3)
+
+
+class Cut(Mix):
+    def forward(self, video):
+        return super().forward(video)[:, :1]
+
+
+class InPlace(Mix):
+    def forward(self, video):
+        return super().forward(video.mul_(2) / 2)
+
+
 class Turned(Mix):
     alpha = staticmethod(lambda number: 1 - number.sigmoid())
 
@@ -244,6 +297,12 @@ BLEND = [
     (Free, "alpha has left the range"),
     (Clamped, "clamp cuts it off"),
     (ClampedInPlace, "has changed the parameters"),
+    (ClampedAtHalf, "has changed the parameters"),
+    (Uncalled, "No gradient reaches the layer"),
+    (DetachedLayer, "No gradient reaches the layer"),
+    (Cubed, "is to lie between video and layer(video)"),
+    (Cut, "is to have the video's shape"),
+    (InPlace, "has changed `video` itself"),
     (Turned, "The larger your parameter, the more of the layer"),
     (Detached, "alpha still gets no gradient"),
     (HalfWay, "alpha is to reach from 0, all layer, to 1, all video"),
@@ -253,7 +312,6 @@ BLEND = [
     (Many, "yours has parameters of shape (3, 1, 1, 1)"),
     (Copied, "The layer's weights are not among blend.parameters()"),
     (lambda layer: layer.forward, "is to be an nn.Module"),
-    (lambda layer: Mix(layer).register_forward_hook(lambda m, a, o: o[:, :1]) and None, "is to be an nn.Module"),
 ]
 
 MISTAKES = {"7.1": SILENCE, "7.2": NORM, "7.3": TEXTS, "7.4": FOLD, "7.5": BLEND}
@@ -264,6 +322,7 @@ RIGHT = [
     ("7.4", frames_outside),
     ("7.5", Mix),
     ("7.5", LibraryBlend),
+    ("7.5", Lerp),
     ("7.5", type("Squashed", (Mix,), {"alpha": staticmethod(lambda number: 0.5 + 0.5 * number.tanh())})),
 ]
 

@@ -100,10 +100,10 @@ def test_it_draws_what_diffusers_animatediff_pipeline_draws(image, scale):
     options = {"num_inference_steps": 3, "guidance_scale": scale, "num_frames": 5}
     expected = peer(PROMPTS, negative_prompt=["a boat"] * 2, latents=x.clone(), output_type="latent", **options).frames
     drawn = peer(PROMPTS, negative_prompt=["a boat"] * 2, latents=x.clone(), output_type="np", **options).frames
-    for unet in (ours, theirs):
+    for unet, negative in ((ours, "a boat"), (theirs, ["a boat"] * 2)):
         assert isinstance(unet, InflatedUNet | UNetMotionModel)
         pipe = pipeline(image, unet)
-        found = pipe(PROMPTS, negative_prompt="a boat", latents=x, output_type="latent", **options).frames
+        found = pipe(PROMPTS, negative_prompt=negative, latents=x, output_type="latent", **options).frames
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
         frames = pipe(PROMPTS, negative_prompt="a boat", latents=x, output_type="np", **options).frames
         np.testing.assert_allclose(frames, drawn, atol=2e-5)
@@ -295,6 +295,11 @@ def test_bad_input_is_refused(image, video):
     plain = pipeline(image, build_unet(image.unet, completes=False))
     with pytest.raises(ValueError, match="known: expected none, since this U-Net cannot be shown frames; got some"):
         plain.steps(PROMPTS, x, known=x, mask=torch.ones(2, 5, dtype=torch.bool), generator=generator)
+    for options, message in (({"known": x}, "no mask"), ({"mask": torch.ones(2, 5, dtype=torch.bool)}, "no known")):
+        with pytest.raises(ValueError, match=f"known, mask: expected both or neither, got {message}"):
+            video.steps(PROMPTS, x, generator=generator, **options)
+    with pytest.raises(ValueError, match="negative: expected one prompt, or one for each of 2; got 3"):
+        video(PROMPTS, negative_prompt=["a boat"] * 3, latents=x)
     for keys, window in ((4, 1), (3, 4), (6, 4)):
         with pytest.raises(ValueError, match=f"window: expected 2 or more, with one less a divisor of {keys} - 1"):
             between(video, PROMPTS, noise(f=keys), window=window, generator=generator)
@@ -305,8 +310,28 @@ def test_bad_input_is_refused(image, video):
         onwards(video, PROMPTS, x, frames=5, generator=generator)
 
 
-def test_half_precision_weights_take_samples_in_float32(image):
-    unet = awake(build_unet(image.unet)).bfloat16()
+def test_all_of_it_runs_in_half_precision_and_samples_stay_in_float32(image, video):
+    half = pipeline(image, copy.deepcopy(video.unet), vae=copy.deepcopy(image.vae))
+    half.to(torch.bfloat16)
+    assert half.text(PROMPTS).dtype == torch.bfloat16
+    generator, keys = torch.Generator().manual_seed(0), noise(f=4)
+    found = between(half, PROMPTS, keys, steps=2, generator=generator)
+    expected = between(video, PROMPTS, keys, steps=2, generator=torch.Generator().manual_seed(0))
+    assert found.shape == (2, 4, 13, 8, 8) and found.dtype == torch.float32
+    torch.testing.assert_close(found[:, :, ::4], keys)
+    assert (found - expected).abs().mean() < 0.1 * expected.abs().mean()
+    longer = onwards(half, PROMPTS, keys, frames=6, past=2, steps=2, generator=generator)
+    assert longer.shape == (2, 4, 6, 8, 8) and longer.isfinite().all()
+    assert half.draw(PROMPTS, frames=2, steps=1, generator=generator, temporal_scale=0.5).dtype == torch.float32
     text, x = torch.zeros(2, 32, 64, dtype=torch.bfloat16), noise()
     extra = beside(x, torch.zeros(2, 5, dtype=torch.bool))
-    assert as_model(unet)(x, torch.tensor([3, 4]), {"text": text, "extra": extra}).dtype == torch.bfloat16
+    model = as_model(half.unet)
+    assert model(x, torch.tensor([3, 4]), {"text": text, "extra": extra}).dtype == torch.bfloat16
+
+
+def test_known_frames_decide_the_size(video):
+    known = torch.randn(2, 4, 3, 4, 12, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, False, False]]).expand(2, -1)
+    found = video.latents(PROMPTS, frames=3, known=known, mask=mask, steps=1, generator=torch.Generator())
+    assert found.shape == known.shape
+    torch.testing.assert_close(found[:, :, 0], known[:, :, 0])

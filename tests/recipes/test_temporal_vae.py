@@ -110,6 +110,8 @@ def test_the_folder_has_the_layers_over_time_and_says_of_which_autoencoder(model
     zoo.store("mini-sd", save, {"evaluation": {}}, "# mini-sd")
     folder = zoo.store("temporal-vae", lambda folder: temporal_vae.save(model, folder), {"evaluation": {}}, "# it")
     assert json.loads((folder / "base.json").read_text())["part"] == "vae"
+    with pytest.raises(ValueError, match="model: expected the weights of mini-sd/vae, on which it is to be built; got"):
+        temporal_vae.save(temporal_vae.Decoding(inflate_decoder(build_autoencoder((8, 8, 8, 8)))), tmp_path)
     loaded = type("Pipeline", (), {"vae": vae, "to": lambda self, device: self})()
     monkeypatch.setattr(zoo, "_class_of", lambda folder: type("Kind", (), {"from_pretrained": lambda *_, **__: loaded}))
     loaded.components = {}

@@ -56,6 +56,8 @@ def _norm_mistakes(norm: nn.GroupNorm, video: Tensor) -> list[tuple[Tensor, str]
         (norm(frames), "The frames are still in the batch: .reshape(b, f, c, h, w), then transpose(1, 2)."),
         (norm(frames).reshape(video.shape), "The way in is right. On the way back, first .reshape(b, f, c, h, w), then "
          "transpose(1, 2): frames are the outer axis now."),
+        (norm(video.permute(2, 0, 1, 3, 4).flatten(0, 1)).reshape(b, f, c, h, w).transpose(1, 2), "On the way in the "
+         "rows are (f, b), on the way back you read them as (b, f): frames get each other's clips."),
         (video, "That is the video as it was: the norm is not in it."),
     ]  # fmt: skip
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from course_lib.lab.checks.compare import Wrong, brief
 from course_lib.lab.checks.engine import call
-from course_lib.lab.checks.mistakes import CLOSE, as_tensor, normal
+from course_lib.lab.checks.lesson_03_time import untouched
+from course_lib.lab.checks.mistakes import CLOSE, normal
 
 # 7.1 ------------------------------------------------------------------------------------------------------------------
 
@@ -38,11 +39,13 @@ def _judge_silence(got: object, layer: nn.Module, names: set[str], x: Tensor, to
             f"{told}: you returned {brief(got)}, not the layer that you were given. Change its numbers in place."
         )
     if {name for name, _ in layer.named_parameters()} != names:
-        raise Wrong(f"{told}: its parameters were {', '.join(sorted(names))}, and now there are others. What is gone, "
-                    "cannot learn: fill them with zeros instead.")  # fmt: skip
+        raise Wrong(f"{told}: its parameters were {', '.join(sorted(names))}, and now there are others. Leave them as "
+                    "they are (what is gone, cannot learn), and fill them with zeros.")  # fmt: skip
     with torch.no_grad():
         said = layer(x)
     weight, bias = layer.weight, layer.bias
+    if not said.isfinite().all():
+        raise Wrong(f"{told}: it says nan or infinity. Fill weight and bias with zeros.")
     if said.abs().max() > 0:
         if not weight.any() and bias is not None:
             raise Wrong(f"{told}: the weight is zero, the bias is not: it still says {said.abs().max():.2g} to every "
@@ -82,10 +85,10 @@ class _Layer(nn.Module):
 
     def __init__(self, silent: bool = True):
         super().__init__()
-        self.mix = nn.Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0), dtype=torch.float64)
-        self.out = nn.Conv3d(3, 3, 1, dtype=torch.float64)
+        self.mix = nn.Conv3d(3, 3, (3, 1, 1), padding=(1, 0, 0))
+        self.out = nn.Conv3d(3, 3, 1)
         for number, parameter in enumerate(self.parameters()):
-            parameter.data = 0.5 * normal(83 + number, *parameter.shape)
+            parameter.data = 0.5 * normal(83 + number, *parameter.shape).float()
         if silent:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
@@ -114,31 +117,39 @@ def _made(attempt: Callable, layer: _Layer) -> tuple[nn.Module, list[nn.Paramete
 
 
 def _said(blend: nn.Module, video: Tensor) -> Tensor:
-    got = as_tensor(call(blend, video.clone()))
+    """What it makes of a video; neither that nor its own parameters may be changed by it."""
+    given, before = video.clone(), copy.deepcopy(blend.state_dict())
+    got = call(blend, given)
     if not isinstance(got, Tensor) or got.shape != video.shape:
         raise Wrong(f"blend(video) is to have the video's shape, {tuple(video.shape)}; got {brief(got)}.")
+    untouched(given, video, "video")
+    if any(not torch.equal(value, before[name]) for name, value in blend.state_dict().items()):
+        raise Wrong("A call of forward has changed the parameters (a function that ends in _?). Parameters are changed "
+                    "by the optimizer, or a checkpoint and its replay disagree.")  # fmt: skip
     return got
 
 
 def _backward(blend: nn.Module, video: Tensor) -> None:
     blend.zero_grad()
-    (call(blend, video) - 2 * video.flip(2)).square().sum().backward()
+    error = (_said(blend, video) - 2 * video.flip(2)).square().sum()
+    if not error.requires_grad:
+        raise Wrong("blend(video) has no graph: neither layer nor alpha would ever get a gradient. Is there a detach, "
+                    "an .item() or torch.no_grad() on the way?")  # fmt: skip
+    error.backward()
 
 
 def _judge_learning(attempt: Callable, video: Tensor) -> None:
     """Two steps of descent: the layer moves in the first, alpha in the second."""
     layer = _Layer()
     blend, (own,) = _made(attempt, layer)
-    before = copy.deepcopy(blend.state_dict())
     off = (_said(blend, video) - video).abs().max()
     if off > CLOSE:
         raise Wrong(f"The layer adds nothing yet, and still blend(video) differs from video by {off:.2g}. alpha and "
                     "1 - alpha have to add up to 1.")  # fmt: skip
-    if any(not torch.equal(value, before[name]) for name, value in blend.state_dict().items()):
-        raise Wrong("A call of forward has changed the parameters (a function that ends in _?). Parameters are changed "
-                    "by the optimizer, or a checkpoint and its replay disagree.")  # fmt: skip
     _backward(blend, video)
-    if layer.out.weight.grad is None or not layer.out.weight.grad.abs().max() > 0:
+    if layer.out.weight.grad is None:
+        raise Wrong("No gradient reaches the layer. Is it called in forward, and what it says not detached?")
+    if not layer.out.weight.grad.abs().max() > 0:
         raise Wrong("The layer's gradient is exactly 0: the factor 1 - alpha is 0 at first, and the gradient has it "
                     "too. The layer adds nothing anyway, so alpha need not be 1.")  # fmt: skip
     with torch.no_grad():
@@ -182,8 +193,9 @@ def _judge_range(attempt: Callable, video: Tensor) -> None:
 
 def verify_blend(attempt: Callable) -> Iterator[str]:
     """What it is at first, two steps of descent, then from one end of alpha to the other."""
-    video = normal(90, 2, 3, 4, 2, 2)
-    _judge_learning(attempt, video)
-    yield "at first the video as it was; the layer learns from the first step on, alpha from the second"
-    _judge_range(attempt, video)
+    video = normal(90, 2, 3, 4, 2, 2).float()
+    with torch.random.fork_rng(devices=[]):
+        _judge_learning(attempt, video)
+        yield "at first the video as it was; the layer learns from the first step on, alpha from the second"
+        _judge_range(attempt, video)
     yield "whatever the parameter: between all video and all layer, and never without a gradient"
