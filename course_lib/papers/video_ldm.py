@@ -16,6 +16,7 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DiffusionPipeline,
     SchedulerMixin,
     StableDiffusionPipeline,
@@ -298,7 +299,8 @@ def with_layers(image: nn.Module, folder: Path) -> InflatedUNet | TemporalAutoen
 
 def on_image_pipeline(image: StableDiffusionPipeline, folder: Path) -> TextToVideoPipeline:
     """An image pipeline whose U-Net has got the layers over time in a folder, and the schedule beside them."""
-    kind = getattr(diffusers, SchedulerMixin.load_config(folder, subfolder="scheduler")["_class_name"])
+    written = DDIMScheduler.load_config(folder, subfolder="scheduler")  # any scheduler's
+    kind = getattr(diffusers, written["_class_name"])
     scheduler = kind.from_pretrained(folder, subfolder="scheduler")
     unet = with_layers(image.unet, folder)
     return TextToVideoPipeline(image.vae, image.text_encoder, image.tokenizer, unet, scheduler)

@@ -56,7 +56,7 @@ def test_many_colours_come_close():
 
 @pytest.mark.parametrize("colours", [2, 64])
 def test_fewer_colours_take_less_room(colours):
-    noise = np.random.default_rng(0).normal(120, 20, (4, 16, 16, 3)).clip(0, 255).astype(np.uint8)
+    noise = np.random.default_rng(0).normal(120, 20, (8, 48, 48, 3)).clip(0, 255).astype(np.uint8)
     data, full = encode_apng(noise, 8, colours), encode_apng(noise, 8)
     frames = decoded(data)
     assert len({tuple(pixel) for pixel in frames.reshape(-1, 3)}) <= colours

@@ -1,5 +1,6 @@
 """show_claim: every run drawn where it was measured, the verdict in words."""
 
+import matplotlib.pyplot as plt
 import pytest
 from matplotlib.colors import to_hex
 
@@ -12,7 +13,8 @@ def figures(monkeypatch):
     """What reaches show_figure: (figure, alternative text)."""
     found = []
     monkeypatch.setattr(verdict, "show_figure", lambda figure, alt: found.append((figure, alt)))
-    return found
+    yield found
+    plt.close("all")
 
 
 def dots(figure):
