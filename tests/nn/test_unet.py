@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from diffusers.models.resnet import Upsample2D
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from course_lib.nn.attention import POSITIONS, TemporalAttention
-from course_lib.nn.unet import TextSummary, VideoUNet, places
+from course_lib.nn.unet import Grow, TextSummary, VideoUNet, places
 
 SMALL = {"widths": (16, 24), "attention": (True, True), "head_width": 8}
 TOLD = {
@@ -311,3 +314,27 @@ def test_what_it_was_not_made_for_is_refused():
         VideoUNet(widths=(8, 8), attention=(True,))
     with pytest.raises(ValueError, match="detail: expected at least 1 channel, or None for no last look, got 0"):
         build(detail=0)
+
+
+# Growing
+
+
+@given(h=st.integers(1, 5), w=st.integers(1, 5), channels=st.sampled_from([(3, 2), (2, 2), (1, 4)]))
+@settings(max_examples=30, deadline=None)
+def test_growing_is_diffusers_upsampling_values_and_gradients(h, w, channels):
+    torch.manual_seed(h + 10 * w)
+    theirs = Upsample2D(channels[0], use_conv=True, out_channels=channels[1]).double()
+    ours = Grow(channels[0], use_conv=True, out_channels=channels[1]).double()
+    ours.load_state_dict(theirs.state_dict())
+    frames = torch.randn(2, channels[0], h, w, dtype=torch.float64)
+    for size in ((2 * h, 2 * w), (2 * h - 1, 2 * w), (2 * h - 1, 2 * w - 1)):
+        found = []
+        for layer in (ours, theirs):
+            layer.zero_grad()
+            seen = frames.clone().requires_grad_()
+            grown = layer(seen, output_size=size)
+            assert grown.shape == (2, channels[1], *size)
+            (grown * torch.arange(grown.numel()).reshape(grown.shape)).sum().backward()
+            found.append((grown.detach(), seen.grad, layer.conv.weight.grad.clone(), layer.conv.bias.grad.clone()))
+        for mine, other in zip(*found, strict=True):
+            torch.testing.assert_close(mine, other)
