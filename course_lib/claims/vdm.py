@@ -26,7 +26,7 @@ from course_lib.metrics import frechet_distance
 from course_lib.nn.unet import VideoUNet
 from course_lib.papers.vdm import as_model, build_schedule
 from course_lib.recipes import vdm
-from course_lib.recipes.drawn import judged
+from course_lib.recipes.drawn import features, judged
 from course_lib.training import fit
 from course_lib.world import World
 
@@ -92,18 +92,12 @@ def learned(positions: str, pictures: int, seed: int, steps: int) -> tuple[Video
     return model.eval().requires_grad_(False), last.seconds / steps
 
 
-def _features(net: str, video: Tensor) -> Tensor:
-    extractor = zoo.load(net)
-    with torch.no_grad():
-        return torch.cat([extractor.features(some) for some in video.split(64)]).double()
-
-
 def distances(video: Tensor, real: Tensor) -> Numbers:
     """Fréchet distances of clips from real ones: of clips as such, and of their frames, two of each."""
     stills = [part[:, :, [1, 6]].transpose(1, 2).flatten(0, 1)[:, :, None] for part in (real, video)]
     return {
-        "FVD": frechet_distance(_features("features/video", real), _features("features/video", video)),
-        "FID of frames": frechet_distance(*(_features("features/image", part) for part in stills)),
+        "FVD": frechet_distance(features("features/video", real), features("features/video", video)),
+        "FID of frames": frechet_distance(*(features("features/image", part) for part in stills)),
     }
 
 

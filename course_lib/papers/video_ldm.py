@@ -140,12 +140,12 @@ class TextToVideoPipeline(DiffusionPipeline):
     ) -> AnimateDiffPipelineOutput | tuple[Any]:
         """Clips, one for each prompt, as `frames`.
 
-        height, width: in pixels; None: what the U-Net was made for. They and num_frames are those of the latents, if
-        these are given: noise to begin with. guidance_scale: 1 is none. negative_prompt: what to be led away from, one
-        for all or for each. generator: None is torch's own. output_type: "pil", a list
-        of pictures for each clip; "np" (b, f, h, w, 3) and "pt" (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, y, x).
-        callback_on_step_end: (pipeline, step from 0, timestep, {"latents"}); if it returns "latents", sampling goes on
-        with those. Raises ValueError for sizes that latents do not divide or an unknown output_type.
+        height, width: in pixels; None: what the U-Net was made for. latents: noise to begin with; if it is given, sizes
+        and num_frames are its own. guidance_scale: 1 is none. negative_prompt: what to be led away from, one for all or
+        for each. generator: None is torch's own. output_type: "pil", a list of pictures for each clip; "np" (b, f, h,
+        w, 3) and "pt" (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, y, x). callback_on_step_end: (pipeline, step from
+        0, timestep, {"latents"}); if it returns "latents", sampling goes on with those.
+        Raises ValueError for sizes that latents do not divide or an unknown output_type, and as `steps`.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type: expected pil, np, pt or latent; got {output_type!r}")

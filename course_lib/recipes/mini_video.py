@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from course_lib import runtime, zoo
 from course_lib.diffusion import Example, denoising_loss, drop_conditioning, training_example
-from course_lib.metrics import ClipEncoder, FrameConsistency, TextAlignment, extract, kernel_distance
+from course_lib.metrics import ClipEncoder, FrameConsistency, TextAlignment, kernel_distance
 from course_lib.nn.inflate import InflatedUNet
 from course_lib.papers.latent_diffusion import encode
 from course_lib.papers.vdm import read
@@ -28,10 +28,10 @@ from course_lib.papers.video_ldm import (
     save_layers,
 )
 from course_lib.recipes import mini_sd
-from course_lib.recipes.drawn import compared, judged
+from course_lib.recipes.drawn import compared, features, judged, judged_by_motion
 from course_lib.recipes.mini_clip import build_tokenizer, tokenize
 from course_lib.recipes.recipe import Recipe, Settings
-from course_lib.world import MOTIONS, Clips, Sampler, World, render
+from course_lib.world import Clips, Sampler, World, render
 from course_lib.world.hashing import mix
 
 FRAMES, SPARSE = 16, 4
@@ -167,20 +167,10 @@ def evaluate(model: InflatedUNet, settings: Settings) -> Mapping[str, Any]:
     count = 16 if settings.steps < 100 else 1024
     real, other = (_real(count, seed) for seed in (1, 2))
     clips = draw(model, real.captions, torch.Generator().manual_seed(0))
-    found = judged(clips, real.captions) | by_motion(clips, real)
+    found = judged(clips, real.captions) | judged_by_motion(clips, real)
     found |= compared(clips, other.video, real.video, name="guided")
-    found["KVD, guided"] = kernel_distance(*(_features("features/video", some) for some in (other.video, clips)))
+    found["KVD, guided"] = kernel_distance(*(features("features/video", some) for some in (other.video, clips)))
     return found | frames(clips, real, other, model)
-
-
-def by_motion(clips: Tensor, real: Clips) -> dict[str, float]:
-    """The judge's view of each motion. clips: drawn from the captions of `real`."""
-    found = {}
-    for motion in MOTIONS:
-        rows = [row for row, scene in enumerate(real.scenes) if scene.motion == motion]
-        if rows:
-            found[f"{motion}, judge"] = judged(clips[rows], [real.captions[row] for row in rows])["motion, judge"]
-    return found
 
 
 def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dict[str, float]:
@@ -193,7 +183,7 @@ def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dic
     moments = torch.arange(len(clips)) % clips.shape[2]
     single, real_single = (part[torch.arange(len(clips)), :, moments][:, :, None] for part in (clips, other.video))
     pictures = mini_sd.draw(model.spatial, real.image_captions, seed=3)
-    reference, *drawn = (_features("features/image", some) for some in (real_single, single, pictures))
+    reference, *drawn = (features("features/image", some) for some in (real_single, single, pictures))
     kid = [kernel_distance(reference, some) for some in drawn]
     encoder = ClipEncoder.from_pretrained(zoo.path("mini-clip"))
     likeness, consistency = TextAlignment(encoder, "mini-clip"), FrameConsistency(encoder.image, "mini-clip")
@@ -206,11 +196,6 @@ def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dic
         "CLIPSIM": likeness.compute()["clipsim"].value,
         "frame consistency": consistency.compute()["consecutive"].value,
     }
-
-
-def _features(net: str, video: Tensor) -> Tensor:
-    features = zoo.load(net).features
-    return torch.cat([extract(features, some) for some in video.split(64)])
 
 
 def _real(count: int, seed: int) -> Clips:

@@ -27,12 +27,12 @@ from course_lib.diffusion import (
 from course_lib.metrics import Flicker
 from course_lib.nn.unet import VideoUNet
 from course_lib.papers.vdm import as_model, build_schedule, build_unet, coherent, extend, read, with_pictures
-from course_lib.recipes.drawn import compared, judged
+from course_lib.recipes.drawn import compared, judged, judged_by_motion
 from course_lib.recipes.mini_clip import tokenize
 from course_lib.recipes.mini_sd import text_tower
 from course_lib.recipes.pixel_ddpm import CLASSES
 from course_lib.recipes.recipe import Recipe, Settings, save_half
-from course_lib.world import MOTIONS, Clips, Sampler, World, render
+from course_lib.world import Clips, Sampler, World, render
 from course_lib.world.hashing import mix
 
 SIZE, FRAMES, PICTURES = 32, 16, 4
@@ -262,11 +262,7 @@ def prompted(model: VideoUNet, count: int) -> dict[str, Any]:
     real, other = (_real(count, seed) for seed in (1, 2))
     clips = draw(model, real.captions, torch.Generator().manual_seed(0))
     found = judged(clips, real.captions) | compared(clips, other.video, real.video, name="guided")
-    for motion in MOTIONS:
-        rows = [row for row, scene in enumerate(real.scenes) if scene.motion == motion]
-        if rows:
-            found[f"{motion}, judge"] = judged(clips[rows], [real.captions[row] for row in rows])["motion, judge"]
-    return found
+    return found | judged_by_motion(clips, real)
 
 
 def unprompted(model: VideoUNet, count: int) -> dict[str, Any]:

@@ -109,3 +109,11 @@ def test_the_folder_is_an_autoencoder_of_diffusers(model, tmp_path):
     mini_vae.RECIPE.save(model, tmp_path)
     again = AutoencoderKL.from_pretrained(tmp_path)
     assert again.config.latent_channels == 16 and len(again.config.block_out_channels) == 4
+
+
+def test_what_is_measured_again_is_what_was_trained(model, tmp_path):
+    mini_vae.RECIPE.save(model, tmp_path)
+    trained = mini_vae.RECIPE.trained(AutoencoderKL.from_pretrained(tmp_path))
+    assert type(trained) is mini_vae.Autoencoding
+    for name, value in model.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], value.half().float()), name

@@ -220,6 +220,14 @@ def test_a_card_without_bars_and_notes():
     assert "| a | 1 |  |  |" in text and "| b |" not in text and "limits" not in text and "1,000 parameters" in text
 
 
+def test_a_card_says_how_much_was_trained_where_the_rest_was_there_before():
+    facts = dict(name="x", about="y", command="z", settings={}, minutes=1.0, processes=1, machine="m", versions={})
+    facts |= {"parameters": 12_000, "evaluation": {}, "bars": {}}
+    some = card_text(facts | {"trained parameters": 3_000}, "")
+    assert "- 12,000 parameters, of which 3,000 were trained and are stored here, in half precision" in some
+    assert "- 12,000 parameters, stored in half precision" in card_text(facts | {"trained parameters": 12_000}, "")
+
+
 def test_a_card_shows_intervals_beside_their_numbers():
     facts = dict(name="x", about="y", command="z", settings={}, minutes=1.0, processes=1, machine="m", versions={})
     evaluation = {"right": 0.97, "right, 95 % interval": [0.96, 0.98], "n": 5}
