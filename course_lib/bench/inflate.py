@@ -45,9 +45,11 @@ class Subject:
         self.answer().float().square().mean().backward()
 
     def sample(self) -> None:
-        """One step of sampling."""
+        """One step of sampling; without dropout, which some of these have."""
         with torch.no_grad():
+            self.net.eval()
             self.answer()
+            self.net.train()
 
 
 def networks() -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PLACED = ("rotary", "sinusoidal")  # frames may be told where in time they are
 POSITIONS = ("relative", *PLACED, "none")
+WAVES = (0.5, 1.0, 2.0)  # by which places are told, in half waves from the middle of the frame to its border
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 # Scores of one head up to which plain products beat torch's fused attention on a CPU, gradients included. On two cores,
 # 16 frames of 1,024 pixels, bfloat16, forward and backward: 20 against 23 ms; 256 pixels of 32 frames: 15 against 34;
@@ -121,6 +122,18 @@ def sinusoids(places: int | Real[Tensor, "*batch f"], width: int, like: Tensor) 
     return torch.cat([turned.sin(), turned.cos()], dim=-1).to(like.dtype)
 
 
+def place_waves(h: int, w: int, like: Tensor) -> Float[Tensor, "1 waves h w"]:
+    """Sine and cosine of where each place is, down and across, in parts of the frame, so that any size will do.
+
+    h, w: of the frame, in patches. like: the waves come in its dtype, on its device. Channels: for each of `WAVES` sine
+    and cosine down, then across. Liu et al. 2018, "CoordConv", arXiv 1807.03247; Tancik et al. 2020, "Fourier Features
+    Let Networks Learn High Frequency Functions", arXiv 2006.10739.
+    """
+    down, across = (torch.arange(n, device=like.device, dtype=torch.float64).add(0.5).mul(2 / n).sub(1) for n in (h, w))
+    turned = [math.pi * rate * side for rate in WAVES for side in torch.meshgrid(down, across, indexing="ij")]
+    return torch.stack([wave for turn in turned for wave in (turn.sin(), turn.cos())])[None].to(like.dtype)
+
+
 # The layers
 
 
@@ -173,13 +186,19 @@ class TextAttention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def forward(
-        self, video: Float[Tensor, "b c f h w"], text: Float[Tensor, "b *each l d"]
+        self,
+        video: Float[Tensor, "b c f h w"],
+        text: Float[Tensor, "b *each l d"],
+        here: Float[Tensor, "b f n c"] | None = None,
     ) -> Float[Tensor, "b c f h w"]:
-        """text: (b, l, d), one for all frames of a clip, or (b, f, l, d), one for each."""
-        tokens = video.flatten(3).permute(0, 2, 3, 1)  # b f (h w) c
+        """text: (b, l, d), one for all frames of a clip, or (b, f, l, d), one for each. here: what pixels are told of
+        themselves before they ask; n = h w.
+        """
+        tokens = self.norm(video.flatten(3).permute(0, 2, 3, 1))  # b f (h w) c
+        tokens = tokens if here is None else tokens + here
         tokens = tokens.flatten(1, 2) if text.ndim == 3 else tokens  # b (f h w) c
         key, value = (_split(part, self.heads) for part in self.to_kv(text).chunk(2, dim=-1))
-        query = _split(self.to_q(self.norm(tokens)), self.heads)
+        query = _split(self.to_q(tokens), self.heads)
         found = self.to_out(_join(attend(query, key, value)))
         found = found.unflatten(1, (video.shape[2], -1)) if text.ndim == 3 else found  # b f (h w) c
         return video + found.permute(0, 3, 1, 2).reshape(video.shape)

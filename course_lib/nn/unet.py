@@ -21,10 +21,9 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.nn.attention import SpatialAttention, TemporalAttention, TextAttention, apart
+from course_lib.nn.attention import WAVES, SpatialAttention, TemporalAttention, TextAttention, apart, place_waves
 
 GROUPS = 8  # of every GroupNorm, whose statistics are those of one frame
-WAVES = (0.5, 1.0, 2.0)  # by which places are told, in half waves from the middle of the frame to its border
 
 
 class Circumstances(NamedTuple):
@@ -168,18 +167,6 @@ class Detail(nn.Module):
         return answer + self.say(found)
 
 
-def places(h: int, w: int, like: Tensor) -> Float[Tensor, "1 waves h w"]:
-    """Sine and cosine of where each place is, down and across, in parts of the frame, so that any size will do.
-
-    h, w: of the frame, in patches. like: the waves come in its dtype, on its device. Channels: for each of `WAVES` sine
-    and cosine down, then across. Liu et al. 2018, "CoordConv", arXiv 1807.03247; Tancik et al. 2020, "Fourier Features
-    Let Networks Learn High Frequency Functions", arXiv 2006.10739.
-    """
-    down, across = (torch.arange(n, device=like.device, dtype=torch.float64).add(0.5).mul(2 / n).sub(1) for n in (h, w))
-    turned = [math.pi * rate * side for rate in WAVES for side in torch.meshgrid(down, across, indexing="ij")]
-    return torch.stack([wave for turn in turned for wave in (turn.sin(), turn.cos())])[None].to(like.dtype)
-
-
 class VideoUNet(ModelMixin, ConfigMixin):
     """(noisy clip, timestep, text …) to a prediction of the clip's shape, for any number of frames.
 
@@ -189,7 +176,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
     one for each level. text_width: of the text's vectors; None for a network without text. positions: in time, see
     `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. detail: channels of
     a last look at single pixels, see `Detail`, at least 1; None for none. frame_index: whether frames are told their
-    number, from 0, at first without effect too. places: whether patches are told where they are, see `places`.
+    number, from 0, at first without effect too. places: whether patches are told where they are, see `place_waves`.
     frame_rate, noise_level: whether it is told these. Raises ValueError for levels that do not match, widths,
     or detail.
     """
@@ -291,7 +278,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         pixels = video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
         patches = self.conv_in(F.pixel_unshuffle(pixels, self.config.patch))
         if self.embed_place is not None:
-            patches = patches + self.embed_place(places(*patches.shape[-2:], like=patches))
+            patches = patches + self.embed_place(place_waves(*patches.shape[-2:], like=patches))
         patches = self.conv_out(F.silu(self.norm_out(self._walk(patches, told, b))))
         frames = F.pixel_shuffle(patches, self.config.patch)
         if self.finish is not None:

@@ -212,8 +212,8 @@ RECIPE = Recipe(
     trained=lambda pipeline: pipeline.unet,
     evaluate=evaluate,
     settings={
-        "cpu": Settings(steps=4000, batch=16, lr=5e-4, warmup=100, ema=0.999, options={"sparse steps": 2000}),
-        "gpu": Settings(steps=6000, batch=64, lr=5e-4, warmup=100, ema=0.999, options={"sparse steps": 2000}),
+        "cpu": Settings(steps=8000, batch=4, lr=1e-3, warmup=100, ema=0.998, options={"sparse steps": 5000}),
+        "gpu": Settings(steps=8000, batch=16, lr=1e-3, warmup=100, ema=0.998, options={"sparse steps": 5000}),
         "ci": Settings(steps=2, batch=2, lr=5e-4, options={"sparse steps": 1}),
     },
     bars={

@@ -2,10 +2,11 @@
 
 import pytest
 
-from course_lib.claims import convolution, diffusion, latents, metrics, motion_words, vdm
+from course_lib.claims import convolution, diffusion, inflation, latents, metrics, motion_words, vdm
 
 CACHED = (convolution._recognise, metrics._bias, metrics.real, diffusion._guided, latents._data)
 CACHED += (vdm._data, vdm.learned, vdm._drawn, vdm._vdm, motion_words._data, motion_words._text)
+CACHED += (inflation._data, inflation._run, inflation._films)
 
 
 @pytest.fixture
@@ -26,6 +27,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(vdm, name, value)
     for name, value in {"CLIPS": 6, "BATCH": 2, "WIDTHS": (32, 32)}.items():
         monkeypatch.setattr(motion_words, name, value)
+    for name, value in {"CLIPS": 6, "BATCH": 2, "WALK": 2}.items():
+        monkeypatch.setattr(inflation, name, value)
     for function in CACHED:
         function.cache_clear()
     yield

@@ -12,6 +12,7 @@ from course_lib.nn.temporal import (
     Beside,
     Blend,
     ClipAttention,
+    ConvOverTime,
     TemporalConv,
     TemporalResidual,
     TemporalTransformer,
@@ -88,6 +89,26 @@ def test_a_layer_gets_gradients_at_once_and_all_of_it_after_a_step(name):
     assert with_gradient[1] == {n for n, _ in layer.named_parameters()}
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3, 7])
+def test_a_convolution_over_time_is_the_one_in_three_dimensions(frames):
+    torch.manual_seed(0)
+    plain = nn.Conv3d(6, 10, (3, 1, 1), padding=(1, 0, 0)).double()
+    ours, video = ConvOverTime.like(plain).double(), normal(2, 6, frames, 3, 5).requires_grad_()
+    found, wanted = ours(video), plain(video)
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), [video, ours.weight, ours.bias]),
+        torch.autograd.grad(wanted.square().sum(), [video, plain.weight, plain.bias]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+
+
+def test_a_convolution_over_time_looks_at_one_pixel():
+    with pytest.raises(ValueError, match=r"kernel \(t, 1, 1\), got \(3, 3, 3\)"):
+        ConvOverTime.like(nn.Conv3d(4, 4, 3))
+
+
 def test_the_convolution_is_diffusers_own():
     ours, theirs, video = (
         moved(TemporalConv(32, 16)),
@@ -140,6 +161,21 @@ def test_positions_tell_a_clip_from_its_shuffle(name, knows):
     layer, video, order = moved(LAYERS[name]()), normal(2, 32, 5, 4, 4), torch.tensor([3, 0, 4, 1, 2])
     shuffled = layer(video[:, :, order], **told())
     assert torch.allclose(shuffled, layer(video, **told())[:, :, order]) != knows
+
+
+def test_whoever_reads_is_told_where_and_when():
+    layer = moved(TimeAndText(32, 16, text_width=24)).words
+    video, text = normal(2, 32, 1, 1, 1).expand(-1, -1, 5, 4, 4), told()["text"]  # every pixel alike, in every frame
+    found = layer(video, text)
+    assert found[0].flatten(1).T.unique(dim=0).shape[0] == 5 * 4 * 4
+    torch.testing.assert_close(found, layer(video, text, torch.arange(5).expand(2, -1)), **CLOSE)
+    later = layer(video[:, :, :2], text, torch.tensor([[3, 4]]).expand(2, -1))
+    torch.testing.assert_close(later, found[:, :, 3:], **CLOSE)
+    with torch.no_grad():
+        zero(layer.where)
+    everywhere = layer(video, text)
+    torch.testing.assert_close(everywhere, everywhere[..., :1, :1].expand_as(everywhere), **CLOSE)
+    assert (everywhere.diff(dim=2).abs() > 1e-3).any()
 
 
 def test_text_is_read_by_the_clip():

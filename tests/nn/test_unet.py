@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from course_lib.nn.attention import POSITIONS, TemporalAttention
-from course_lib.nn.unet import Grow, TextSummary, VideoUNet, places
+from course_lib.nn.attention import POSITIONS, TemporalAttention, place_waves
+from course_lib.nn.unet import Grow, TextSummary, VideoUNet
 
 SMALL = {"widths": (16, 24), "attention": (True, True), "head_width": 8}
 TOLD = {
@@ -166,7 +166,7 @@ def test_frames_are_numbered_from_0_unless_they_have_numbers_of_their_own():
 
 
 def test_places_are_waves_of_where_a_pixel_is_in_its_frame():
-    found = places(4, 6, clip(1))[0]
+    found = place_waves(4, 6, clip(1))[0]
     down, across = ((torch.arange(n).double() + 0.5) / n * 2 - 1 for n in (4, 6))  # centres of pixels in [-1, 1]
     for first, rate in ((0, 0.5), (4, 1.0), (8, 2.0)):
         for offset, turned in ((0, down[:, None]), (2, across[None])):

@@ -1,0 +1,235 @@
+"""Lesson 07's claims: what pictures are worth to a video model, what freezing them keeps, who must read the text, and
+what a decoder gains that sees time.
+
+But for the last, one set of small trainings: an inflated mini-sd learns from clips of half of the subjects, and draws
+clips of these and of the others, which it knows from pictures alone.
+"""
+
+import time
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from course_lib import runtime, zoo
+from course_lib.claims.ledger import Claim, Numbers
+from course_lib.diffusion import Example, denoising_loss, drop_conditioning, training_example
+from course_lib.metrics import frechet_distance
+from course_lib.nn.inflate import InflatedUNet
+from course_lib.papers.latent_diffusion import build_unet as build_image_unet
+from course_lib.papers.latent_diffusion import encode
+from course_lib.papers.video_ldm import TextToVideoPipeline, as_model, build_schedule, build_unet
+from course_lib.recipes import mini_sd, temporal_vae
+from course_lib.recipes.drawn import features, judged
+from course_lib.recipes.mini_clip import build_tokenizer
+from course_lib.recipes.pixel_ddpm import CLASSES
+from course_lib.training import fit
+from course_lib.world import Clips, World
+
+SCHEDULE = build_schedule(mini_sd.SCHEDULE)
+FILMED, PICTURED = CLASSES[::2], CLASSES[1::2]  # subjects in clips, and those known from pictures alone
+PLACES = ("white", "mint", "sunset", "night sky")
+HOW = {"frames": 4, "fps": 2, "backgrounds": PLACES}  # every fourth frame: four tell a motion as well as sixteen
+INDEX = torch.arange(4) * 4.0  # where they are in time, see `recipes.mini_video`
+CLIPS, BATCH, STEPS, LEARNING_RATE = 2048, 32, 200, 1e-3
+DRAWN, WALK, GUIDANCE = 256, 10, 4.0
+
+ALONE, DEAF, EVERYTHING, NOTHING = "layers over time", "deaf layers over time", "everything", "everything, from nothing"
+
+
+@cache
+@torch.no_grad()
+def _data(seed: int) -> tuple[Tensor, list[str]]:
+    """Latents of clips of the training split (n, 16, 4, 8, 8), and their captions."""
+    clips, vae = World("train", seed=seed, subjects=FILMED, **HOW).batch(range(CLIPS)), mini_sd.vae()
+    frames = clips.video.transpose(1, 2).flatten(0, 1)
+    made = torch.cat([encode(vae, some.to(vae.device)).cpu() for some in frames.split(64)])
+    return made.unflatten(0, (CLIPS, -1)).transpose(1, 2), clips.captions
+
+
+def build(arm: str) -> InflatedUNet:
+    """The network of an arm: of mini-sd or, "from nothing", of an untrained U-Net of its shape."""
+    image = build_image_unet() if arm == NOTHING else zoo.load("mini-sd").unet
+    unet = build_unet(image, hears=arm != DEAF, completes=False)
+    return unet.requires_grad_(True) if arm in (EVERYTHING, NOTHING) else unet
+
+
+def system(unet: InflatedUNet) -> TextToVideoPipeline:
+    """The network with mini-sd's other parts."""
+    return TextToVideoPipeline(mini_sd.vae(), mini_sd.text_tower(), build_tokenizer(), unet, SCHEDULE)
+
+
+def learned(arm: str, seed: int, steps: int) -> tuple[TextToVideoPipeline, float]:
+    """A pipeline whose network has learnt from clips of `FILMED`, and its seconds a step. Equal seeds see equal clips,
+    noise levels and noise.
+
+    arm: see above. steps: at least 2.
+    """
+    torch.manual_seed(seed)
+    pipeline, (latents, captions) = system(build(arm)), _data(seed)
+    texts, nothing = pipeline.text(captions).cpu(), pipeline.text([""]).cpu()
+
+    def batch(number: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(100_000 * seed + number)
+        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        # Motion is decided where noise is high
+        t = torch.randint(len(SCHEDULE.alphas_cumprod), (2, BATCH), generator=generator).amax(dim=0)
+        example = training_example(SCHEDULE, latents[rows], generator, t=t)
+        text = drop_conditioning(texts[rows], nothing, 0.1, generator)
+        return example._asdict() | {"text": text, "frame_index": INDEX.expand(BATCH, -1)}
+
+    def loss(net: InflatedUNet, some: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        example = Example(*(some[name] for name in Example._fields))
+        told = {name: some[name] for name in ("text", "frame_index")}
+        return denoising_loss(as_model(net)(example.x_t, example.t, told), example)
+
+    options = {"warmup": min(30, steps - 1), "ema": 0.98, "seed": seed, "progress": False}
+    last = fit(pipeline.unet, batch, loss, steps=steps, lr=LEARNING_RATE, **options)[-1]
+    pipeline.unet.eval().requires_grad_(False)
+    return pipeline, last.seconds / steps
+
+
+def _real(subjects: tuple[str, ...], count: int, seed: int) -> Clips:
+    return World("test", seed=1000 + seed, subjects=subjects, **HOW).batch(range(count))
+
+
+def drawn(pipeline: TextToVideoPipeline, captions: list[str], seed: int) -> Tensor:
+    """A clip of 4 frames, a quarter of a film's, for each caption."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for start in range(0, len(captions), 64):
+        some = captions[start : start + 64]
+        how = {"frames": 4, "frame_index": INDEX.expand(len(some), -1), "steps": WALK, "scale": GUIDANCE}
+        with runtime.autocast(pipeline.unet.device):
+            parts.append(pipeline.draw(some, generator=generator, **how))
+    return torch.cat(parts)
+
+
+def held(video: Tensor) -> Tensor:
+    """Every frame four times: the judge has learnt from clips of two seconds, 8 frames a second."""
+    return video.repeat_interleave(4, dim=2)
+
+
+def distances(video: Tensor, real: Tensor) -> Numbers:
+    """Fréchet distances of clips from real ones: of clips as such, and of all their frames as pictures."""
+    stills = [part.transpose(1, 2).flatten(0, 1)[:, :, None] for part in (real, video)]
+    return {
+        "FVD": frechet_distance(*(features("features/video", held(part)) for part in (real, video))),
+        "FID of frames": frechet_distance(*(features("features/image", part) for part in stills)),
+    }
+
+
+@cache
+def _run(arm: str, seed: int, scale: float) -> Numbers:
+    """Half of the clips are of subjects that clips had shown, half of the others."""
+    start, count = time.perf_counter(), max(16, round(DRAWN * scale) // 2)
+    pipeline, seconds = learned(arm, seed, max(2, round(STEPS * scale)))
+    found: Numbers = {"seconds a training step": seconds}
+    for name, subjects in (("filmed", FILMED), ("pictured", PICTURED)):
+        real = _real(subjects, count, seed)
+        video = drawn(pipeline, real.captions, seed)
+        found |= {f"{key}, {name} subjects": value for key, value in distances(video, real.video).items()}
+        right = judged(held(video), real.captions)
+        for key in ("subject", "motion", "everything named"):
+            found[f"{key} right, {name} subjects"] = right[f"{key}, judge"]
+    return found | {"minutes": (time.perf_counter() - start) / 60}
+
+
+SEEN_AGAIN = 256  # clips
+WAYS = {"frame by frame": 0, "together": 1}
+
+
+@cache
+def _films(seed: int, count: int) -> Tensor:
+    return World("test", seed=1000 + seed).batch(range(count)).video
+
+
+@torch.no_grad()
+def _decoded(arm: str, seed: int, scale: float) -> Numbers:
+    """Real clips, what is left of them, and how it changes from frame to frame."""
+    start, video = time.perf_counter(), _films(seed, max(8, round(SEEN_AGAIN * scale)))
+    again = temporal_vae.reconstructed(zoo.load("temporal-vae"), video, temporal_scale=WAYS[arm])
+    return {
+        "FVD": frechet_distance(*(features("features/video", part) for part in (video, again))),
+        "changes, times the film's own": temporal_vae.changes(again) / temporal_vae.changes(video),
+        "minutes": (time.perf_counter() - start) / 60,
+    }
+
+
+_TRAINED = (
+    f"{CLIPS} clips of {len(FILMED)} subjects on {len(PLACES)} backgrounds, every fourth frame, as mini-vae's latents; "
+    f"{STEPS} steps of {BATCH} clips, AdamW {LEARNING_RATE:g}, v-prediction, mini-sd's schedule with a zero terminal "
+    f"SNR, style video-ldm; {DRAWN} clips of the test split, half of them of {len(PICTURED)} subjects that are in "
+    f"mini-sd's pictures but in no clip here; {WALK} steps of DDIM, guidance {GUIDANCE:g}; judge "
+    "and features/video are shown each frame four times"
+)
+CLAIMS = (
+    Claim(
+        id="pictures-first",
+        lesson="07",
+        source="Blattmann et al. 2023, Align your Latents",
+        statement="Trained on the same clips for as many steps, a video model that begins as an image model is better "
+        "than one that begins from nothing.",
+        arms=(EVERYTHING, NOTHING),
+        run=_run,
+        metric="FVD, filmed subjects",
+        lower_is_better=True,
+        better=EVERYTHING,
+        worse=NOTHING,
+        setting=f"{_TRAINED}; in both arms all weights learn",
+    ),
+    Claim(
+        id="frozen-keeps-pictures",
+        lesson="07",
+        source="Blattmann et al. 2023, Align your Latents",
+        statement="Training only the layers over time keeps what the image model knows: frames of subjects that no "
+        "clip showed are closer to real ones than if everything is trained.",
+        arms=(ALONE, EVERYTHING),
+        run=_run,
+        metric="FID of frames, pictured subjects",
+        lower_is_better=True,
+        better=ALONE,
+        worse=EVERYTHING,
+        setting=_TRAINED,
+    ),
+    Claim(
+        id="pictures-and-motion-compose",
+        lesson="07",
+        source="Singer et al. 2022, Make-A-Video; Blattmann et al. 2023, Align your Latents",
+        statement="A subject that the model knows from pictures alone does in its clips what other subjects did in the "
+        "clips that it has seen.",
+        arms=(ALONE, NOTHING),
+        run=_run,
+        metric="everything named right, pictured subjects",
+        better=ALONE,
+        worse=NOTHING,
+        setting=f"{_TRAINED}; from nothing, all weights learn",
+    ),
+    Claim(
+        id="motion-words-reach-the-layers-over-time",
+        lesson="07",
+        source="this course; the paper's layers over time do not read",
+        statement="Over an image model that has learnt from captions of pictures, layers over time set more things in "
+        "motion as told if they read the text themselves.",
+        arms=(ALONE, DEAF),
+        run=_run,
+        metric="motion right, filmed subjects",
+        better=ALONE,
+        worse=DEAF,
+        setting=_TRAINED,
+    ),
+    Claim(
+        id="temporal-decoder-steadies",
+        lesson="07",
+        source="Blattmann et al. 2023, Align your Latents",
+        statement="Clips are closer to what they were if a decoder with layers over time makes them of their latents "
+        "than if the image decoder does, frame by frame.",
+        arms=tuple(WAYS),
+        run=_decoded,
+        metric="FVD",
+        lower_is_better=True,
+        better="together",
+        worse="frame by frame",
+        setting=f"{SEEN_AGAIN} clips of the test split, their latents as mini-vae makes them, decoded by temporal-vae "
+        "with its layers over time on or off; FVD by features/video from the clips themselves",
+    ),
+)

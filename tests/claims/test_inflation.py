@@ -1,0 +1,88 @@
+"""Lesson 07's experiments: that arms see the same clips, what may learn in which, and what is measured."""
+
+import pytest
+import torch
+
+from course_lib import zoo
+from course_lib.claims import inflation
+from course_lib.diffusion import level_at
+from course_lib.nn.temporal_decoder import inflate_decoder
+from course_lib.world import part_of
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def test_half_of_the_subjects_are_in_no_clip():
+    assert not set(inflation.FILMED) & set(inflation.PICTURED)
+    assert len(inflation.FILMED) == len(inflation.PICTURED) == 12
+    _, captions = inflation._data(0)
+    assert all(any(name in caption for name in inflation.FILMED) for caption in captions)
+    for subjects in (inflation.FILMED, inflation.PICTURED):
+        scenes = inflation._real(subjects, 30, 0).scenes
+        assert {scene.subject for scene in scenes} <= set(subjects)
+        assert all(part_of(scene.subject, scene.motion) == "seen" for scene in scenes)
+
+
+def test_arms_see_the_same_clips_and_noise(monkeypatch):
+    seen, real_fit = [], inflation.fit
+
+    def fit(model, batch, loss, **options):
+        seen.append([batch(number) for number in range(2)])
+        return real_fit(model, batch, loss, **options)
+
+    monkeypatch.setattr(inflation, "fit", fit)
+    for arm in (inflation.ALONE, inflation.NOTHING, inflation.DEAF):
+        inflation.learned(arm, 0, 2)
+    latents, _ = inflation._data(0)
+    for alone, nothing, deaf in zip(*seen, strict=True):
+        for name in ("x_t", "t", "target", "frame_index"):
+            assert torch.equal(alone[name], nothing[name]) and torch.equal(alone[name], deaf[name])
+        assert torch.equal(alone["text"], nothing["text"])
+        width = deaf["text"].shape[-1]  # what the tower says; the others are told the words as well
+        assert torch.equal(alone["text"][..., :width], deaf["text"]) and alone["text"].shape[-1] == 2 * width
+        signal, noise = level_at(inflation.SCHEDULE, alone["t"]).beside(alone["x_t"])
+        clean = signal * alone["x_t"] - noise * alone["target"]
+        assert all((latents - clip).abs().amax(dim=(1, 2, 3, 4)).min() < 1e-3 for clip in clean)
+
+
+@pytest.mark.parametrize("arm", [inflation.ALONE, inflation.DEAF, inflation.EVERYTHING, inflation.NOTHING])
+def test_what_is_frozen_stays_and_the_rest_learns(arm):
+    torch.manual_seed(3)
+    first = inflation.build(arm).state_dict()
+    after = inflation.learned(arm, 3, 3)[0].unet.state_dict()
+    image = zoo.load("mini-sd").unet.state_dict()
+    began = all(torch.equal(first[f"spatial.{name}"], value) for name, value in image.items())
+    stayed = all(torch.equal(after[f"spatial.{name}"], value) for name, value in image.items())
+    assert began == (arm != inflation.NOTHING)
+    assert stayed == (arm in (inflation.ALONE, inflation.DEAF))
+    assert any(not torch.equal(after[name], value) for name, value in first.items() if name.startswith("temporal."))
+
+
+def test_clips_are_as_far_from_themselves_as_nothing_and_from_others_further():
+    clips, other = (inflation._real(inflation.FILMED, 12, seed).video for seed in (0, 1))
+    near, far = inflation.distances(clips, clips), inflation.distances(clips.flip(2), other)
+    for name in ("FVD", "FID of frames"):
+        assert abs(near[name]) < 1e-3 < far[name]
+    backwards = inflation.distances(clips.flip(2), clips)
+    assert abs(backwards["FID of frames"]) < 1e-3 < backwards["FVD"]  # frames have no order
+
+
+@pytest.mark.parametrize("arm", [inflation.ALONE, inflation.NOTHING])
+def test_every_arm_is_measured(arm):
+    found = inflation._run(arm, 0, 0.001)
+    for claim in inflation.CLAIMS[:-1]:
+        assert claim.metric in found
+    assert all(0 <= value <= 1 for name, value in found.items() if "right" in name)
+
+
+def test_the_decoder_is_measured_with_its_layers_on_and_off(monkeypatch):
+    decoder = inflate_decoder(zoo.load("mini-vae"))
+    for parameter in decoder.temporal.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    monkeypatch.setattr(inflation.zoo, "load", lambda name, **_: {"temporal-vae": decoder}.get(name) or zoo_load(name))
+    off, on = (inflation._decoded(arm, 0, 0.001) for arm in ("frame by frame", "together"))
+    assert off["changes, times the film's own"] == pytest.approx(1.0, abs=0.3)
+    assert on["FVD"] != pytest.approx(off["FVD"])
+
+
+zoo_load = zoo.load
