@@ -101,7 +101,7 @@ def beside(latents: Float[Tensor, "b c f y x"], mask: Bool[Tensor, "b f"]) -> Fl
 
 
 class TextToVideoPipeline(DiffusionPipeline):
-    """A sentence to a clip, with the habits of diffusers' pipelines: `pipe("a fox spinning on grass").frames[0]`.
+    """A sentence to a clip, with the habits of diffusers' pipelines: `pipe("a tiger spinning on grass").frames[0]`.
 
     vae: an AutoencoderKL, which decodes frames one by one, or a `TemporalAutoencoder`. text_encoder, tokenizer: as in
     a StableDiffusionPipeline. unet: an `InflatedUNet`, or diffusers' UNet3DConditionModel or UNetMotionModel.

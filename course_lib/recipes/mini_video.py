@@ -222,4 +222,13 @@ RECIPE = Recipe(
         "background, judge": (">=", 0.9),
         "FVD, guided, times the floor": ("<=", 3.0),
     },
+    notes="""
+`zoo.load("mini-video")` is a `course_lib.papers.video_ldm.TextToVideoPipeline`: `pipe("a tiger moving left on grass")`.
+Stored are the layers over time alone; the rest is mini-sd, whose checksums it names. They hang behind mini-sd's layers
+as `course_lib.nn.inflate` hangs them (style video-ldm), read the sentence themselves, words and all, and are told where
+in time a frame is, in eighths of a second: `frame_index` 0, 1, 2 … is 8 frames a second, and 0, 0.25, 0.5 … is 32.
+Frames may be given beforehand (`known`, `mask`). v-prediction on mini-sd's schedule, moved so that its last level is
+pure noise. It knows what mini-sd knows, in the world's nine motions; not the 12 novel emoji. Sixteen frames are its
+length.
+""",
 )

@@ -147,4 +147,10 @@ RECIPE = Recipe(
         "gpu": Settings(steps=2000, batch=16, lr=5e-4, warmup=50, ema=0.99),
         "ci": Settings(steps=2, batch=2, lr=5e-4),
     },
+    notes="""
+`zoo.load("temporal-vae")` is a `course_lib.nn.temporal_decoder.TemporalAutoencoder`: `vae.decode(latents)` makes clips
+(b, 3, f, 64, 64) of latents (b, 16, f, 8, 8) such as mini-video draws, and it takes the place of a pipeline's `vae`.
+Stored are the layers over time alone; the rest is mini-vae, whose checksums it names. With `temporal_scale=0` it is
+mini-vae, frame by frame. Latents are mini-vae's. Made for 16 frames; others will do.
+""",
 )
