@@ -45,11 +45,9 @@ class Subject:
         self.answer().float().square().mean().backward()
 
     def sample(self) -> None:
-        """One step of sampling; without dropout, which some of these have."""
+        """One step of sampling."""
         with torch.no_grad():
-            self.net.eval()
             self.answer()
-            self.net.train()
 
 
 def networks() -> dict[str, nn.Module]:
@@ -78,7 +76,11 @@ def bench_inflate() -> list[Row]:
     for half in (False, True)[: 1 + (runtime.dtype(runtime.device()) == torch.bfloat16)]:
         case = f"{BATCH}x16x{FRAMES}x{SIZE}x{SIZE} {'bfloat16' if half else 'float32'}"
         subjects = {name: Subject(net, given, half) for name, net in nets.items()}
+        for net in nets.values():
+            net.eval()  # sampling is without dropout, which some of these have
         rows += timed(subjects, {name: subject.sample for name, subject in subjects.items()}, f"{case} sampling step")
+        for net in nets.values():
+            net.train()
         rows += timed(subjects, {name: subject.train for name, subject in subjects.items()}, f"{case} training step")
         for net in nets.values():
             freeze_image(net)

@@ -11,22 +11,20 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from course_lib import runtime, zoo
+from course_lib import zoo
 from course_lib.claims.ledger import Claim, Numbers
-from course_lib.diffusion import Example, denoising_loss, drop_conditioning, training_example
+from course_lib.diffusion import drop_conditioning, training_example
 from course_lib.metrics import frechet_distance
 from course_lib.nn.inflate import InflatedUNet
 from course_lib.papers.latent_diffusion import build_unet as build_image_unet
 from course_lib.papers.latent_diffusion import encode
-from course_lib.papers.video_ldm import TextToVideoPipeline, as_model, build_schedule, build_unet
-from course_lib.recipes import mini_sd, temporal_vae
+from course_lib.papers.video_ldm import build_unet
+from course_lib.recipes import mini_sd, mini_video, temporal_vae
 from course_lib.recipes.drawn import features, judged
-from course_lib.recipes.mini_clip import build_tokenizer
 from course_lib.recipes.pixel_ddpm import CLASSES
 from course_lib.training import fit
 from course_lib.world import Clips, World
 
-SCHEDULE = build_schedule(mini_sd.SCHEDULE)
 FILMED, PICTURED = CLASSES[::2], CLASSES[1::2]  # subjects in clips, and those known from pictures alone
 PLACES = ("white", "mint", "sunset", "night sky")
 HOW = {"frames": 4, "fps": 2, "backgrounds": PLACES}  # every fourth frame: four tell a motion as well as sixteen
@@ -54,58 +52,43 @@ def build(arm: str) -> InflatedUNet:
     return unet.requires_grad_(True) if arm in (EVERYTHING, NOTHING) else unet
 
 
-def system(unet: InflatedUNet) -> TextToVideoPipeline:
-    """The network with mini-sd's other parts."""
-    return TextToVideoPipeline(mini_sd.vae(), mini_sd.text_tower(), build_tokenizer(), unet, SCHEDULE)
-
-
-def learned(arm: str, seed: int, steps: int) -> tuple[TextToVideoPipeline, float]:
-    """A pipeline whose network has learnt from clips of `FILMED`, and its seconds a step. Equal seeds see equal clips,
-    noise levels and noise.
+def learned(arm: str, seed: int, steps: int) -> tuple[InflatedUNet, float]:
+    """A network that has learnt from clips of `FILMED`, and its seconds a step. Equal seeds see equal clips, noise
+    levels and noise.
 
     arm: see above. steps: at least 2.
     """
     torch.manual_seed(seed)
-    pipeline, (latents, captions) = system(build(arm)), _data(seed)
+    model, (latents, captions) = build(arm), _data(seed)
+    pipeline = mini_video.system(model)
     texts, nothing = pipeline.text(captions).cpu(), pipeline.text([""]).cpu()
 
     def batch(number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(100_000 * seed + number)
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
         # Motion is decided where noise is high
-        t = torch.randint(len(SCHEDULE.alphas_cumprod), (2, BATCH), generator=generator).amax(dim=0)
-        example = training_example(SCHEDULE, latents[rows], generator, t=t)
+        t = torch.randint(len(mini_video.SCHEDULE.alphas_cumprod), (2, BATCH), generator=generator).amax(dim=0)
+        example = training_example(mini_video.SCHEDULE, latents[rows], generator, t=t)
         text = drop_conditioning(texts[rows], nothing, 0.1, generator)
         return example._asdict() | {"text": text, "frame_index": INDEX.expand(BATCH, -1)}
 
-    def loss(net: InflatedUNet, some: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        example = Example(*(some[name] for name in Example._fields))
-        told = {name: some[name] for name in ("text", "frame_index")}
-        return denoising_loss(as_model(net)(example.x_t, example.t, told), example)
-
     options = {"warmup": min(30, steps - 1), "ema": 0.98, "seed": seed, "progress": False}
-    last = fit(pipeline.unet, batch, loss, steps=steps, lr=LEARNING_RATE, **options)[-1]
-    pipeline.unet.eval().requires_grad_(False)
-    return pipeline, last.seconds / steps
+    last = fit(model, batch, mini_video.loss, steps=steps, lr=LEARNING_RATE, **options)[-1]
+    return model.eval().requires_grad_(False), last.seconds / steps
 
 
 def _real(subjects: tuple[str, ...], count: int, seed: int) -> Clips:
     return World("test", seed=1000 + seed, subjects=subjects, **HOW).batch(range(count))
 
 
-def drawn(pipeline: TextToVideoPipeline, captions: list[str], seed: int) -> Tensor:
-    """A clip of 4 frames, a quarter of a film's, for each caption."""
-    generator, parts = torch.Generator().manual_seed(seed), []
-    for start in range(0, len(captions), 64):
-        some = captions[start : start + 64]
-        how = {"frames": 4, "frame_index": INDEX.expand(len(some), -1), "steps": WALK, "scale": GUIDANCE}
-        with runtime.autocast(pipeline.unet.device):
-            parts.append(pipeline.draw(some, generator=generator, **how))
-    return torch.cat(parts)
+def drawn(model: InflatedUNet, captions: list[str], seed: int) -> Tensor:
+    """A clip (n, 3, 4, 64, 64) in [-1, 1] of every fourth frame, for each caption."""
+    how = {"frames": 4, "frame_index": INDEX.expand(len(captions), -1), "steps": WALK, "scale": GUIDANCE}
+    return mini_video.draw(model, captions, torch.Generator().manual_seed(seed), **how)
 
 
 def held(video: Tensor) -> Tensor:
-    """Every frame four times: the judge has learnt from clips of two seconds, 8 frames a second."""
+    """Every frame of (b, 3, f, h, w) four times: the judge has learnt from clips of two seconds, 8 frames a second."""
     return video.repeat_interleave(4, dim=2)
 
 
@@ -122,11 +105,11 @@ def distances(video: Tensor, real: Tensor) -> Numbers:
 def _run(arm: str, seed: int, scale: float) -> Numbers:
     """Half of the clips are of subjects that clips had shown, half of the others."""
     start, count = time.perf_counter(), max(16, round(DRAWN * scale) // 2)
-    pipeline, seconds = learned(arm, seed, max(2, round(STEPS * scale)))
+    model, seconds = learned(arm, seed, max(2, round(STEPS * scale)))
     found: Numbers = {"seconds a training step": seconds}
     for name, subjects in (("filmed", FILMED), ("pictured", PICTURED)):
         real = _real(subjects, count, seed)
-        video = drawn(pipeline, real.captions, seed)
+        video = drawn(model, real.captions, seed)
         found |= {f"{key}, {name} subjects": value for key, value in distances(video, real.video).items()}
         right = judged(held(video), real.captions)
         for key in ("subject", "motion", "everything named"):

@@ -161,8 +161,8 @@ class TemporalResidual(TemporalResnetBlock):
         return super().forward(video, embedding)
 
 
-class Reading(nn.Module):
-    """Every pixel asks the words what becomes of it; a feed-forward layer makes something of the answer.
+class TextBlock(nn.Module):
+    """Attention of every pixel to the words of the text, then a feed-forward layer.
 
     Both are told where the pixel is and when: "left" means another thing at the left border, and late. An image network
     need not say where it is looking, and a frozen one will not learn to. Nothing at first.
@@ -171,11 +171,11 @@ class Reading(nn.Module):
 
     def __init__(self, channels: int, text_width: int, head_width: int):
         super().__init__()
-        self.where = nn.Linear(4 * len(WAVES), channels)
-        self.ask = TextAttention(channels, text_width, head_width)
-        zero(self.ask.to_out)
+        self.embed_place = nn.Linear(4 * len(WAVES), channels)
+        self.attention = TextAttention(channels, text_width, head_width)
+        zero(self.attention.to_out)
         self.norm = nn.LayerNorm(channels)
-        self.think = nn.Sequential(
+        self.feed_forward = nn.Sequential(
             nn.Linear(channels, 2 * channels), nn.GELU("tanh"), zero(nn.Linear(2 * channels, channels))
         )
 
@@ -190,16 +190,16 @@ class Reading(nn.Module):
         """
         b, channels, f, h, w = video.shape
         index = torch.arange(f).expand(b, -1) if frame_index is None else frame_index
-        where = self.where(place_waves(h, w, like=video).flatten(2).transpose(1, 2))  # 1 (h w) c
-        here = where[:, None] + sinusoids(index, channels, like=video)[:, :, None]  # b f (h w) c
-        video = self.ask(video, text, here)
+        places = self.embed_place(place_waves(h, w, like=video).flatten(2).transpose(1, 2))  # 1 (h w) c
+        here = places[:, None] + sinusoids(index, channels, like=video)[:, :, None]  # b f (h w) c
+        video = self.attention(video, text, here)
         tokens = video.flatten(3).permute(0, 2, 3, 1)  # b f (h w) c
-        tokens = self.think(self.norm(tokens) + here)
+        tokens = self.feed_forward(self.norm(tokens) + here)
         return video + tokens.permute(0, 3, 1, 2).reshape(video.shape)
 
 
 class TimeAndText(nn.Module):
-    """Attention over the frames of a pixel; then, if it reads text, to the words, see `Reading`.
+    """Attention over the frames of a pixel; then, if it reads text, to the words, see `TextBlock`.
 
     channels: a multiple of head_width. positions: see `TemporalAttention`. text_width: of the text's vectors; None for
     no text.
@@ -208,7 +208,7 @@ class TimeAndText(nn.Module):
     def __init__(self, channels: int, head_width: int, positions: str = "sinusoidal", text_width: int | None = None):
         super().__init__()
         self.time = TemporalAttention(channels, head_width, positions)
-        self.words = None if text_width is None else Reading(channels, text_width, head_width)
+        self.words = None if text_width is None else TextBlock(channels, text_width, head_width)
 
     def forward(
         self,

@@ -40,7 +40,7 @@ CHUNK, CHUNKS = 510, 16  # clips are encoded by the chunk, and met again after s
 SCHEDULE = build_schedule(mini_sd.SCHEDULE)
 DROPPED = 0.1  # share of texts that training forgets, for guidance
 # What a clip of whole frames is shown beforehand: nothing, every fourth frame, or its first few; shares of a batch
-TASKS = {"nothing": 10 / 16, "every fourth": 3 / 16, "the first": 3 / 16}
+TASKS = {"nothing": 1 / 2, "every fourth": 1 / 4, "the first": 1 / 4}
 STEPS, GUIDANCE = 25, 4.0  # of the evaluation, where clips are told to be drawn
 ROWS = 16  # clips that are drawn at once
 

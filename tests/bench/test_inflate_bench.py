@@ -38,19 +38,12 @@ def test_frozen_means_that_only_layers_over_time_learn(small):
         assert with_gradient and not any("resnets" in n and "temporal" not in n for n in with_gradient), name
 
 
-def test_a_step_of_sampling_is_without_dropout_and_one_of_training_with(small):
-    for net in bench.networks().values():
-        seen, subject = [], bench.Subject(net, given(), half=False)
-        net.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(module.training))
-        subject.sample()
-        subject.train()
-        assert seen == [False, True]
-
-
 @pytest.mark.parametrize("fast, names", [(torch.bfloat16, ("float32", "bfloat16")), (torch.float32, ("float32",))])
 def test_every_case_has_a_row_for_each_pair(small, monkeypatch, fast, names):
     def once(functions, **options):
         for function in functions.values():
+            # dropout belongs to training alone
+            assert function.__self__.net.training == (function.__name__ == "train")
             function()
         return {name: [1.0, 1.0] for name in functions}
 

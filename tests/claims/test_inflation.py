@@ -40,7 +40,7 @@ def test_arms_see_the_same_clips_and_noise(monkeypatch):
         assert torch.equal(alone["text"], nothing["text"])
         width = deaf["text"].shape[-1]  # what the tower says; the others are told the words as well
         assert torch.equal(alone["text"][..., :width], deaf["text"]) and alone["text"].shape[-1] == 2 * width
-        signal, noise = level_at(inflation.SCHEDULE, alone["t"]).beside(alone["x_t"])
+        signal, noise = level_at(inflation.mini_video.SCHEDULE, alone["t"]).beside(alone["x_t"])
         clean = signal * alone["x_t"] - noise * alone["target"]
         assert all((latents - clip).abs().amax(dim=(1, 2, 3, 4)).min() < 1e-3 for clip in clean)
 
@@ -49,7 +49,7 @@ def test_arms_see_the_same_clips_and_noise(monkeypatch):
 def test_what_is_frozen_stays_and_the_rest_learns(arm):
     torch.manual_seed(3)
     first = inflation.build(arm).state_dict()
-    after = inflation.learned(arm, 3, 3)[0].unet.state_dict()
+    after = inflation.learned(arm, 3, 3)[0].state_dict()
     image = zoo.load("mini-sd").unet.state_dict()
     began = all(torch.equal(first[f"spatial.{name}"], value) for name, value in image.items())
     stayed = all(torch.equal(after[f"spatial.{name}"], value) for name, value in image.items())
@@ -76,13 +76,10 @@ def test_every_arm_is_measured(arm):
 
 
 def test_the_decoder_is_measured_with_its_layers_on_and_off(monkeypatch):
-    decoder = inflate_decoder(zoo.load("mini-vae"))
+    load, decoder = zoo.load, inflate_decoder(zoo.load("mini-vae"))
     for parameter in decoder.temporal.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    monkeypatch.setattr(inflation.zoo, "load", lambda name, **_: {"temporal-vae": decoder}.get(name) or zoo_load(name))
+    monkeypatch.setattr(inflation.zoo, "load", lambda name: decoder if name == "temporal-vae" else load(name))
     off, on = (inflation._decoded(arm, 0, 0.001) for arm in ("frame by frame", "together"))
     assert off["changes, times the film's own"] == pytest.approx(1.0, abs=0.3)
     assert on["FVD"] != pytest.approx(off["FVD"])
-
-
-zoo_load = zoo.load

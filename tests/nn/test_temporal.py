@@ -172,7 +172,7 @@ def test_whoever_reads_is_told_where_and_when():
     later = layer(video[:, :, :2], text, torch.tensor([[3, 4]]).expand(2, -1))
     torch.testing.assert_close(later, found[:, :, 3:], **CLOSE)
     with torch.no_grad():
-        zero(layer.where)
+        zero(layer.embed_place)
     everywhere = layer(video, text)
     torch.testing.assert_close(everywhere, everywhere[..., :1, :1].expand_as(everywhere), **CLOSE)
     assert (everywhere.diff(dim=2).abs() > 1e-3).any()

@@ -97,17 +97,24 @@ def test_clips_are_shown_nothing_every_fourth_frame_or_their_beginning():
     generator, places, lengths, rows = torch.Generator().manual_seed(0), set(), set(), []
     for _ in range(40):
         masks = mini_video.known(16, generator)
-        assert masks.shape == (16, 16) and masks.sum(dim=1).eq(0).sum() == 10
+        assert masks.shape == (16, 16) and masks.sum(dim=1).eq(0).sum() == 8
         shown = [mask for mask in masks if mask.any()]
         beginnings = [mask for mask in shown if mask[: int(mask.sum())].all()]
         others = [mask for mask in shown if not mask[: int(mask.sum())].all()]
-        assert len(beginnings) == len(others) == 3
+        assert len(beginnings) == len(others) == 4
         places |= {int(mask.int().argmax()) for mask in others}
         assert all(mask.sum() == 4 and mask[int(mask.int().argmax()) :: 4].all() for mask in others)
         lengths |= {int(mask.sum()) for mask in beginnings}
         rows.append(masks.any(dim=1))
     assert places == {0, 1, 2, 3} and lengths == set(range(1, 9))
     assert torch.stack(rows).any(dim=0).all()  # no row, and so no clip, has always the same task
+
+
+def test_a_batch_as_small_as_the_recipes_has_each_task():
+    count, generator = mini_video.RECIPE.settings["cpu"].batch, torch.Generator().manual_seed(0)
+    shown = [mini_video.known(count, generator).sum(dim=1) for _ in range(40)]
+    assert all(some.eq(0).sum() == count * mini_video.TASKS["nothing"] for some in shown)
+    assert sum(mini_video.TASKS.values()) == 1
 
 
 def test_clips_come_round_again_with_other_noise():
