@@ -15,6 +15,114 @@ from course_lib.nn.temporal import zero
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
 
+# 7.1
+
+
+def folded(video):
+    b, c, f, h, w = video.shape
+    return video.transpose(1, 2).reshape(b * f, c, h, w)
+
+
+def fold(
+    times=lambda t, f: t.repeat_interleave(f), texts=lambda x, f: x.repeat_interleave(f, dim=0), go=folded, back=None
+):
+    """A film through a picture model, with parts to replace."""
+
+    def attempt(unet, video, t, text):
+        b, _, f, _, _ = video.shape
+        answer = unet(go(video), times(t, f), texts(text, f))
+        return answer.unflatten(0, (b, f)).transpose(1, 2) if back is None else back(answer, video)
+
+    return attempt
+
+
+def bare(video):
+    return video.reshape(-1, video.shape[1], *video.shape[3:])
+
+
+def frames_outside(unet, video, t, text):
+    """Another order, (f b), kept to the end: as right."""
+    b, _, f, _, _ = video.shape
+    answer = unet(video.permute(2, 0, 1, 3, 4).flatten(0, 1), t.repeat(f), text.repeat(f, 1, 1))
+    return answer.unflatten(0, (f, b)).permute(1, 2, 0, 3, 4)
+
+
+FOLD = [
+    (fold(times=lambda t, f: t.repeat(f)), "The timesteps are tiled"),
+    (fold(texts=lambda x, f: x.repeat(f, 1, 1)), "The texts are tiled"),
+    (fold(times=lambda t, f: t.repeat(f), texts=lambda x, f: x.repeat(f, 1, 1)), "Timesteps and texts are tiled"),
+    (fold(go=bare), "made of channels of several frames"),
+    (fold(go=bare, back=lambda a, x: a.reshape(x.shape)), "made of channels of several frames"),
+    (fold(back=lambda a, x: a.reshape(x.shape)), "The way in is right. On the way back, frames and channels"),
+    (
+        fold(back=lambda a, x: a.unflatten(0, (x.shape[2], len(x))).permute(1, 2, 0, 3, 4)),
+        "you read the rows as (f, b)",
+    ),
+    (fold(back=lambda a, x: a.unflatten(0, (len(x), -1))), "the last transpose is missing"),
+    (fold(back=lambda a, x: a), "still in the batch"),
+    (fold(times=lambda t, f: t), "unet wants a t for each of 8 pictures"),
+    (fold(texts=lambda x, f: x), "unet wants a text for each of 8 pictures"),
+    (lambda unet, x, t, text: unet(x, t, text), "unet takes pictures (n, c, h, w)"),
+    (
+        lambda unet, x, t, text: torch.stack([unet(x[:, :, 0], t, text)] * x.shape[2], dim=2),
+        "the answer to the first",
+    ),
+    (lambda unet, x, t, text: None, "Is a `return` missing?"),
+]
+
+# 7.2
+
+
+def side_by_side(empty, prompt):
+    return torch.stack([empty, prompt], dim=1).flatten(0, 1)
+
+
+TEXTS = [
+    (lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1), "`repeat`, which tiles: each frame gets the next clip's text"),
+    (lambda e, p, f: torch.cat([e.repeat(f, 1, 1), p.repeat(f, 1, 1)]), "`repeat`, which tiles"),
+    (lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1), "Moreover the halves are mixed"),
+    (lambda e, p, f: texts_of_frames(p, e, f), "The halves are swapped"),
+    (lambda e, p, f: torch.cat([p.repeat(f, 1, 1), e.repeat(f, 1, 1)]), "And the halves are swapped"),
+    (lambda e, p, f: side_by_side(e, p).repeat_interleave(f, dim=0), "Each clip's two texts stand together"),
+    (lambda e, p, f: side_by_side(e, p).repeat(f, 1, 1), "Each frame's two texts stand together"),
+    (lambda e, p, f: texts_of_frames(e, p, f).roll(1, 0), "First the empty half, clip after clip"),
+    (lambda e, p, f: torch.cat([e, p]), "expected (2·b·f, l, d)"),
+    (lambda e, p, f: p.repeat_interleave(f, dim=0), "expected (2·b·f, l, d)"),
+    (lambda e, p, f: torch.cat([e, p]).repeat_interleave(f, dim=0) + 0.3, "some rows are nobody's text"),
+    (lambda e, p, f: None, "got None"),
+    (lambda e, p, f: texts_of_frames(e.mul_(2) / 2, p, f), "has changed `empty` itself"),
+]
+
+# 7.3
+
+
+def norm_in_place(norm, video):
+    video += 0.5
+    return per_frame(norm, video - 0.5)
+
+
+NORM = [
+    (lambda norm, x: norm(x), "those of all frames together"),
+    (lambda norm, x: norm(x.reshape(-1, x.shape[1], *x.shape[3:])).reshape(x.shape), "First transpose(1, 2)"),
+    (
+        lambda norm, x: norm(x.reshape(-1, x.shape[1], *x.shape[3:])).unflatten(0, (len(x), -1)).transpose(1, 2),
+        "First transpose(1, 2)",
+    ),
+    (lambda norm, x: norm(folded(x)).unflatten(0, (len(x), -1)), "the last transpose is missing"),
+    (lambda norm, x: norm(folded(x)), "still in the batch"),
+    (lambda norm, x: norm(folded(x)).reshape(x.shape), "The way in is right. On the way back"),
+    (
+        lambda norm, x: norm(x.permute(2, 0, 1, 3, 4).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2),
+        "you read them as (b, f)",
+    ),
+    (lambda norm, x: x, "the norm is not in it"),
+    (lambda norm, x: None, "Is a `return` missing?"),
+    (norm_in_place, "has changed `video` itself"),
+]
+
+# 7.4
+
+
 def only(name):
     def attempt(layer):
         part = getattr(layer, name)
@@ -64,112 +172,6 @@ SILENCE = [
     (lambda layer: silence(copy.deepcopy(layer)), "not the layer that you were given"),
     (lambda layer: nn.Identity(), "you returned a Identity module"),
     (lambda layer: silence(layer) and None, "Is a `return layer` missing?"),
-]
-
-
-# 7.2
-
-
-def folded(video):
-    b, c, f, h, w = video.shape
-    return video.transpose(1, 2).reshape(b * f, c, h, w)
-
-
-def norm_in_place(norm, video):
-    video += 0.5
-    return per_frame(norm, video - 0.5)
-
-
-NORM = [
-    (lambda norm, x: norm(x), "those of all frames together"),
-    (lambda norm, x: norm(x.reshape(-1, x.shape[1], *x.shape[3:])).reshape(x.shape), "First transpose(1, 2)"),
-    (
-        lambda norm, x: norm(x.reshape(-1, x.shape[1], *x.shape[3:])).unflatten(0, (len(x), -1)).transpose(1, 2),
-        "First transpose(1, 2)",
-    ),
-    (lambda norm, x: norm(folded(x)).unflatten(0, (len(x), -1)), "the last transpose is missing"),
-    (lambda norm, x: norm(folded(x)), "still in the batch"),
-    (lambda norm, x: norm(folded(x)).reshape(x.shape), "The way in is right. On the way back"),
-    (
-        lambda norm, x: norm(x.permute(2, 0, 1, 3, 4).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2),
-        "you read them as (b, f)",
-    ),
-    (lambda norm, x: x, "the norm is not in it"),
-    (lambda norm, x: None, "Is a `return` missing?"),
-    (norm_in_place, "has changed `video` itself"),
-]
-
-# 7.3
-
-
-def side_by_side(empty, prompt):
-    return torch.stack([empty, prompt], dim=1).flatten(0, 1)
-
-
-TEXTS = [
-    (lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1), "`repeat`, which tiles: each frame gets the next clip's text"),
-    (lambda e, p, f: torch.cat([e.repeat(f, 1, 1), p.repeat(f, 1, 1)]), "`repeat`, which tiles"),
-    (lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1), "Moreover the halves are mixed"),
-    (lambda e, p, f: texts_of_frames(p, e, f), "The halves are swapped"),
-    (lambda e, p, f: torch.cat([p.repeat(f, 1, 1), e.repeat(f, 1, 1)]), "And the halves are swapped"),
-    (lambda e, p, f: side_by_side(e, p).repeat_interleave(f, dim=0), "Each clip's two texts stand together"),
-    (lambda e, p, f: side_by_side(e, p).repeat(f, 1, 1), "Each frame's two texts stand together"),
-    (lambda e, p, f: texts_of_frames(e, p, f).roll(1, 0), "First the empty half, clip after clip"),
-    (lambda e, p, f: torch.cat([e, p]), "expected (2·b·f, l, d)"),
-    (lambda e, p, f: p.repeat_interleave(f, dim=0), "expected (2·b·f, l, d)"),
-    (lambda e, p, f: torch.cat([e, p]).repeat_interleave(f, dim=0) + 0.3, "some rows are nobody's text"),
-    (lambda e, p, f: None, "got None"),
-    (lambda e, p, f: texts_of_frames(e.mul_(2) / 2, p, f), "has changed `empty` itself"),
-]
-
-# 7.4
-
-
-def fold(
-    times=lambda t, f: t.repeat_interleave(f), texts=lambda x, f: x.repeat_interleave(f, dim=0), go=folded, back=None
-):
-    """A film through a picture model, with parts to replace."""
-
-    def attempt(unet, video, t, text):
-        b, _, f, _, _ = video.shape
-        answer = unet(go(video), times(t, f), texts(text, f))
-        return answer.unflatten(0, (b, f)).transpose(1, 2) if back is None else back(answer, video)
-
-    return attempt
-
-
-def bare(video):
-    return video.reshape(-1, video.shape[1], *video.shape[3:])
-
-
-def frames_outside(unet, video, t, text):
-    """Another order, (f b), kept to the end: as right."""
-    b, _, f, _, _ = video.shape
-    answer = unet(video.permute(2, 0, 1, 3, 4).flatten(0, 1), t.repeat(f), text.repeat(f, 1, 1))
-    return answer.unflatten(0, (f, b)).permute(1, 2, 0, 3, 4)
-
-
-FOLD = [
-    (fold(times=lambda t, f: t.repeat(f)), "The timesteps are tiled"),
-    (fold(texts=lambda x, f: x.repeat(f, 1, 1)), "The texts are tiled"),
-    (fold(times=lambda t, f: t.repeat(f), texts=lambda x, f: x.repeat(f, 1, 1)), "Timesteps and texts are tiled"),
-    (fold(go=bare), "made of channels of several frames"),
-    (fold(go=bare, back=lambda a, x: a.reshape(x.shape)), "made of channels of several frames"),
-    (fold(back=lambda a, x: a.reshape(x.shape)), "The way in is right. On the way back, frames and channels"),
-    (
-        fold(back=lambda a, x: a.unflatten(0, (x.shape[2], len(x))).permute(1, 2, 0, 3, 4)),
-        "you read the rows as (f, b)",
-    ),
-    (fold(back=lambda a, x: a.unflatten(0, (len(x), -1))), "the last transpose is missing"),
-    (fold(back=lambda a, x: a), "still in the batch"),
-    (fold(times=lambda t, f: t), "unet wants a t for each of 8 pictures"),
-    (fold(texts=lambda x, f: x), "unet wants a text for each of 8 pictures"),
-    (lambda unet, x, t, text: unet(x, t, text), "unet takes pictures (n, c, h, w)"),
-    (
-        lambda unet, x, t, text: torch.stack([unet(x[:, :, 0], t, text)] * x.shape[2], dim=2),
-        "the answer to the first",
-    ),
-    (lambda unet, x, t, text: None, "Is a `return` missing?"),
 ]
 
 # 7.5
@@ -314,12 +316,12 @@ BLEND = [
     (lambda layer: layer.forward, "is to be an nn.Module"),
 ]
 
-MISTAKES = {"7.1": SILENCE, "7.2": NORM, "7.3": TEXTS, "7.4": FOLD, "7.5": BLEND}
+MISTAKES = {"7.1": FOLD, "7.2": TEXTS, "7.3": NORM, "7.4": SILENCE, "7.5": BLEND}
 RIGHT = [
-    ("7.1", lambda layer: zero(layer)),
-    ("7.2", lambda norm, x: torch.stack([norm(x[:, :, k]).float() for k in range(x.shape[2])], dim=2)),
-    ("7.3", lambda e, p, f: torch.cat([e.repeat_interleave(f, 0), p.repeat_interleave(f, 0)]).float()),
-    ("7.4", frames_outside),
+    ("7.1", frames_outside),
+    ("7.2", lambda e, p, f: torch.cat([e.repeat_interleave(f, 0), p.repeat_interleave(f, 0)]).float()),
+    ("7.3", lambda norm, x: torch.stack([norm(x[:, :, k]).float() for k in range(x.shape[2])], dim=2)),
+    ("7.4", lambda layer: zero(layer)),
     ("7.5", Mix),
     ("7.5", LibraryBlend),
     ("7.5", Lerp),

@@ -1,4 +1,4 @@
-"""Lesson 07's checks of layers that begin as nothing and have to learn: 7.1, silence, and 7.5, alpha.
+"""Lesson 07's checks of layers that begin as nothing and have to learn: 7.4, silence, and 7.5, alpha.
 
 Solutions and hints are in `lesson_07.py`. What a layer says is not enough: it is asked for gradients, and takes steps.
 """
@@ -14,7 +14,7 @@ from course_lib.lab.checks.engine import call
 from course_lib.lab.checks.lesson_03_time import untouched
 from course_lib.lab.checks.mistakes import CLOSE, normal
 
-# 7.1 ------------------------------------------------------------------------------------------------------------------
+# 7.4 ------------------------------------------------------------------------------------------------------------------
 
 
 def _layers() -> list[tuple[str, nn.Module, Tensor]]:
