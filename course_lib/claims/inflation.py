@@ -149,10 +149,10 @@ def _decoded(arm: str, seed: int, scale: float) -> Numbers:
 
 _TRAINED = (
     f"{CLIPS} clips of {len(FILMED)} subjects on {len(PLACES)} backgrounds that stand still, grow, shrink or spin, "
-    f"every fourth frame, as mini-vae's latents; {STEPS} steps of {BATCH} clips, AdamW {LEARNING_RATE:g}, v-prediction, mini-sd's schedule with a zero terminal "
-    f"SNR, style video-ldm; {DRAWN} clips of the test split, half of them of {len(PICTURED)} subjects that are in "
-    f"mini-sd's pictures but in no clip here; {WALK} steps of DDIM, guidance {GUIDANCE:g}; judge "
-    "and features/video are shown each frame four times"
+    f"every fourth frame, as mini-vae's latents; {STEPS} steps of {BATCH} clips, AdamW {LEARNING_RATE:g}, "
+    f"v-prediction, mini-sd's schedule with a zero terminal SNR, style video-ldm; {DRAWN} clips of the test split, "
+    f"half of them of {len(PICTURED)} subjects that are in mini-sd's pictures but in no clip here; {WALK} steps of "
+    f"DDIM, guidance {GUIDANCE:g}; judge and features/video are shown each frame four times"
 )
 CLAIMS = (
     Claim(

@@ -41,8 +41,12 @@ SCHEDULE = build_schedule(mini_sd.SCHEDULE)
 DROPPED = 0.1  # share of texts that training forgets, for guidance
 # What a clip of whole frames is shown beforehand: nothing, every fourth frame, or its first few; shares of a batch
 TASKS = {"nothing": 1 / 2, "every fourth": 1 / 4, "the first": 1 / 4}
+# Motions that take the longest, and the timesteps at which they are practised in the end. After 8,000 steps 99 % of
+# clips showed their subject, and all that were told one of the other six motions obeyed; of these 30, 67 and 67 % did
+HARD = {"bouncing": (500, 1000), "spinning": (50, 600), "moving down": (700, 1000)}
 STEPS, GUIDANCE = 25, 4.0  # of the evaluation, where clips are told to be drawn
 ROWS = 16  # clips that are drawn at once
+PARTS = {"sparse steps": 5000, "practice from": 8000}  # of the training
 
 
 class Latents(NamedTuple):
@@ -80,13 +84,15 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
     (b, 32, 256), "extra" (b, 17, f, 8, 8), "frame_index" (b, f).
 
     The first steps are of every fourth frame of four times as many clips: four frames tell a motion as well as sixteen.
+    In the last ones most clips that are drawn from nothing are of `HARD` motions.
     """
     generator = torch.Generator().manual_seed(int(mix(71, number)[0] >> np.uint64(1)))
     sparse = settings.options["sparse steps"]
     count = settings.batch * (SPARSE if number < sparse else 1)
     start = number * count if number < sparse else sparse * settings.batch * SPARSE + (number - sparse) * count
-    clips = _clips(torch.arange(start, start + count) % (CHUNK * CHUNKS))
+    rows = torch.arange(start, start + count) % (CHUNK * CHUNKS)
     if number < sparse:
+        clips = _clips(rows)
         first = int(torch.randint(SPARSE, (), generator=generator))
         clips = clips._replace(latents=clips.latents[:, :, first::SPARSE], index=clips.index[:, first::SPARSE])
         mask = torch.zeros(clips.index.shape, dtype=torch.bool)
@@ -95,6 +101,9 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
     else:
         mask = known(count, generator)
         t = torch.randint(len(SCHEDULE.alphas_cumprod), (count,), generator=generator)
+        if number >= settings.options["practice from"]:
+            rows, t = practised(number, rows, t, mask, generator)
+        clips = _clips(rows)
     x0 = clips.latents.float()
     example = training_example(SCHEDULE, x0, generator, t=t)
     text = drop_conditioning(clips.tokens, tokenize([""]), DROPPED, generator)
@@ -115,6 +124,29 @@ def known(count: int, generator: torch.Generator) -> Tensor:
         rows.append(frames < int(torch.randint(1, FRAMES // 2 + 1, (), generator=generator)))
     rows += [torch.zeros(FRAMES, dtype=torch.bool)] * (count - len(rows))
     return torch.stack(rows)[torch.randperm(count, generator=generator)]
+
+
+def practised(number: int, rows: Tensor, t: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows and timesteps of a batch, where clips of which nothing is known take turns: bouncing, spinning, moving down,
+    and one that stays as it is.
+
+    number: of the batch. rows, t: (count,). mask: as `known` gives it.
+    """
+    rows, t, free = rows.clone(), t.clone(), (~mask.any(dim=1)).nonzero().flatten().tolist()
+    for turn, place in enumerate(free, start=number * len(free)):
+        lap, kind = divmod(turn, len(HARD) + 1)
+        if kind < len(HARD):
+            motion, timesteps = list(HARD.items())[kind]
+            rows[place] = _of(motion)[lap % len(_of(motion))]
+            t[place] = torch.randint(*timesteps, (), generator=generator)
+    return rows, t
+
+
+@cache
+def _of(motion: str) -> list[int]:
+    """The whole films, 8 frames a second, that have this motion."""
+    sampler = Sampler("train", seed=71)
+    return [row for row in range(CHUNK * CHUNKS) if RATES[row % len(RATES)] == 8 and sampler(row).motion == motion]
 
 
 def _clips(rows: Tensor) -> Latents:
@@ -212,9 +244,9 @@ RECIPE = Recipe(
     trained=lambda pipeline: pipeline.unet,
     evaluate=evaluate,
     settings={
-        "cpu": Settings(steps=8000, batch=4, lr=1e-3, warmup=100, ema=0.998, options={"sparse steps": 5000}),
-        "gpu": Settings(steps=8000, batch=16, lr=1e-3, warmup=100, ema=0.998, options={"sparse steps": 5000}),
-        "ci": Settings(steps=2, batch=2, lr=5e-4, options={"sparse steps": 1}),
+        "cpu": Settings(steps=11000, batch=4, lr=1e-3, warmup=100, ema=0.998, options=PARTS),
+        "gpu": Settings(steps=11000, batch=16, lr=1e-3, warmup=100, ema=0.998, options=PARTS),
+        "ci": Settings(steps=3, batch=2, lr=5e-4, options={"sparse steps": 1, "practice from": 2}),
     },
     bars={
         "subject, judge": (">=", 0.9),

@@ -19,7 +19,7 @@ from course_lib.recipes import mini_clip, mini_sd, mini_video
 from course_lib.recipes.recipe import Settings
 from course_lib.world import Sampler, part_of, render
 
-SMALL = Settings(steps=3, batch=2, lr=1e-3, options={"sparse steps": 2})
+SMALL = Settings(steps=3, batch=2, lr=1e-3, options={"sparse steps": 2, "practice from": 1000})
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,11 @@ def parts(monkeypatch):
     monkeypatch.setattr(mini_sd, "text_tower", lambda: tower)
     monkeypatch.setattr(mini_video, "CHUNK", 12)
     monkeypatch.setattr(mini_video, "CHUNKS", 2)
-    mini_video.chunk.cache_clear()
+    for function in (mini_video.chunk, mini_video._of):
+        function.cache_clear()
     yield vae, tower
-    mini_video.chunk.cache_clear()
+    for function in (mini_video.chunk, mini_video._of):
+        function.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,36 @@ def test_a_batch_as_small_as_the_recipes_has_each_task():
     shown = [mini_video.known(count, generator).sum(dim=1) for _ in range(40)]
     assert all(some.eq(0).sum() == count * mini_video.TASKS["nothing"] for some in shown)
     assert sum(mini_video.TASKS.values()) == 1
+
+
+def test_in_the_end_hard_motions_take_turns_where_nothing_is_known(monkeypatch):
+    monkeypatch.setattr(mini_video, "CHUNK", 120)  # 24 clips have none that moves down
+    sampler, generator, seen = Sampler("train", seed=71), torch.Generator().manual_seed(0), []
+    for number in range(80):
+        mask, given, times = mini_video.known(4, generator), torch.arange(4) + 4 * number, torch.full((4,), 3)
+        rows, t = mini_video.practised(number, given, times, mask, generator)
+        for place, (row, moment) in enumerate(zip(rows.tolist(), t.tolist(), strict=True)):
+            if mask[place].any() or row == given[place]:
+                assert (row, moment) == (given[place], 3)
+            else:
+                motion = sampler(row).motion
+                low, high = mini_video.HARD[motion]
+                assert low <= moment < high and mini_video.RATES[row % 6] == 8
+                seen.append((motion, row))
+    counts = [sum(motion == some for some, _ in seen) for motion in mini_video.HARD]
+    assert counts == [40, 40, 40]  # of 160 clips from nothing; as many stay what they were
+    of = {motion: {row for some, row in seen if some == motion} for motion in mini_video.HARD}
+    assert all(rows == set(mini_video._of(motion)) for motion, rows in of.items())  # none is left out
+
+
+def test_practice_begins_when_it_is_told_to(monkeypatch):
+    monkeypatch.setattr(mini_video, "CHUNK", 120)
+    options = {"sparse steps": 2, "practice from": 5}
+    settings, plain = Settings(steps=9, batch=4, lr=1e-3, options=options), []
+    monkeypatch.setattr(mini_video, "practised", lambda number, rows, t, *_: plain.append(number) or (rows * 0, t))
+    first, then = (clean(mini_video.batches(number, settings)) for number in (4, 5))
+    assert plain == [5] and not torch.allclose(first[0], first[1], atol=1e-3)
+    torch.testing.assert_close(then, then[:1].expand_as(then), atol=1e-4, rtol=0)
 
 
 def test_clips_come_round_again_with_other_noise():
