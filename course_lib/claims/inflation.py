@@ -27,14 +27,14 @@ from course_lib.world import Clips, World
 
 FILMED, PICTURED = CLASSES[::2], CLASSES[1::2]  # subjects in clips, and those known from pictures alone
 PLACES = ("white", "mint", "sunset", "night sky")
-ACTS = ("standing still", "growing", "shrinking", "spinning")  # what is learnt soonest
+MOTIONS = ("standing still", "growing", "shrinking", "spinning")  # what is learnt soonest
 # Every fourth frame: four tell a motion as well as sixteen
-HOW = {"frames": 4, "fps": 2, "backgrounds": PLACES, "motions": ACTS}
+HOW = {"frames": 4, "fps": 2, "backgrounds": PLACES, "motions": MOTIONS}
 INDEX = torch.arange(4) * 4.0  # where they are in time, see `recipes.mini_video`
 CLIPS, BATCH, STEPS, LEARNING_RATE = 2048, 16, 250, 1e-3
 DRAWN, WALK, GUIDANCE = 256, 10, 4.0
 
-ALONE, DEAF, TUNED = "layers over time", "deaf layers over time", "deaf layers over time, and how pictures are told"
+ALONE, DEAF, TUNED = "layers over time", "deaf layers over time", "deaf layers over time, text projections tuned"
 EVERYTHING, NOTHING = "everything", "everything, from nothing"
 
 
@@ -51,13 +51,13 @@ def _data(seed: int) -> tuple[Tensor, list[str]]:
 def build(arm: str) -> InflatedUNet:
     """The network of an arm: of mini-sd or, "from nothing", of an untrained U-Net of its shape.
 
-    "How pictures are told" is the image model's projections of the text, to keys and values.
+    "Text projections" are the image model's: of the text to the keys and values of its cross-attention.
     """
     image = build_image_unet() if arm == NOTHING else zoo.load("mini-sd").unet
     unet = build_unet(image, hears=arm not in (DEAF, TUNED), completes=False)
     for name, parameter in unet.spatial.named_parameters():
-        telling = ".attn2.to_k." in name or ".attn2.to_v." in name
-        parameter.requires_grad_(arm in (EVERYTHING, NOTHING) or (arm == TUNED and telling))
+        projection = ".attn2.to_k." in name or ".attn2.to_v." in name
+        parameter.requires_grad_(arm in (EVERYTHING, NOTHING) or (arm == TUNED and projection))
     return unet
 
 
