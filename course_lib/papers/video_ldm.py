@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from course_lib.diffusion import Model, Step, guided, initial_noise, sample, zero_terminal_snr
+from course_lib.diffusion import Model, Step, guide, guided, in_turn, initial_noise, sample, zero_terminal_snr
 from course_lib.nn.inflate import InflatedUNet, inflate
 from course_lib.nn.temporal_decoder import TemporalAutoencoder
 from course_lib.papers.latent_diffusion import decode as decode_frames
@@ -82,6 +82,21 @@ def as_model(unet: nn.Module, **always: Any) -> Model:
         return unet(x.to(text.dtype), t, each, **told, **always).sample
 
     return model
+
+
+def coherent(unet: InflatedUNet, scale: float | int, **always: Any) -> Model:
+    """A video U-Net under guidance away from the image model inside: towards what only a clip can know.
+
+    alone + scale · (together - alone), see `diffusion.guide`; alone is what it says without its layers over time, and
+    costs less than it. `papers.vdm.coherent` is the like for a network that joint training taught both. scale: 0 or
+    more; 1 is the network itself, at its own cost. always: see `as_model`. Raises ValueError for a negative scale.
+    """
+    if scale < 0:
+        raise ValueError(f"scale: expected 0 or more, got {scale}")
+    together, alone = as_model(unet, **always), as_model(unet, **always | {"temporal_scale": 0})
+    if scale == 1:
+        return together
+    return lambda x, t, told: guide(together(x, t, told), alone(x, t, told), scale)
 
 
 # What is known of a clip beforehand
@@ -137,6 +152,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        coherence: float | int | None = None,
     ) -> AnimateDiffPipelineOutput | tuple[Any]:
         """Clips, one for each prompt, as `frames`.
 
@@ -144,7 +160,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         and num_frames are its own. guidance_scale: 1 is none. negative_prompt: what to be led away from, one for all or
         for each. generator: None is torch's own. output_type: "pil", a list of pictures for each clip; "np" (b, f, h,
         w, 3) and "pt" (b, f, 3, h, w) in [0, 1]; "latent" (b, c, f, y, x). callback_on_step_end: (pipeline, step from
-        0, timestep, {"latents"}); if it returns "latents", sampling goes on with those.
+        0, timestep, {"latents"}); if it returns "latents", sampling goes on with those. coherence: see `steps`.
         Raises ValueError for sizes that latents do not divide or an unknown output_type, and as `steps`.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -160,6 +176,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             scale=guidance_scale,
             negative=negative_prompt,
             generator=generator or torch.default_generator,
+            coherence=coherence,
         )
         with self.progress_bar(total=num_inference_steps) as bar:
             for step in steps:
@@ -193,18 +210,23 @@ class TextToVideoPipeline(DiffusionPipeline):
         mask: Bool[Tensor, "b f"] | None = None,
         frame_index: Real[Tensor, "b f"] | None = None,
         temporal_scale: float | int = 1.0,
+        coherence: float | int | None = None,
+        late: float | int = 700,
     ) -> Iterator[Step]:
         """Sample latents, one `diffusion.Step` at a time; `decode(step.x)` shows where it stands.
 
         latents: noise. scale, rescale: of guidance by text, see `diffusion.guide`. negative: prompt to be led away
         from, one for all or for each. known, mask: see `beside`; None: nothing is known. frame_index: where frames are
         in time, in units of 1/8 s for mini-video; None: 0, 1, 2 …. temporal_scale: of what an `InflatedUNet`'s layers
-        over time add; 0 draws pictures. Raises ValueError as `diffusion.sample` and the U-Net do, and for what the
-        U-Net cannot be told: known frames, or a scale.
+        over time add; 0 draws pictures. coherence: below timestep `late`, guidance is not by text but away from what an
+        `InflatedUNet` says of frames alone, by this scale, see `coherent`; None: by text throughout. Raises ValueError
+        as `diffusion.sample` and the U-Net do, and for what the U-Net cannot be told: known frames, or a scale.
         """
         ours = isinstance(self.unet, InflatedUNet)
         if temporal_scale != 1 and not ours:
             raise ValueError(f"temporal_scale: expected 1, only an InflatedUNet has a dial; got {temporal_scale}")
+        if coherence is not None and not ours:
+            raise ValueError(f"coherence: expected None, only an InflatedUNet has layers to leave out; got {coherence}")
         if (known is None) != (mask is None):
             raise ValueError(f"known, mask: expected both or neither, got {'no known' if known is None else 'no mask'}")
         negative = [negative] if isinstance(negative, str) else negative
@@ -222,6 +244,8 @@ class TextToVideoPipeline(DiffusionPipeline):
         negatives["text"] = negatives["text"].expand_as(told["text"])
         always = {"temporal_scale": temporal_scale} if ours else {}
         model = guided(as_model(self.unet, **always), negatives | same, scale, rescale)
+        if coherence is not None:
+            model = in_turn(model, coherent(self.unet, coherence, **always), late)
         latents = latents.to(self.unet.device)
         return sample(model, self.scheduler, latents, told | same, steps=steps, generator=generator)
 

@@ -1,6 +1,6 @@
 """One file per shipped checkpoint, and the engine that runs them all: `python -m course_lib.recipes NAME`."""
 
-from course_lib.recipes import features, judge, mini_clip, mini_sd, mini_vae, pixel_ddpm, vdm
+from course_lib.recipes import features, judge, mini_clip, mini_sd, mini_vae, mini_video, pixel_ddpm, vdm
 from course_lib.recipes.recipe import Recipe, Settings, run_recipe
 
 _ALL = (
@@ -11,6 +11,7 @@ _ALL = (
     mini_vae.RECIPE,
     mini_sd.RECIPE,
     vdm.RECIPE,
+    mini_video.RECIPE,
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 

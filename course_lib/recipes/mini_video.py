@@ -41,14 +41,13 @@ SCHEDULE = build_schedule(mini_sd.SCHEDULE)
 DROPPED = 0.1  # share of texts that training forgets, for guidance
 # What a clip of whole frames is shown beforehand: nothing, every fourth frame, or its first few; shares of a batch
 TASKS = {"nothing": 1 / 2, "every fourth": 1 / 4, "the first": 1 / 4}
-# Motions that take the longest, and the timesteps at which they are practised in the end. After 8,000 steps, of 112
-# clips 99 % showed their subject, and all that were told one of the other six motions obeyed; of these 30, 67 and 67 %.
-# After 11,000 the network finished ten real clips of a motion from under noise: from timestep 600 on 10 bounced and 8
-# turned, from 800 on 8 bounced, from 900 on 5
+# Motions that take the longest, and the timesteps at which they are practised in the end. After 8,000 steps of 4 clips,
+# of 112 clips 99 % showed their subject, and all that were told one of the other six motions obeyed; of these 30, 67
+# and 67 %. After 11,000 the network finished ten real clips of a motion from under noise: from timestep 600 on 10
+# bounced and 8 turned, from 800 on 8 bounced, from 900 on 5
 HARD = {"bouncing": (750, 1000), "spinning": (400, 1000), "moving down": (700, 1000)}
 STEPS, GUIDANCE = 25, 4.0  # of the evaluation, where clips are told to be drawn
 ROWS = 16  # clips that are drawn at once
-PARTS = {"sparse steps": 5000, "practice from": 8000}  # of the training
 
 
 class Latents(NamedTuple):
@@ -227,6 +226,7 @@ def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dic
     return {
         "KID of single frames": kid[0],
         "KID of pictures by the image model alone": kid[1],
+        "KID of single frames, less that of pictures": kid[0] - kid[1],
         "CLIPSIM": likeness.compute()["clipsim"].value,
         "frame consistency": consistency.compute()["consecutive"].value,
     }
@@ -234,6 +234,11 @@ def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dic
 
 def _real(count: int, seed: int) -> Clips:
     return World("test", seed=seed).batch(range(count))
+
+
+def _parts(sparse: int, practice: int) -> dict[str, int]:
+    """Of the training: steps of every fourth frame, and from which step on the hard motions are practised."""
+    return {"sparse steps": sparse, "practice from": practice}
 
 
 RECIPE = Recipe(
@@ -246,15 +251,16 @@ RECIPE = Recipe(
     trained=lambda pipeline: pipeline.unet,
     evaluate=evaluate,
     settings={
-        "cpu": Settings(steps=15000, batch=4, lr=1e-3, warmup=100, ema=0.998, options=PARTS),
-        "gpu": Settings(steps=15000, batch=16, lr=1e-3, warmup=100, ema=0.998, options=PARTS),
-        "ci": Settings(steps=3, batch=2, lr=5e-4, options={"sparse steps": 1, "practice from": 2}),
+        "cpu": Settings(15000, batch=4, lr=1e-3, warmup=100, ema=0.998, options=_parts(5000, 8000)),
+        "gpu": Settings(2800, batch=64, lr=1e-3, warmup=100, ema=0.998, options=_parts(840, 1400)),
+        "ci": Settings(3, batch=2, lr=5e-4, options=_parts(1, 2)),
     },
     bars={
         "subject, judge": (">=", 0.9),
         "motion, judge": (">=", 0.9),
         "background, judge": (">=", 0.9),
         "FVD, guided, times the floor": ("<=", 3.0),
+        "KID of single frames, less that of pictures": ("<=", 0.0),
     },
     notes="""
 `zoo.load("mini-video")` is a `course_lib.papers.video_ldm.TextToVideoPipeline`: `pipe("a tiger moving left on grass")`.
@@ -264,5 +270,12 @@ in time a frame is, in eighths of a second: `frame_index` 0, 1, 2 … is 8 frame
 Frames may be given beforehand (`known`, `mask`). v-prediction on mini-sd's schedule, moved so that its last level is
 pure noise. It knows what mini-sd knows, in the world's nine motions; not the 12 novel emoji. Sixteen frames are its
 length.
+
+Its weak spot is spinning, which half of the clips do that are told to. Guidance away from frames alone, in place of
+guidance by text where noise is low (`coherence=2`), cures most of it and costs elsewhere: of the same 1,024 clips then
+84 % spin and motion is right in 98.3 %, but the subject in 96.8 %, FVD is 2.01 times the floor, and single frames are
+further from real ones (KID 0.78) than pictures are. On two cores, 8,000 steps of 4 clips, two and a half hours of a run
+of the profile "cpu" that was to end there, led to 99 % of subjects and 88 % of motions right, of 112 clips. The profile
+is longer now; nobody has run it to its end.
 """,
 )

@@ -16,7 +16,7 @@ from course_lib.nn.inflate import InflatedUNet, inflate
 from course_lib.nn.temporal_decoder import inflate_decoder
 from course_lib.papers import video_ldm
 from course_lib.papers.vdm import read
-from course_lib.papers.video_ldm import TextToVideoPipeline, as_model, beside, between, build_unet, onwards
+from course_lib.papers.video_ldm import TextToVideoPipeline, as_model, beside, between, build_unet, coherent, onwards
 from tests.nn.inflated import awake
 
 PROMPTS = ["a tiger moving left on a sea background", "a red star spinning on a snow background"]
@@ -124,6 +124,38 @@ def test_the_dial_leads_from_pictures_to_clips(image, video):
     theirs = pipeline(image, to_motion_model(inflate(image.unet, "animatediff", heads=4, frames=8)))
     with pytest.raises(ValueError, match="temporal_scale: expected 1, only an InflatedUNet has a dial; got 0.5"):
         theirs.steps(PROMPTS, x, generator=torch.Generator(), temporal_scale=0.5)
+
+
+def test_late_guidance_leads_away_from_frames_alone(image, video):
+    x = noise()
+
+    def drawn(**options):
+        return [step.x for step in video.steps(PROMPTS, x, steps=3, generator=torch.Generator(), **options)]
+
+    told = {"text": video.text(PROMPTS), "extra": beside(x, torch.zeros(len(x), x.shape[2], dtype=torch.bool))}
+    t = torch.full((len(x),), 300)
+    with torch.no_grad():
+        alone = torch.stack(
+            [video.unet.spatial(x[:, :, f], t, image.text(PROMPTS)).sample for f in range(x.shape[2])], dim=2
+        )
+        together = video.unet(x, t, told["text"], extra=told["extra"]).sample
+        found = coherent(video.unet, 3)(x, t, told)
+        torch.testing.assert_close(found, alone + 3 * (together - alone), atol=1e-4, rtol=0)
+        torch.testing.assert_close(coherent(video.unet, 1)(x, t, told), together)
+        torch.testing.assert_close(coherent(video.unet, 3, temporal_scale=0)(x, t, told), alone, atol=1e-4, rtol=0)
+    plain, never, late = drawn(), drawn(coherence=2, late=0), drawn(coherence=2, late=500)
+    always = drawn(coherence=1, late=1001)
+    torch.testing.assert_close(never[-1], plain[-1])
+    torch.testing.assert_close(late[0], plain[0])  # at timestep 999 guidance is by text, at 333 no longer
+    assert not torch.allclose(late[-1], plain[-1], atol=1e-3)
+    torch.testing.assert_close(always[-1], drawn(scale=1)[-1])  # no guidance at all
+    output = video(PROMPTS, latents=x, num_inference_steps=3, output_type="latent", coherence=2).frames
+    torch.testing.assert_close(output, drawn(coherence=2)[-1])
+    with pytest.raises(ValueError, match="scale: expected 0 or more, got -1"):
+        drawn(coherence=-1)
+    theirs = pipeline(image, to_motion_model(inflate(image.unet, "animatediff", heads=4, frames=8)))
+    with pytest.raises(ValueError, match="coherence: expected None, only an InflatedUNet has layers to leave out"):
+        theirs.steps(PROMPTS, x, generator=torch.Generator(), coherence=2)
 
 
 def test_it_takes_modelscopes_unet(image):
