@@ -158,16 +158,20 @@ class Measurement:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """While the block lasts, transformers loads without a bar: a small model is there before anybody has read it."""
-    from transformers.utils import logging  # takes seconds, and not everybody needs it
+    """While the block lasts, transformers and diffusers load without a bar: a small model is there before anybody has
+    read it.
+    """
+    from diffusers.utils import logging as diffusers_logging  # takes seconds, and not everybody needs them
+    from transformers.utils import logging as transformers_logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = [library for library in (transformers_logging, diffusers_logging) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        for library in shown:
+            library.enable_progress_bar()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The ground: profile, device, dtype, seeds, costs, the hub, the data folder."""
 
 import http.server
+import importlib
 import json
 import os
 import platform
@@ -261,9 +262,9 @@ def test_data_folder(monkeypatch, tmp_path):
     assert runtime.data_dir() == tmp_path
 
 
-def test_progress_bars_are_hidden_for_a_while_and_then_as_before():
-    from transformers.utils import logging
-
+@pytest.mark.parametrize("library", ["transformers", "diffusers"])
+def test_progress_bars_are_hidden_for_a_while_and_then_as_before(library):
+    logging = importlib.import_module(f"{library}.utils.logging")
     with pytest.raises(KeyError), runtime.no_progress_bars():
         assert not logging.is_progress_bar_enabled()
         raise KeyError

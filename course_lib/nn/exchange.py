@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from torch import Tensor
 
-from course_lib.nn.inflate import InflatedUNet, inflate
+from course_lib.nn.inflate import InflatedUNet, inflate, placed_as
 from course_lib.nn.styles import places
 
 # The part of a layer's name that says what it hangs behind, and what diffusers calls the layer over time there
@@ -49,9 +49,9 @@ def to_motion_adapter(unet: InflatedUNet) -> MotionAdapter:
         motion_num_attention_heads=options.get("heads", 8),
         motion_max_seq_length=options.get("frames", 32),
         use_motion_mid_block=middle,
-    ).to(device=unet.device, dtype=unet.dtype)
+    )
     state = unet.temporal.state_dict()
-    adapter.load_state_dict({theirs: state[ours] for ours, theirs in _names(unet, MOTION).items()})
+    placed_as(adapter, unet).load_state_dict({theirs: state[ours] for ours, theirs in _names(unet, MOTION).items()})
     return adapter
 
 
@@ -94,7 +94,7 @@ def to_motion_model(unet: InflatedUNet) -> UNetMotionModel:
     Raises ValueError for another style.
     """
     model = UNetMotionModel.from_unet2d(unet.spatial, to_motion_adapter(unet), load_weights=False)
-    model.to(device=unet.device, dtype=unet.dtype)  # first: with load_weights, doubles would pass through floats
+    placed_as(model, unet)  # first: with load_weights, doubles would pass through floats
     over_time = unet.temporal.state_dict()
     state = {theirs: over_time[ours] for ours, theirs in _names(unet, MOTION).items()}
     model.load_state_dict(state | unet.spatial.state_dict())
@@ -137,7 +137,8 @@ def to_unet3d(unet: InflatedUNet) -> UNet3DConditionModel:
         down_block_types=[name.replace("2D", "3D") for name in image.down_block_types],
         up_block_types=[name.replace("2D", "3D") for name in image.up_block_types],
         attention_head_dim=width,
-    ).to(device=unet.device, dtype=unet.dtype)
+    )
+    placed_as(model, unet)
     over_time = unet.temporal.state_dict()
     state = {theirs: over_time[ours] for ours, theirs in _names(unet, MODELSCOPE).items()}
     model.load_state_dict(state | {name: _linear(name, value) for name, value in unet.spatial.state_dict().items()})
@@ -158,7 +159,7 @@ def from_unet3d(model: UNet3DConditionModel) -> InflatedUNet:
         attention_head_dim=[channels // width for channels in config.block_out_channels],
         use_linear_projection=True,
     )
-    unet = inflate(image.to(device=model.device, dtype=model.dtype), "modelscope", head_width=width)
+    unet = inflate(placed_as(image, model), "modelscope", head_width=width)
     state = model.state_dict()
     names = _names(unet, MODELSCOPE)
     unet.temporal.load_state_dict({ours: state.pop(theirs) for ours, theirs in names.items()})

@@ -12,7 +12,7 @@ backward pass at all. `nn/exchange.py` knows the same weights under diffusers' n
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from course_lib.nn.styles import STYLES, Place, places
 from course_lib.nn.temporal import ClipAttention, TimeAndText
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -284,6 +286,13 @@ def public(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
+def placed_as(model: M, other: ModelMixin) -> M:
+    """The model on another's device and in its dtype. diffusers' own `to` warns, told a dtype, of layers that ought to
+    stay in float32, and then names none.
+    """
+    return nn.Module.to(model, device=other.device, dtype=other.dtype)
+
+
 def inflate(unet: UNet2DConditionModel, style: str = "video-ldm", **options: Any) -> InflatedUNet:
     """An image U-Net as a video U-Net, which gives every frame what the image U-Net would, until its layers over time
     have learnt something.
@@ -291,6 +300,6 @@ def inflate(unet: UNet2DConditionModel, style: str = "video-ldm", **options: Any
     unet: any of diffusers' that is made of `styles.BLOCKS`; it is copied. style: one of `styles.STYLES`. options: of
     the style's function there, such as `styles.video_ldm`. Raises ValueError as `InflatedUNet` does.
     """
-    inflated = InflatedUNet(public(unet.config), style, options).to(device=unet.device, dtype=unet.dtype)
+    inflated = placed_as(InflatedUNet(public(unet.config), style, options), unet)
     inflated.spatial.load_state_dict(unet.state_dict())
     return inflated.train(unet.training)

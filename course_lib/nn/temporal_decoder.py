@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from course_lib.nn.inflate import Behind, Call, key_of, public
+from course_lib.nn.inflate import Behind, Call, key_of, placed_as, public
 from course_lib.nn.temporal import TemporalConv
 
 
@@ -65,6 +65,6 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
 
 def inflate_decoder(vae: AutoencoderKL) -> TemporalAutoencoder:
     """An image autoencoder as one for clips, which at first decodes frame by frame; the image one is copied."""
-    inflated = TemporalAutoencoder(public(vae.config)).to(device=vae.device, dtype=vae.dtype)
+    inflated = placed_as(TemporalAutoencoder(public(vae.config)), vae)
     inflated.spatial.load_state_dict(vae.state_dict())
     return inflated.train(vae.training)

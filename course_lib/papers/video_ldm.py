@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from course_lib.diffusion import Model, Step, guide, guided, in_turn, initial_noise, sample, zero_terminal_snr
-from course_lib.nn.inflate import InflatedUNet, inflate
+from course_lib.nn.inflate import InflatedUNet, inflate, placed_as
 from course_lib.nn.temporal_decoder import TemporalAutoencoder
 from course_lib.papers.latent_diffusion import decode as decode_frames
 from course_lib.papers.latent_diffusion import embed, tokenize
@@ -315,7 +315,7 @@ def with_layers(image: nn.Module, folder: Path) -> InflatedUNet | TemporalAutoen
     or missing.
     """
     kind = TemporalAutoencoder if isinstance(image, AutoencoderKL) else InflatedUNet
-    model = kind.from_config(kind.load_config(folder)).to(device=image.device, dtype=image.dtype)
+    model = placed_as(kind.from_config(kind.load_config(folder)), image)
     model.spatial.load_state_dict(image.state_dict())
     model.temporal.load_state_dict(load_file(folder / LAYERS))
     return model.train(image.training)
