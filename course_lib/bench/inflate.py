@@ -1,7 +1,8 @@
 """Inflated U-Nets beside diffusers' own video U-Nets with the very same weights: a training step, a step of sampling.
 
 Style animatediff meets UNetMotionModel, style modelscope UNet3DConditionModel; their answers are equal, so that only
-the way there is compared. video-ldm, which the course ships, has no counterpart and stands beside both. Last, a whole clip of mini-video.
+the way there is compared. video-ldm, which the course ships, has no counterpart and stands beside both. Last, a clip of
+mini-video.
 """
 
 from collections.abc import Callable
