@@ -1,6 +1,16 @@
 """One file per shipped checkpoint, and the engine that runs them all: `python -m course_lib.recipes NAME`."""
 
-from course_lib.recipes import features, judge, mini_clip, mini_sd, mini_vae, mini_video, pixel_ddpm, vdm
+from course_lib.recipes import (
+    features,
+    judge,
+    mini_clip,
+    mini_sd,
+    mini_vae,
+    mini_video,
+    pixel_ddpm,
+    temporal_vae,
+    vdm,
+)
 from course_lib.recipes.recipe import Recipe, Settings, run_recipe
 
 _ALL = (
@@ -12,6 +22,7 @@ _ALL = (
     mini_sd.RECIPE,
     vdm.RECIPE,
     mini_video.RECIPE,
+    temporal_vae.RECIPE,
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from course_lib import zoo
-from course_lib.metrics import PSNR, Flicker, perceptual_distance
+from course_lib.metrics import PSNR, Flicker, frechet_distance, perceptual_distance
 from course_lib.nn.temporal_decoder import TemporalAutoencoder, inflate_decoder
 from course_lib.papers.video_ldm import save_layers
 from course_lib.recipes import mini_vae
-from course_lib.recipes.drawn import compared
+from course_lib.recipes.drawn import features
 from course_lib.recipes.recipe import Recipe, Settings
 from course_lib.world import Sampler, World, render
 from course_lib.world.hashing import mix
@@ -96,19 +96,23 @@ def evaluate(model: Decoding, settings: Settings) -> Mapping[str, Any]:
     shaken, which is more like those that a model draws.
     """
     count = 16 if settings.steps < 100 else 512
-    world = World("test", seed=1)
-    video, other = world.batch(range(count)).video, World("test", seed=2).batch(range(count)).video
+    video, other = (World("test", seed=seed).batch(range(count)).video for seed in (1, 2))
     found: dict[str, Any] = {}
-    for strength in (0.0, SHAKEN):
+    for strength, kind in ((0.0, "latents as they are"), (SHAKEN, "latents shaken")):
+        psnr, fvd = {}, {}
         for name, scale in (("frame by frame", 0), ("together", 1)):
             again = reconstructed(model.vae, video, strength, scale)
             score = PSNR()
             score.update(again, video)
-            told = f"{name}, latents {'shaken' if strength else 'as they are'}"
-            found[f"PSNR, dB, {told}"] = score.compute()["frame_mean"].value
-            found[f"changes, times the film's own: {told}"] = changes(again) / changes(video)
-            found |= compared(again, other, video, name=told)
-    return found
+            psnr[name] = score.compute()["frame_mean"].value
+            fvd[name] = frechet_distance(*(features("features/video", part) for part in (video, again)))
+            found[f"PSNR, dB, {name}, {kind}"] = psnr[name]
+            found[f"changes, times the film's own, {name}, {kind}"] = changes(again) / changes(video)
+            found[f"FVD from the films themselves, {name}, {kind}"] = fvd[name]
+        found[f"PSNR gained together, dB, {kind}"] = psnr["together"] - psnr["frame by frame"]
+        found[f"FVD together, times that frame by frame, {kind}"] = fvd["together"] / fvd["frame by frame"]
+    floor = frechet_distance(*(features("features/video", part) for part in (video, other)))
+    return found | {f"FVD between films, n = {count}": floor}
 
 
 def changes(video: Float[Tensor, "b 3 f h w"]) -> float:
@@ -147,10 +151,16 @@ RECIPE = Recipe(
         "gpu": Settings(steps=2000, batch=16, lr=5e-4, warmup=50, ema=0.99),
         "ci": Settings(steps=2, batch=2, lr=5e-4),
     },
+    bars={"PSNR gained together, dB, latents shaken": (">=", 0.5)},
     notes="""
 `zoo.load("temporal-vae")` is a `course_lib.nn.temporal_decoder.TemporalAutoencoder`: `vae.decode(latents)` makes clips
 (b, 3, f, 64, 64) of latents (b, 16, f, 8, 8) such as mini-video draws, and it takes the place of a pipeline's `vae`.
 Stored are the layers over time alone; the rest is mini-vae, whose checksums it names. With `temporal_scale=0` it is
 mini-vae, frame by frame. Latents are mini-vae's. Made for 16 frames; others will do.
+
+It is worth its while where latents shake from frame to frame, as drawn ones do: what is decoded of them flickers 1.2
+times as much as the film instead of 1.8 times. Of latents as they are mini-vae leaves next to nothing to put right,
+and this one does not: PSNR is 0.08 dB lower than frame by frame. Nor does FVD fall, which hardly sees such flicker: it
+is 5 % higher, on either kind of latents.
 """,
 )

@@ -86,6 +86,12 @@ def test_the_decoder_is_measured_with_its_layers_on_and_off(monkeypatch):
     for parameter in decoder.temporal.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     monkeypatch.setattr(inflation.zoo, "load", lambda name: decoder if name == "temporal-vae" else load(name))
-    off, on = (inflation._decoded(arm, 0, 0.001) for arm in ("frame by frame", "together"))
+    apart, together = "frame by frame", "together"
+    off, on = (inflation._decoded(arm, 0, 0.001) for arm in (apart, together))
     assert off["changes, times the film's own"] == pytest.approx(1.0, abs=0.3)
     assert on["FVD"] != pytest.approx(off["FVD"])
+    for found in (off, on):
+        assert found["flicker"] == pytest.approx(abs(found["changes, times the film's own"] - 1))
+    shaken = inflation._decoded(inflation.SHAKEN[apart], 0, 0.001)
+    assert shaken["flicker"] > off["flicker"] + 0.3
+    assert inflation._decoded(inflation.SHAKEN[together], 0, 0.001)["flicker"] != pytest.approx(shaken["flicker"])

@@ -144,10 +144,24 @@ def test_changes_are_a_mean_over_all_pixels():
 
 def test_every_bar_is_measured(model):
     found = temporal_vae.evaluate(model, SMALL)
-    assert len(found) == 4 * 4  # four ways, each with PSNR, changes, FVD and its multiple of the floor
-    for told in ("latents as they are", "latents shaken"):
+    assert len(found) == 2 * (2 * 3 + 2) + 1  # both kinds of latents, both ways: three numbers; two that compare; floor
+    assert set(temporal_vae.RECIPE.bars) < set(found)
+    for kind in ("latents as they are", "latents shaken"):
         # Untrained, both ways are one
-        assert found[f"PSNR, dB, together, {told}"] == pytest.approx(
-            found[f"PSNR, dB, frame by frame, {told}"], abs=1e-3
-        )
+        assert found[f"PSNR gained together, dB, {kind}"] == pytest.approx(0, abs=1e-3)
+        assert found[f"FVD together, times that frame by frame, {kind}"] == pytest.approx(1, abs=1e-2)
     assert found["PSNR, dB, together, latents shaken"] != found["PSNR, dB, together, latents as they are"]
+
+
+def test_both_ways_are_compared_the_right_way_round(model, monkeypatch):
+    """A decoder that is perfect when it sees time, and paints grey when it does not."""
+
+    def decoded(vae, video, strength, temporal_scale):
+        return video * (temporal_scale or 0.5)
+
+    monkeypatch.setattr(temporal_vae, "reconstructed", decoded)
+    found = temporal_vae.evaluate(model, SMALL)
+    for kind in ("latents as they are", "latents shaken"):
+        assert found[f"PSNR gained together, dB, {kind}"] > 20
+        assert found[f"FVD together, times that frame by frame, {kind}"] == pytest.approx(0, abs=1e-3)
+        assert found[f"changes, times the film's own, frame by frame, {kind}"] == pytest.approx(0.5, rel=1e-3)
