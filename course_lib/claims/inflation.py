@@ -209,7 +209,7 @@ CLAIMS = (
     Claim(
         id="motion-words-reach-the-layers-over-time",
         lesson="07",
-        source="this course; the paper's layers over time do not read",
+        source="this course; the layers over time of Blattmann et al. 2023, Align your Latents, read in text-to-video",
         statement="Over an image model that has learnt from captions of pictures, layers over time set more things in "
         "motion as told if they read the text themselves.",
         arms=(ALONE, DEAF, TUNED),

@@ -80,8 +80,8 @@ def video_ldm(
 ) -> nn.Module | None:
     """Align your Latents: a residual block over time behind each one, attention over time behind each transformer.
 
-    head_width: of that attention. text_width: None, or the width of a text that it reads too, which the paper's does
-    not. extra_channels: of what is known beforehand; see `InflatedUNet.forward` for both.
+    head_width: of that attention. text_width: None, or the width of a text that it reads too, as in the paper's
+    text-to-video model. extra_channels: of what is known beforehand; see `InflatedUNet.forward` for both.
     """
     if place.kind == "conv_in" and extra_channels:
         return Beside(extra_channels, place.channels)

@@ -44,9 +44,9 @@ def build_unet(image: UNet2DConditionModel, *, hears: bool = True, completes: bo
     """An image U-Net with layers over time, which alone are to be trained; at first it is the image U-Net.
 
     image: mini-sd's, or any that `inflate` takes; it is copied. hears: whether layers over time read the text
-    themselves, words and all, see `papers.vdm.read`. The paper's do not: they see of the text what an image model makes
-    of it, and one that has learnt from captions without verbs makes nothing of those. completes: whether it can be
-    shown frames that are known, see `beside`.
+    themselves, as those of the paper's text-to-video model do; here words and all, see `papers.vdm.read`. Without, they
+    see of the text what the image model makes of it, and one that has learnt from captions without motions makes
+    nothing of those. completes: whether it can be shown frames that are known, see `beside`.
     """
     options: dict[str, Any] = {"text_width": 2 * image.config.cross_attention_dim} if hears else {}
     options |= {"extra_channels": image.config.in_channels + 1} if completes else {}
