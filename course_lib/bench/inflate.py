@@ -1,7 +1,8 @@
 """Inflated U-Nets beside diffusers' own video U-Nets with the very same weights: a training step, a step of sampling.
 
 Style animatediff meets UNetMotionModel, style modelscope UNet3DConditionModel; their answers are equal, so that only
-the way there is compared. video-ldm, which the course ships, has no counterpart and stands beside both.
+the way there is compared. video-ldm, which the course ships, has no counterpart and stands beside both. Last, a clip of
+mini-video.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import torch
 from diffusers import UNetMotionModel
 from torch import Tensor, nn
 
-from course_lib import runtime
-from course_lib.bench.timing import Row, alternate, compare
+from course_lib import runtime, zoo
+from course_lib.bench.timing import Row, alternate, compare, quartiles
 from course_lib.nn.cost import count_parameters
 from course_lib.nn.exchange import to_motion_model, to_unet3d
 from course_lib.nn.inflate import inflate
@@ -21,6 +22,7 @@ from course_lib.papers.latent_diffusion import build_unet
 BATCH, FRAMES, SIZE, WORDS, TEXT = 2, 16, 8, 32, 128  # as mini-sd is used: two clips, of which guidance makes one
 STYLES = {"animatediff": to_motion_model, "modelscope": to_unet3d}
 SECONDS_A_CASE = 40
+STEPS, TARGETS = 25, {"float32": 6, "bfloat16": 3}  # of sampling; seconds for a clip
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,24 @@ def bench_inflate() -> list[Row]:
         rows += timed(subjects, {name: subject.train for name, subject in subjects.items()}, frozen)
         for net in nets.values():
             net.requires_grad_(True)
+        rows.append(clip_row(half))
     return rows
+
+
+def clip_row(half: bool, steps: int = STEPS) -> Row:
+    """Seconds from a sentence to its clip."""
+    pipe = zoo.load("mini-video", device=runtime.device())
+
+    def draw() -> Tensor:
+        with torch.autocast(runtime.device().type, torch.bfloat16, enabled=half):
+            return pipe.draw(["a tiger moving left on grass"], steps=steps, generator=torch.Generator().manual_seed(0))
+
+    low, seconds, high = quartiles(alternate({"draw": draw}, repeats=7, budget_s=SECONDS_A_CASE)["draw"])
+    kind = "bfloat16" if half else "float32"
+    case = f"mini-video, {steps} steps with guidance, one clip of {FRAMES} frames, 64x64, {kind}"
+    target = TARGETS[kind]
+    ratios = (target / seconds, target / high, target / low)
+    return Row("inflate", case, "TextToVideoPipeline", seconds, "s", f"target {target} s", *ratios)
 
 
 def freeze_image(net: nn.Module) -> None:

@@ -17,7 +17,7 @@ from course_lib.diffusion import Example, Model, drop_conditioning, training_exa
 PATCH = 2  # 2 x 2 pixels of 3 colours are 12 channels of one place: a quarter of the work, or four times the network
 
 
-def build_unet(classes: int, size: int = 32, widths: tuple[int, ...] = (64, 128, 128)) -> UNet2DModel:
+def build_unet(classes: int, size: int = 32, widths: tuple[int, ...] = (64, 64, 64)) -> UNet2DModel:
     """An untrained U-Net for RGB images in patches, see `as_model`; with attention on every level but the finest.
 
     classes: how many there are; the U-Net gets one more, the last, for "anything". size: of the images, in pixels.

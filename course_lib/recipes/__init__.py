@@ -6,6 +6,7 @@ from course_lib.recipes import (
     mini_clip,
     mini_sd,
     mini_vae,
+    mini_video,
     pixel_ddpm,
     temporal_vae,
     vdm,
@@ -20,6 +21,7 @@ _ALL = (
     mini_vae.RECIPE,
     mini_sd.RECIPE,
     vdm.RECIPE,
+    mini_video.RECIPE,
     temporal_vae.RECIPE,
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

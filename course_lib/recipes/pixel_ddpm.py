@@ -112,7 +112,7 @@ RECIPE = Recipe(
     save=save,
     evaluate=evaluate,
     settings={
-        "cpu": Settings(steps=8000, batch=32, lr=2e-3, warmup=300, ema=0.999),
+        "cpu": Settings(steps=12000, batch=32, lr=2e-3, warmup=300, ema=0.999),
         "gpu": Settings(steps=8000, batch=128, lr=2e-3, warmup=300, ema=0.999),
         "ci": Settings(steps=3, batch=4, lr=1e-3),
     },

@@ -48,8 +48,11 @@ def test_every_case_has_a_row_for_each_pair(small, monkeypatch, fast, names):
         return {name: [1.0, 1.0] for name in functions}
 
     monkeypatch.setattr(bench, "alternate", once)
+    clips = []
+    monkeypatch.setattr(bench, "clip_row", clips.append)
     monkeypatch.setattr(bench.runtime, "dtype", lambda device: fast)
-    rows = bench.bench_inflate()
+    rows = [row for row in bench.bench_inflate() if row is not None]
+    assert clips == [False, True][: len(names)]
     whats = ("sampling step", "training step", "training step, image model frozen")
     cases = [f"2x16x3x8x8 {name} {what}" for name in names for what in whats]
     assert list(dict.fromkeys(row.case for row in rows)) == cases
@@ -62,3 +65,19 @@ def test_every_case_has_a_row_for_each_pair(small, monkeypatch, fast, names):
     for case in cases:
         assert [(row.subject, row.peer) for row in rows if row.case == case] == pairs
     assert all(row.ratio == 1 and row.unit == "ms" for row in rows)
+
+
+@pytest.mark.parametrize("half, target", [(False, 6), (True, 3)])
+def test_a_whole_clip_is_held_against_its_target(monkeypatch, half, target):
+    drawn = []
+
+    def thrice(functions, **options):
+        drawn.append(functions["draw"]())
+        return {"draw": [2.0, 3.0, 4.0]}
+
+    monkeypatch.setattr(bench, "alternate", thrice)
+    row = bench.clip_row(half, steps=2)
+    assert drawn[0].shape == (1, 3, 16, 64, 64)
+    assert (row.value, row.unit, row.peer, row.ratio) == (3, "s", f"target {target} s", target / 3)
+    assert row.low <= row.ratio <= row.high
+    assert "2 steps" in row.case and ("bfloat16" if half else "float32") in row.case

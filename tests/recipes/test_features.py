@@ -52,6 +52,6 @@ def test_batches_are_clean_and_pure():
 
 def test_the_recipes_of_the_course_are_known_by_name():
     names = ["judge", "features/image", "features/video", "mini-clip", "pixel-ddpm", "mini-vae", "mini-sd", "vdm"]
-    assert list(RECIPES) == [*names, "temporal-vae"]
+    assert list(RECIPES) == [*names, "mini-video", "temporal-vae"]
     for name, recipe in RECIPES.items():
         assert recipe.name == name and recipe.bars and recipe.notes.strip()
