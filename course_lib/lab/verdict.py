@@ -9,6 +9,7 @@ from course_lib.lab import style
 from course_lib.lab.show import show_figure
 
 ROOM = 96  # columns of printed text
+LABEL = 36  # columns of an arm's name beside its row
 
 
 def show_claim(record: Record) -> None:
@@ -28,7 +29,7 @@ def show_claim(record: Record) -> None:
             axes.plot(run, rows, color="#bbbbbb", linestyle="-", linewidth=1, zorder=1)
         for row, arm in enumerate(values):
             axes.scatter(arm, [row] * len(arm), s=60, color=_colour(record, row), zorder=2)
-        axes.set_yticks(rows, list(record.runs))
+        axes.set_yticks(rows, [textwrap.fill(arm, LABEL) for arm in record.runs])
         axes.set(xlabel=record.metric, ylim=(len(values) - 0.5, -0.5))
         numbers = "; ".join(
             f"{arm} " + ", ".join(f"{v:.3g}" for v in some) for arm, some in zip(record.runs, values, strict=True)
@@ -48,4 +49,4 @@ def _colour(record: Record, row: int) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, ROOM, subsequent_indent=" " * 9)
+    return textwrap.fill(text, ROOM, subsequent_indent=" " * 9, break_on_hyphens=False)

@@ -46,9 +46,10 @@ def test_arms_see_the_same_clips_and_noise(monkeypatch):
         assert all((latents - clip).abs().amax(dim=(1, 2, 3, 4)).min() < 1e-3 for clip in clean)
 
 
-@pytest.mark.parametrize(
-    "arm", [inflation.ALONE, inflation.DEAF, inflation.TUNED, inflation.EVERYTHING, inflation.NOTHING]
-)
+ARMS = [inflation.ALONE, inflation.DEAF, inflation.TUNED, inflation.WORDLESS, inflation.EVERYTHING, inflation.NOTHING]
+
+
+@pytest.mark.parametrize("arm", ARMS)
 def test_what_is_frozen_stays_and_the_rest_learns(arm):
     torch.manual_seed(3)
     first = inflation.build(arm).state_dict()
@@ -59,9 +60,28 @@ def test_what_is_frozen_stays_and_the_rest_learns(arm):
     assert began == (arm != inflation.NOTHING)
     projections = {name for name in image if "attn2.to_k" in name or "attn2.to_v" in name}
     nothing: set[str] = set()
-    expected = {inflation.ALONE: nothing, inflation.DEAF: nothing, inflation.TUNED: projections}.get(arm, set(image))
+    frozen = dict.fromkeys((inflation.ALONE, inflation.DEAF, inflation.WORDLESS), nothing)
+    expected = (frozen | {inflation.TUNED: projections}).get(arm, set(image))
     assert projections and moved == expected
     assert any(not torch.equal(after[name], value) for name, value in first.items() if name.startswith("temporal."))
+
+
+@torch.no_grad()
+def test_layers_told_no_words_are_as_large_and_hear_nothing():
+    heard = {}
+    for arm in (inflation.ALONE, inflation.WORDLESS):
+        unet = inflation.build(arm).eval()
+        torch.manual_seed(4)
+        for parameter in unet.temporal.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        width = unet.text_width // 2  # the image model reads the first half, the layers over time all of it
+        text = torch.randn(1, 32, 2 * width)
+        other = torch.cat([text[..., :width], torch.randn(1, 32, width)], dim=-1)
+        clip, size = torch.randn(1, 16, 4, 8, 8), sum(parameter.numel() for parameter in unet.parameters())
+        said = [unet(clip, 500, some, frame_index=inflation.INDEX[None]).sample for some in (text, other)]
+        heard[arm] = (size, (said[0] - said[1]).abs().max().item())
+    assert heard[inflation.WORDLESS] == (heard[inflation.ALONE][0], 0)
+    assert heard[inflation.ALONE][1] > 1e-3
 
 
 def test_clips_are_as_far_from_themselves_as_nothing_and_from_others_further():

@@ -16,6 +16,7 @@ from course_lib.claims import (
     __main__,
     convolution,
     diffusion,
+    inflation,
     judge,
     latents,
     load_ledger,
@@ -211,7 +212,7 @@ def test_a_claim_is_well_formed(id):
 
 
 def test_ids_are_unique():
-    rooms = (convolution, diffusion, latents, metrics, motion_words, vdm)
+    rooms = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
     assert len(CLAIMS) == sum(len(room.CLAIMS) for room in rooms)
 
 

@@ -58,6 +58,13 @@ FOLD = [
         fold(back=lambda a, x: a.unflatten(0, (x.shape[2], len(x))).permute(1, 2, 0, 3, 4)),
         "you read the rows as (f, b)",
     ),
+    (
+        fold(
+            go=lambda x: x.permute(2, 0, 1, 3, 4).flatten(0, 1),
+            back=lambda a, x: a.unflatten(0, (x.shape[2], len(x))).permute(1, 2, 0, 3, 4),
+        ),
+        "then t and text have to be tiled",
+    ),
     (fold(back=lambda a, x: a.unflatten(0, (len(x), -1))), "the last transpose is missing"),
     (fold(back=lambda a, x: a), "still in the batch"),
     (fold(times=lambda t, f: t), "unet wants a t for each of 8 pictures"),
@@ -160,12 +167,26 @@ def with_nan(layer):
     return layer
 
 
+def halved(layer):
+    for parameter in layer.parameters():
+        parameter.data /= 2
+    return layer
+
+
+def with_a_bias(layer):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 SILENCE = [
     (only("weight"), "the weight is zero, the bias is not: it still says"),
     (only("bias"), "the bias is zero, the weight is not"),
     (frozen, "weight and bias may not learn"),
     (nearly, "it still says a little"),
-    (lambda layer: layer, "it still says something"),
+    (lambda layer: layer, "no number in the layer has changed"),
+    (halved, "it still says something"),
+    (with_a_bias, "this layer has no bias"),
     (without_bias, "its parameters were bias, weight, and now there are others"),
     (times_nothing, "no gradient reaches weight and bias"),
     (with_nan, "it says nan or infinity"),
@@ -294,7 +315,13 @@ class Copied(Mix):
         super().__init__(copy.deepcopy(layer))
 
 
+class Zeroed(Mix):
+    def __init__(self, layer):
+        super().__init__(silence(layer))
+
+
 BLEND = [
+    (Zeroed, "You have set all of the layer to zero"),
     (AllImage, "The layer's gradient is exactly 0"),
     (Free, "alpha has left the range"),
     (Clamped, "clamp cuts it off"),

@@ -34,6 +34,18 @@ def test_every_run_is_a_dot_and_every_seed_a_line(figures):
 
 
 @pytest.mark.parametrize("id", sorted(load_ledger()))
+def test_names_of_arms_leave_room_for_the_runs(id, figures):
+    verdict.show_claim(load_ledger()[id])
+    ((figure, _),) = figures
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    whole, below = figure.bbox, axes.xaxis.label.get_window_extent()
+    assert axes.get_window_extent().width >= 0.4 * whole.width
+    assert whole.x0 <= below.x0 and below.x1 <= whole.x1  # nothing of the metric's name is cut off
+    assert " ".join(axes.get_yticklabels()[-1].get_text().split()) == list(load_ledger()[id].runs)[-1]
+
+
+@pytest.mark.parametrize("id", sorted(load_ledger()))
 def test_claim_verdict_effect_and_setting_are_told(id, figures, capsys):
     record = load_ledger()[id]
     verdict.show_claim(record)

@@ -45,6 +45,7 @@ def _fold_mistakes(unet: _ImageModel, video: Tensor, t: Tensor, text: Tensor) ->
     b, c, f, h, w = video.shape
     frames, times, texts = video.transpose(1, 2).flatten(0, 1), t.repeat_interleave(f), text.repeat_interleave(f, dim=0)
     bare, right = video.reshape(b * f, c, h, w), unet(frames, times, texts)
+    by_frame = unet(video.permute(2, 0, 1, 3, 4).flatten(0, 1), times, texts)  # (f b) c h w
     back = lambda rows: rows.unflatten(0, (b, f)).transpose(1, 2)  # noqa: E731
     cut = ("reshape(b * f, c, h, w) moves no number: what the model sees as a picture is made of channels of several "
            "frames. First transpose(1, 2).")  # fmt: skip
@@ -55,6 +56,8 @@ def _fold_mistakes(unet: _ImageModel, video: Tensor, t: Tensor, text: Tensor) ->
          "side by side: repeat_interleave."),
         (back(unet(frames, t.repeat(f), text.repeat(f, 1, 1))), "Timesteps and texts are tiled, 0 1 0 1, but frames of "
          "a clip stand side by side: repeat_interleave."),
+        (by_frame.unflatten(0, (f, b)).permute(1, 2, 0, 3, 4), "Your rows are (f, b), all clips' first frames first: "
+         "then t and text have to be tiled, `repeat`. Or put the frames of a clip side by side: transpose(1, 2)."),
         (unet(bare, times, texts).reshape(video.shape), cut),
         (back(unet(bare, times, texts)), cut),
         (right.reshape(video.shape), "The way in is right. On the way back, frames and channels have to change places: "

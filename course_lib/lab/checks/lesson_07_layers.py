@@ -31,15 +31,15 @@ def _layers() -> list[tuple[str, nn.Module, Tensor]]:
     ]
 
 
-def _judge_silence(got: object, layer: nn.Module, names: set[str], x: Tensor, told: str) -> None:
+def _judge_silence(got: object, layer: nn.Module, before: dict[str, Tensor], x: Tensor, told: str) -> None:
     if got is None:
         raise Wrong(f"{told}: got None. Is a `return layer` missing?")
     if got is not layer:
         raise Wrong(
             f"{told}: you returned {brief(got)}, not the layer that you were given. Change its numbers in place."
         )
-    if {name for name, _ in layer.named_parameters()} != names:
-        raise Wrong(f"{told}: its parameters were {', '.join(sorted(names))}, and now there are others. Leave them as "
+    if {name for name, _ in layer.named_parameters()} != set(before):
+        raise Wrong(f"{told}: its parameters were {', '.join(sorted(before))}, and now there are others. Leave them as "
                     "they are (what is gone, cannot learn), and fill them with zeros.")  # fmt: skip
     with torch.no_grad():
         said = layer(x)
@@ -47,6 +47,9 @@ def _judge_silence(got: object, layer: nn.Module, names: set[str], x: Tensor, to
     if not said.isfinite().all():
         raise Wrong(f"{told}: it says nan or infinity. Fill weight and bias with zeros.")
     if said.abs().max() > 0:
+        if all(torch.equal(value, before[name]) for name, value in layer.named_parameters()):
+            raise Wrong(f"{told}: no number in the layer has changed. `p = …` only gives a name to another tensor; "
+                        "nn.init.zeros_(p) fills the one that is there.")  # fmt: skip
         if not weight.any() and bias is not None:
             raise Wrong(f"{told}: the weight is zero, the bias is not: it still says {said.abs().max():.2g} to every "
                         "input. Public code of two well-known video models has this bug.")  # fmt: skip
@@ -70,8 +73,15 @@ def verify_silence(attempt: Callable) -> Iterator[str]:
     """A linear layer, a convolution over time, and one that has no bias."""
     with torch.random.fork_rng(devices=[]):
         for number, (told, layer, x) in enumerate(_layers()):
-            names = {name for name, _ in layer.named_parameters()}
-            _judge_silence(call(attempt, layer), layer, names, x, told)
+            before = {name: value.detach().clone() for name, value in layer.named_parameters()}
+            try:
+                got = call(attempt, layer)
+            except (AttributeError, TypeError) as error:
+                if layer.bias is None and "NoneType" in str(error):
+                    raise Wrong(f"{told}: this layer has no bias, layer.bias is None. layer.parameters() has what "
+                                "there is.") from error  # fmt: skip
+                raise
+            _judge_silence(got, layer, before, x, told)
             if number == 0:
                 yield f"{told}: it says 0 to every input, and weight and bias get a gradient"
         yield "a convolution over time too, and a layer that has no bias"
@@ -149,6 +159,9 @@ def _judge_learning(attempt: Callable, video: Tensor) -> None:
     _backward(blend, video)
     if layer.out.weight.grad is None:
         raise Wrong("No gradient reaches the layer. Is it called in forward, and what it says not detached?")
+    if not layer.mix.weight.any():
+        raise Wrong("You have set all of the layer to zero, and what multiplies zeros by zeros never learns. Only its "
+                    "end may be zero, see 7.4, and it is already: leave the layer as it is.")  # fmt: skip
     if not layer.out.weight.grad.abs().max() > 0:
         raise Wrong("The layer's gradient is exactly 0: the factor 1 - alpha is 0 at first, and the gradient has it "
                     "too. The layer adds nothing anyway, so alpha need not be 1.")  # fmt: skip
@@ -188,7 +201,7 @@ def _judge_range(attempt: Callable, video: Tensor) -> None:
     _backward(blend, video)
     if not own.grad.abs().max() > 0:
         raise Wrong("With the parameter at 3, alpha gets no gradient any more: clamp cuts it off, and what has once "
-                    "left the range never comes back. A sigmoid is never flat.")  # fmt: skip
+                    "left the range never comes back. A sigmoid has a slope there.")  # fmt: skip
 
 
 def verify_blend(attempt: Callable) -> Iterator[str]:
@@ -198,4 +211,4 @@ def verify_blend(attempt: Callable) -> Iterator[str]:
         _judge_learning(attempt, video)
         yield "at first the video as it was; the layer learns from the first step on, alpha from the second"
         _judge_range(attempt, video)
-    yield "whatever the parameter: between all video and all layer, and never without a gradient"
+    yield "whatever the parameter: between all video and all layer, with a gradient where a clamp has none"
