@@ -231,13 +231,12 @@ def draw(
         if coherence is not None:
             known = in_turn(known, coherent(as_model(model), coherence), LATE)
         how = {"steps": steps, "generator": generator}
+        asked = told(some, frame_rate)  # as the empty text: in float32
         with runtime.autocast(model.device):
-            *_, last = sample(known, SCHEDULE, x, told(some, frame_rate), **how)
+            *_, last = sample(known, SCHEDULE, x, asked, **how)
             clip = last.x.float()
             if frames > FRAMES:
-                clip = extend(
-                    known, SCHEDULE, clip, told(some, frame_rate), frames=frames, past=PAST, weight=weight, **how
-                )
+                clip = extend(known, SCHEDULE, clip, asked, frames=frames, past=PAST, weight=weight, **how)
         parts.append(clip.cpu().clamp(-1, 1))
     return torch.cat(parts)
 
