@@ -81,8 +81,19 @@ def test_a_whole_clip_is_held_against_its_target(monkeypatch, half, target):
         drawn.append(functions["draw"]())
         return {"draw": [2.0, 3.0, 4.0]}
 
+    load, loaded = bench.zoo.load, []
+
+    def remembered(name, **options):
+        loaded.append(load(name, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(bench.zoo, "load", remembered)
     monkeypatch.setattr(bench, "alternate", thrice)
     row = bench.clip_row(half, steps=2)
+    pipe = loaded[-1]  # it has loaded its image model before
+    kinds = {parameter.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder) for parameter in part.parameters()}
+    assert kinds == {torch.bfloat16 if half else torch.float32}
+    assert drawn[0].isfinite().all()
     assert drawn[0].shape == (1, 3, 16, 64, 64)
     assert (row.value, row.unit, row.peer, row.ratio) == (3, "s", f"target {target} s", target / 3)
     assert row.low <= row.ratio <= row.high
