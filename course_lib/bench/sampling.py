@@ -4,7 +4,6 @@ Unlike other benchmarks this one takes minutes: torch.compile works for one of t
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from diffusers import (
 from torch import Tensor
 
 from course_lib import runtime, zoo
-from course_lib.bench.timing import Row, alternate, compare
+from course_lib.bench.timing import Row, alternate, compare, compile_seconds
 from course_lib.diffusion import Model, Step, ddim, ddpm, initial_noise, sample
 from course_lib.papers.ddpm import PATCH, as_model, build_schedule
 from course_lib.papers.latent_diffusion import LatentDiffusion
@@ -76,18 +75,6 @@ def by_diffusers(parts: LatentDiffusion, prompts: list[str], noise: Tensor) -> D
     return lambda: pipeline(prompts, latents=noise, **options).images.float().cpu() * 2 - 1
 
 
-def compile_seconds(draw: Draw) -> float | None:
-    """What the first pictures of a compiled model take; where there is no compiler, None and a printed line."""
-    start = time.perf_counter()
-    try:
-        draw()
-    except RuntimeError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"{COMPILED}: left out, {reason}", flush=True)
-        return None
-    return time.perf_counter() - start
-
-
 def text_to_image_rows(
     full: LatentDiffusion, half: LatentDiffusion, compiled: LatentDiffusion, count: int
 ) -> list[Row]:
@@ -107,7 +94,7 @@ def text_to_image_rows(
     }
     bar = BARS[count]
     notes = {"ours float32": f"bar {2 * bar:g} s; ", "ours bfloat16": f"bar {bar:g} s; "}
-    first = compile_seconds(functions[COMPILED])
+    first = compile_seconds(functions[COMPILED], COMPILED)
     if first is None:
         del functions[COMPILED]
     else:

@@ -73,6 +73,21 @@ def alternate(
     return times
 
 
+def compile_seconds(draw: Callable[[], object], name: str) -> float | None:
+    """What the first call of a compiled model takes; where there is no compiler, None and a printed line.
+
+    name: of the subject, for that line.
+    """
+    start = time.perf_counter()
+    try:
+        draw()
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"{name}: left out, {reason}", flush=True)
+        return None
+    return time.perf_counter() - start
+
+
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile; of one value, that value three times."""
     if len(values) == 1:

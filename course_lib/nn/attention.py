@@ -129,9 +129,15 @@ def place_waves(h: int, w: int, like: Tensor) -> Float[Tensor, "1 waves h w"]:
     and cosine down, then across. Liu et al. 2018, "CoordConv", arXiv 1807.03247; Tancik et al. 2020, "Fourier Features
     Let Networks Learn High Frequency Functions", arXiv 2006.10739.
     """
-    down, across = (torch.arange(n, device=like.device, dtype=torch.float64).add(0.5).mul(2 / n).sub(1) for n in (h, w))
-    turned = [math.pi * rate * side for rate in WAVES for side in torch.meshgrid(down, across, indexing="ij")]
-    return torch.stack([wave for turn in turned for wave in (turn.sin(), turn.cos())])[None].to(like.dtype)
+    down, across = _waves(h)[..., None].expand(-1, -1, -1, w), _waves(w)[..., None, :].expand(-1, -1, h, -1)
+    return torch.stack([down, across], dim=1).flatten(0, 2)[None].to(like)  # 1 (rates side sin-cos) h w
+
+
+def _waves(n: int) -> Float[Tensor, "rates two n"]:
+    """Sine and cosine of the n places of one side; on the CPU, since not every GPU has float64."""
+    side = torch.arange(n, dtype=torch.float64).add(0.5).mul(2 / n).sub(1)
+    turned = torch.tensor(WAVES, dtype=torch.float64).mul(math.pi)[:, None] * side
+    return torch.stack([turned.sin(), turned.cos()], dim=1)
 
 
 # The layers

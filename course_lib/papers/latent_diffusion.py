@@ -7,7 +7,6 @@ one training example, sampling, the pipeline.
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from course_lib.diffusion import Model, Step, guided, initial_noise, sample
+from course_lib.nn.compiled import compiled
 
 # The autoencoder
 
@@ -160,22 +160,11 @@ class LatentDiffusion:
         )
 
     def compiled(self) -> "LatentDiffusion":
-        """The same, its U-Net through torch.compile: the first pictures wait a minute, later ones take about half.
+        """The same, its U-Net `nn.compiled`: the first pictures of every number wait a minute, later ones take half.
 
-        Every number of pictures is compiled for itself, with the weights of that moment as constants: load adapters and
-        choose device and dtype before. Needs a C++ compiler, on a GPU Triton; without, the first picture raises
-        RuntimeError.
+        Load adapters and choose device and dtype before; without a C++ compiler, the first picture raises RuntimeError.
         """
-        unet = copy.copy(self.unet)  # the same weights; the other one stays as it is
-        forward = torch.compile(unet.forward, dynamic=False)
-
-        def frozen(*args: Any, **options: Any) -> Any:
-            # Weights become constants, packed once. As an option of torch.compile it would come too late
-            with torch._inductor.config.patch(freezing=True):
-                return forward(*args, **options)
-
-        unet.forward = frozen
-        return replace(self, unet=unet)
+        return replace(self, unet=compiled(self.unet))
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
         """Prompts to what the U-Net reads; "" is the empty prompt, which stands for any picture."""

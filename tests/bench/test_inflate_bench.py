@@ -1,5 +1,7 @@
 """Inflated U-Nets side by side with diffusers': equal answers, who is compared with whom, what is frozen."""
 
+import re
+
 import pytest
 import torch
 
@@ -51,11 +53,11 @@ def test_every_case_has_a_row_for_each_pair(small, monkeypatch, fast, names):
     monkeypatch.setattr(bench, "alternate", once)
     clips = []
 
-    def clip_row(half):
+    def clip_rows(half):
         clips.append(half)
-        return Row("inflate", "a clip", "TextToVideoPipeline", 1.0, "s", "target 1 s", 1.0, 1.0, 1.0)
+        return [Row("inflate", "a clip", "TextToVideoPipeline", 1.0, "s", "target 1 s", 1.0, 1.0, 1.0)]
 
-    monkeypatch.setattr(bench, "clip_row", clip_row)
+    monkeypatch.setattr(bench, "clip_rows", clip_rows)
     monkeypatch.setattr(bench.runtime, "dtype", lambda device: fast)
     rows = [row for row in bench.bench_inflate() if row.case != "a clip"]
     assert clips == [False, True][: len(names)]
@@ -73,28 +75,55 @@ def test_every_case_has_a_row_for_each_pair(small, monkeypatch, fast, names):
     assert all(row.ratio == 1 and row.unit == "ms" for row in rows)
 
 
-@pytest.mark.parametrize("half, target", [(False, 6), (True, 3)])
-def test_a_whole_clip_is_held_against_its_target(monkeypatch, half, target):
-    drawn = []
+@pytest.fixture
+def clips(monkeypatch):
+    """A clock by which a clip takes 3 s, and one of a compiled model 2; a compiler that changes nothing.
+
+    Gives what was drawn, by name, the pipelines that were loaded, and every call of what was compiled.
+    """
+    drawn, loaded, asked, load = {}, [], [], bench.zoo.load
 
     def thrice(functions, **options):
-        drawn.append(functions["draw"]())
-        return {"draw": [2.0, 3.0, 4.0]}
-
-    load, loaded = bench.zoo.load, []
+        drawn.update({name: function() for name, function in functions.items()})
+        return {name: [1.0, 2.0, 3.0] if name == bench.COMPILED else [2.0, 3.0, 4.0] for name in functions}
 
     def remembered(name, **options):
-        loaded.append(load(name, **options))
+        loaded.append(load(name, **options))  # it loads its image model before
         return loaded[-1]
+
+    def compile(call, **options):
+        return lambda *args, **told: asked.append(call) or call(*args, **told)
 
     monkeypatch.setattr(bench.zoo, "load", remembered)
     monkeypatch.setattr(bench, "alternate", thrice)
-    row = bench.clip_row(half, steps=2)
-    pipe = loaded[-1]  # it has loaded its image model before
+    monkeypatch.setattr(torch, "compile", compile)
+    return drawn, loaded, asked
+
+
+@pytest.mark.parametrize("half, target", [(False, 6), (True, 3)])
+def test_a_whole_clip_is_held_against_its_target(clips, half, target):
+    drawn, loaded, asked = clips
+    rows, pipe = bench.clip_rows(half, steps=2), loaded[-1]
     kinds = {parameter.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder) for parameter in part.parameters()}
     assert kinds == {torch.bfloat16 if half else torch.float32}
-    assert drawn[0].isfinite().all()
-    assert drawn[0].shape == (1, 3, 16, 64, 64)
-    assert (row.value, row.unit, row.peer, row.ratio) == (3, "s", f"target {target} s", target / 3)
-    assert row.low <= row.ratio <= row.high
-    assert "2 steps" in row.case and ("bfloat16" if half else "float32") in row.case
+    assert [row.subject for row in rows] == list(drawn) == [bench.PIPELINE, bench.COMPILED][: 1 + half]
+    assert len(asked) == 2 * 2 * half  # two steps to compile, two for the clock, none of the plain network
+    for row, seconds in zip(rows, (3, 2), strict=False):
+        assert drawn[row.subject].isfinite().all()
+        assert drawn[row.subject].shape == (1, 3, 16, 64, 64)
+        assert (row.value, row.unit, row.peer, row.ratio) == (seconds, "s", f"target {target} s", target / seconds)
+        assert row.low < row.ratio < row.high
+        assert "2 steps" in row.case and ("bfloat16" if half else "float32") in row.case
+    assert [bool(re.fullmatch(r"the first after \d+ s", row.note)) for row in rows] == [False, True][: 1 + half]
+
+
+def test_without_a_compiler_a_clip_is_timed_plainly(clips, monkeypatch, capsys):
+    def compile(call, **options):
+        def fail(*args, **told):
+            raise RuntimeError("no working C++ compiler\nand a long story")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert [row.subject for row in bench.clip_rows(True, steps=1)] == [bench.PIPELINE]
+    assert capsys.readouterr().out == "TextToVideoPipeline, compiled: left out, no working C++ compiler\n"

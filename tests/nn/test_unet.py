@@ -6,6 +6,7 @@ from diffusers.models.resnet import Upsample2D
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib.nn.attention import POSITIONS, TemporalAttention, place_waves
 from course_lib.nn.unet import Grow, TextSummary, VideoUNet
@@ -175,6 +176,21 @@ def test_places_are_waves_of_where_a_pixel_is_in_its_frame():
                 found[first + offset : first + offset + 2], torch.stack([turned.sin(), turned.cos()])
             )
     assert found.flatten(1).unique(dim=1).shape[1] == 24  # no two places are told the same
+
+
+def test_places_need_no_float64_of_the_device():
+    """Apple's GPUs have none."""
+
+    class Without64(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **kwargs or {})
+            assert not (isinstance(made, torch.Tensor) and made.is_meta and made.dtype == torch.float64), func
+            return made
+
+    like = torch.empty(0, dtype=torch.float16, device="meta")
+    with Without64():
+        waves = place_waves(4, 6, like)
+    assert (waves.device, waves.dtype, waves.shape) == (like.device, like.dtype, (1, 12, 4, 6))
 
 
 def test_told_its_place_a_pixel_of_an_even_frame_differs_far_from_the_border():
