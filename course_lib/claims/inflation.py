@@ -247,8 +247,8 @@ CLAIMS = (
         id="temporal-decoder-steadies",
         lesson="07",
         source="this course, after Blattmann et al. 2023, Align your Latents",
-        statement="Where latents shake from frame to frame, as drawn ones do, a decoder with layers over time makes "
-        "clips of them that flicker less.",
+        statement="Where latents shake from frame to frame, a decoder with layers over time makes clips of them that "
+        "flicker less.",
         arms=tuple(SHAKEN.values()),
         run=_decoded,
         metric="flicker",

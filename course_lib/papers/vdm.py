@@ -142,20 +142,20 @@ def coherent(model: Model, scale: float | int) -> Model:
 
 
 def replacement(
-    model: Model, scheduler: SchedulerMixin, known: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "f"]
+    model: Model, scheduler: SchedulerMixin, known: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "*b f"]
 ) -> Model:
     """The model, but what it says of known frames is what is known: the replacement method. Song et al. 2021.
 
     The sampler then leads those frames along q(x_s | x_t, x0), from which the paper draws them (section 3.1), and the
     others see them at their own noise level; but nobody asks what the model itself would have made of the known ones.
-    known: clean; what stands in other frames does not matter. mask: which frames are known.
+    known: clean; what stands in other frames does not matter. mask: which frames are known, of all clips or of each.
     """
     kind = prediction_type(scheduler)
 
     def wrapped(x: Tensor, t: Tensor, conditioning: object) -> Tensor:
         level = level_at(scheduler, t)
         said = estimate(kind, model(x, t, conditioning).to(x.dtype), x, level)
-        x0 = torch.where(mask[:, None, None].to(x.device), known.to(x), said.x0)
+        x0 = torch.where(mask[..., None, :, None, None].to(x.device), known.to(x), said.x0)
         return estimate("sample", x0, x, level).of(kind)
 
     return wrapped

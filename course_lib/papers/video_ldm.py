@@ -35,10 +35,12 @@ from course_lib.nn.inflate import InflatedUNet, inflate, placed_as
 from course_lib.nn.temporal_decoder import TemporalAutoencoder
 from course_lib.papers.latent_diffusion import decode as decode_frames
 from course_lib.papers.latent_diffusion import embed, tokenize
-from course_lib.papers.vdm import every, first, read
+from course_lib.papers.vdm import every, first, read, replacement
 
 # Timestep below which guidance may leave the text: of 6 clips told to spin, 5 did so then, 4 with 500, 2 without
 LATE = 700
+# Guidance where frames are known; at 4, the changes at real key frames are 1.6, at 2 1.4 times those of the real clip
+FITTING = 2.0
 
 # The network
 
@@ -170,7 +172,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             raise ValueError(f"output_type: expected pil, np, pt or latent; got {output_type!r}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if latents is None:
-            shape = (len(prompts), self._channels(), num_frames, *self._size(height, width))
+            shape = (len(prompts), self._image_config().in_channels, num_frames, *self._size(height, width))
             latents = initial_noise(shape, generator or torch.default_generator)
         steps = self.steps(
             prompts,
@@ -219,11 +221,12 @@ class TextToVideoPipeline(DiffusionPipeline):
         """Sample latents, one `diffusion.Step` at a time; `decode(step.x)` shows where it stands.
 
         latents: noise. scale, rescale: of guidance by text, see `diffusion.guide`. negative: prompt to be led away
-        from, one for all or for each. known, mask: see `beside`; None: nothing is known. frame_index: where frames are
-        in time, in units of 1/8 s for mini-video; None: 0, 1, 2 …. temporal_scale: of what an `InflatedUNet`'s layers
-        over time add; 0 draws pictures. coherence: below timestep `late`, guidance is not by text but away from what an
-        `InflatedUNet` says of frames alone, by this scale, see `coherent`; None: by text throughout. Raises ValueError
-        as `diffusion.sample` and the U-Net do, and for what the U-Net cannot be told: known frames, or a scale.
+        from, one for all or for each. known, mask: see `beside`; then guidance leads away from knowing nothing, too
+        (the paper's context guidance), and `replacement` keeps them; None: nothing is known. frame_index: where frames
+        are in time, in units of 1/8 s for mini-video; None: 0, 1, 2 …. temporal_scale: of what an `InflatedUNet`'s
+        layers over time add; 0 draws pictures. coherence: below timestep `late`, guidance is not by text but away from
+        what an `InflatedUNet` says of frames alone, by this scale, see `coherent`; None: by text throughout. Raises
+        ValueError as `diffusion.sample` and the U-Net do, and for known frames or scales that it cannot be told.
         """
         ours = isinstance(self.unet, InflatedUNet)
         if temporal_scale != 1 and not ours:
@@ -236,21 +239,24 @@ class TextToVideoPipeline(DiffusionPipeline):
         if len(negative) not in (1, len(prompts)):
             raise ValueError(f"negative: expected one prompt, or one for each of {len(prompts)}; got {len(negative)}")
         told, negatives = {"text": self.text(prompts)}, {"text": self.text(negative)}
-        same: dict[str, Tensor] = {} if frame_index is None else {"frame_index": frame_index}
+        negatives["text"] = negatives["text"].expand_as(told["text"])
+        if frame_index is not None:
+            told["frame_index"] = negatives["frame_index"] = frame_index.to(self.unet.device)
+        latents = latents.to(self.unet.device)
         if ours and (self.unet.config.options or {}).get("extra_channels"):
-            if known is None or mask is None:
-                known, mask = latents, torch.zeros(len(latents), latents.shape[2], dtype=torch.bool)
-            same["extra"] = beside(known.to(latents), mask.to(latents.device))
+            nothing = torch.zeros(len(latents), latents.shape[2], dtype=torch.bool, device=latents.device)
+            told["extra"] = negatives["extra"] = beside(latents, nothing)
+            if known is not None and mask is not None:
+                told["extra"] = beside(known.to(latents), mask.to(latents.device))
         elif known is not None:
             raise ValueError("known: expected none, since this U-Net cannot be shown frames; got some")
-        same = {name: part.to(self.unet.device) for name, part in same.items()}
-        negatives["text"] = negatives["text"].expand_as(told["text"])
         always = {"temporal_scale": temporal_scale} if ours else {}
-        model = guided(as_model(self.unet, **always), negatives | same, scale, rescale)
+        model = guided(as_model(self.unet, **always), negatives, scale, rescale)
         if coherence is not None:
             model = in_turn(model, coherent(self.unet, coherence, **always), late)
-        latents = latents.to(self.unet.device)
-        return sample(model, self.scheduler, latents, told | same, steps=steps, generator=generator)
+        if known is not None and mask is not None:
+            model = replacement(model, self.scheduler, known, mask)
+        return sample(model, self.scheduler, latents, told, steps=steps, generator=generator)
 
     def decode(self, latents: Float[Tensor, "b c f y x"]) -> Float[Tensor, "b 3 f h w"]:
         """Latents of about unit variance to clips, clamped to [-1, 1]."""
@@ -271,15 +277,11 @@ class TextToVideoPipeline(DiffusionPipeline):
         """As `draw`, but not decoded; frames that were known are what they were, and decide the size."""
         known = options.get("known")
         size = self._size(None, None) if known is None else known.shape[3:]
-        noise = initial_noise((len(prompts), self._channels(), frames, *size), generator)
+        noise = initial_noise((len(prompts), self._image_config().in_channels, frames, *size), generator)
         *_, last = self.steps(prompts, noise, generator=generator, **options)
         if known is None:
             return last.x
-        mask = options["mask"][:, None, :, None, None].to(last.x.device)
-        return torch.where(mask, known.to(last.x), last.x)
-
-    def _channels(self) -> int:
-        return self._image_config().in_channels
+        return torch.where(options["mask"][:, None, :, None, None].to(last.x.device), known.to(last.x), last.x)
 
     def _image_config(self) -> Any:
         return (self.unet.spatial if isinstance(self.unet, InflatedUNet) else self.unet).config
@@ -314,8 +316,7 @@ def save_layers(model: InflatedUNet | TemporalAutoencoder, folder: Path) -> None
 def with_layers(image: nn.Module, folder: Path) -> InflatedUNet | TemporalAutoencoder:
     """An image model with the layers over time that `save_layers` wrote, which were trained on it.
 
-    image: the UNet2DConditionModel or AutoencoderKL; it is copied. Raises RuntimeError for weights that are left over
-    or missing.
+    image: the UNet2DConditionModel or AutoencoderKL; it is copied. Raises RuntimeError for weights too many or missing.
     """
     kind = TemporalAutoencoder if isinstance(image, AutoencoderKL) else InflatedUNet
     model = placed_as(kind.from_config(kind.load_config(folder)), image)
@@ -365,7 +366,8 @@ def between(
     known[:, :, ::factor] = pieces
     index = (torch.arange(length) * spacing / factor).expand(len(pieces), -1)
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    filled = pipeline.latents(repeated, frames=length, known=known, mask=mask, frame_index=index, **options)
+    options = {"scale": FITTING, "known": known, "mask": mask, "frame_index": index} | options
+    filled = pipeline.latents(repeated, frames=length, **options)
     inner = filled[:, :, :-1].unflatten(0, (b, count))  # the last frame of each is the first of the next
     inner = inner.transpose(1, 2).flatten(2, 3)  # b c (count · (length - 1)) y x
     return torch.cat([inner, keys[:, :, -1:].to(inner)], dim=2)
@@ -383,8 +385,7 @@ def onwards(
     """Longer clips, block by block: each begins with the last `past` frames that there are.
 
     clip: its beginning, as many frames as a block has. frames: how many in the end. past: fewer than a block has; of
-    mini-video's training, at most 8.
-    options: of `TextToVideoPipeline.steps`. Raises ValueError for no longer clip, or for `past` out of range.
+    mini-video's training, at most 8. options: see `between`. Raises ValueError for no longer clip, or such a `past`.
     """
     block = clip.shape[2]
     if not 1 <= past < block:
@@ -393,8 +394,7 @@ def onwards(
         raise ValueError(f"frames: expected more than the {block} that there are, got {frames}")
     mask = first(block, past).expand(len(clip), -1)
     while clip.shape[2] < frames:
-        known = torch.zeros_like(clip[:, :, :block])
-        known[:, :, :past] = clip[:, :, -past:]
-        made = pipeline.latents(prompts, frames=block, known=known, mask=mask, **options)
+        known = nn.functional.pad(clip[:, :, -past:], (0, 0, 0, 0, 0, block - past))
+        made = pipeline.latents(prompts, frames=block, known=known, mask=mask, **{"scale": FITTING} | options)
         clip = torch.cat([clip, made[:, :, past:].to(clip)], dim=2)
     return clip[:, :, :frames]

@@ -164,9 +164,9 @@ RECIPE = Recipe(
 Stored are the layers over time alone; the rest is mini-vae, whose checksums it names. With `temporal_scale=0` it is
 mini-vae, frame by frame. Latents are mini-vae's. Made for 16 frames; others will do.
 
-It is worth its while where latents shake from frame to frame, as drawn ones do: what is decoded of them flickers 1.2
-times as much as the film instead of 1.8 times. Of latents as they are mini-vae leaves next to nothing to put right,
-and this one does not: PSNR is 0.08 dB lower than frame by frame. Nor does FVD fall, which hardly sees such flicker: it
-is 5 % higher, on either kind of latents. So three of four bars are missed.
+It is worth its while where latents shake from frame to frame, as in this test (drawn ones shake less): what is decoded
+of them flickers 1.2 times as much as the film instead of 1.8 times. Of latents as they are mini-vae leaves next to
+nothing to put right, and this one does not: PSNR is 0.08 dB lower than frame by frame. Nor does FVD fall, which hardly
+sees such flicker: it is 5 % higher, on either kind of latents. So three of four bars are missed.
 """,
 )

@@ -10,13 +10,22 @@ from diffusers import AnimateDiffPipeline, MotionAdapter, UNet3DConditionModel, 
 from PIL import Image
 from torch import nn
 
-from course_lib.diffusion import ends_without_signal, level_at
+from course_lib.diffusion import add_noise, ends_without_signal, level_at
 from course_lib.nn.exchange import to_motion_model, to_unet3d
 from course_lib.nn.inflate import InflatedUNet, inflate
 from course_lib.nn.temporal_decoder import inflate_decoder
 from course_lib.papers import video_ldm
 from course_lib.papers.vdm import read
-from course_lib.papers.video_ldm import TextToVideoPipeline, as_model, beside, between, build_unet, coherent, onwards
+from course_lib.papers.video_ldm import (
+    FITTING,
+    TextToVideoPipeline,
+    as_model,
+    beside,
+    between,
+    build_unet,
+    coherent,
+    onwards,
+)
 from tests.nn.inflated import awake
 
 PROMPTS = ["a tiger moving left on a sea background", "a red star spinning on a snow background"]
@@ -258,7 +267,7 @@ def told(video, **changes):
     return calls, watching
 
 
-def test_known_frames_are_shown_to_both_sides_of_guidance_and_kept(video, monkeypatch):
+def test_guidance_leads_from_knowing_nothing_to_what_is_known_which_is_kept(video, monkeypatch):
     calls, watching = told(video)
     monkeypatch.setattr(video.unet, "forward", watching)
     known, mask = noise(seed=5), torch.tensor([[True, False, False, False, True]]).expand(2, -1)
@@ -268,11 +277,28 @@ def test_known_frames_are_shown_to_both_sides_of_guidance_and_kept(video, monkey
     torch.testing.assert_close(found[:, :, [0, 4]], known[:, :, [0, 4]])
     assert len(calls) == 2
     for call in calls:
-        torch.testing.assert_close(call["extra"], beside(known, mask).repeat(2, 1, 1, 1, 1))
+        unknown, shown = call["extra"].chunk(2)
+        torch.testing.assert_close(shown, beside(known, mask))
+        assert not unknown.any()
         torch.testing.assert_close(call["frame_index"], index.repeat(2, 1))
     free = video.latents(PROMPTS, generator=torch.Generator().manual_seed(1), frames=5, steps=2)
     assert not calls[-1]["extra"].any() and "frame_index" not in calls[-1]
     assert not torch.allclose(found[:, :, 1:4], free[:, :, 1:4], atol=1e-3)  # the others have seen them
+
+
+def test_at_every_step_a_sample_has_its_known_frames_at_their_noise_level(video):
+    """With DDIM they are signal · known + noise · the same noise throughout; so training has shown them."""
+    known, same = noise(seed=5), noise(seed=6)
+    mask = torch.tensor([[True, False, False, True, False], [False, True, False, False, True]])
+    how = {"known": known.masked_fill(~mask[:, None, :, None, None], torch.nan), "mask": mask, "steps": 5}
+    begin = {step.t for step in video.steps(PROMPTS, same, generator=torch.Generator(), steps=5)}
+    x = add_noise(video.scheduler, known, same, torch.tensor([max(begin)]))
+    walk = [(step.t, step.x.clone()) for step in video.steps(PROMPTS, x, generator=torch.Generator(), **how)]
+    for (_, found), (t, _) in zip(walk, walk[1:], strict=False):
+        expected = add_noise(video.scheduler, known, same, torch.tensor([t]))
+        kept = mask[:, None, :, None, None].expand_as(x)
+        torch.testing.assert_close(found[kept], expected[kept], atol=1e-5, rtol=0)
+        assert found.isfinite().all() and (found - expected)[~kept].abs().max() > 0.1
 
 
 def test_between_key_frames_all_windows_are_filled_in(video, monkeypatch):
@@ -288,7 +314,7 @@ def test_between_key_frames_all_windows_are_filled_in(video, monkeypatch):
     found = between(video, PROMPTS, keys, spacing=2.0, steps=3)
     assert found.shape == (2, 4, 25, 8, 8)
     torch.testing.assert_close(found[:, :, ::4], keys)
-    assert seen["prompts"] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 and seen["options"] == {"steps": 3}
+    assert seen["prompts"] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 and seen["options"] == {"steps": 3, "scale": FITTING}
     torch.testing.assert_close(seen["index"], (torch.arange(13) / 2).expand(4, -1))
     assert seen["mask"].int().tolist() == [[1, 0, 0, 0] * 3 + [1]] * 4
     for clip in range(2):
@@ -303,11 +329,12 @@ def test_a_clip_goes_on_from_its_last_frames(video, monkeypatch):
 
     def invented(prompts, *, frames, known, mask, **options):
         seen.append((known, mask))
+        assert options == {"scale": 3}  # told, it is not the usual one
         made = torch.full((2, 4, frames, 8, 8), float(len(seen)))
         return torch.where(mask[:, None, :, None, None], known, made)
 
     monkeypatch.setattr(video, "latents", invented)
-    found = onwards(video, PROMPTS, clip, frames=13, past=2)
+    found = onwards(video, PROMPTS, clip, frames=13, past=2, scale=3)
     assert found.shape == (2, 4, 13, 8, 8)
     torch.testing.assert_close(found[:, :, :6], clip)
     assert found[0, 0, 6:, 0, 0].tolist() == [1, 1, 1, 1, 2, 2, 2]
