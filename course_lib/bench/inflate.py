@@ -2,7 +2,7 @@
 
 Style animatediff meets UNetMotionModel, style modelscope UNet3DConditionModel; their answers are equal, so that only
 the way there is compared. video-ldm, which the course ships, has no counterpart and stands beside both. Last, a clip of
-mini-video; in bfloat16 also with its U-Net through torch.compile, which takes two minutes before the first.
+mini-video; in bfloat16 also with its U-Net through torch.compile, which takes one to two minutes before the first.
 """
 
 from collections.abc import Callable, Sequence

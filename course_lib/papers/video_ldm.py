@@ -353,7 +353,7 @@ def between(
     network drew the key frames. prompts: one for each clip. factor: frames for each key frame. window: key frames of a
     window, 2 or more; n - 1 is a multiple of window - 1. spacing: time between key frames, as in `frame_index`. The
     U-Net should have been trained with such masks: mini-video's knows a factor of 4 and clips of up to 16 frames.
-    options: of `TextToVideoPipeline.steps`. Raises ValueError for other numbers, and as that does.
+    options: of `TextToVideoPipeline.steps`; scale is `FITTING` if not told. Raises ValueError as it, or for others.
     """
     b, _, n, _, _ = keys.shape
     if window < 2 or n < window or (n - 1) % (window - 1):
@@ -366,8 +366,8 @@ def between(
     known[:, :, ::factor] = pieces
     index = (torch.arange(length) * spacing / factor).expand(len(pieces), -1)
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    options = {"scale": FITTING, "known": known, "mask": mask, "frame_index": index} | options
-    filled = pipeline.latents(repeated, frames=length, **options)
+    options = {"scale": FITTING} | options
+    filled = pipeline.latents(repeated, frames=length, known=known, mask=mask, frame_index=index, **options)
     inner = filled[:, :, :-1].unflatten(0, (b, count))  # the last frame of each is the first of the next
     inner = inner.transpose(1, 2).flatten(2, 3)  # b c (count · (length - 1)) y x
     return torch.cat([inner, keys[:, :, -1:].to(inner)], dim=2)

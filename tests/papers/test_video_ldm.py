@@ -16,16 +16,7 @@ from course_lib.nn.inflate import InflatedUNet, inflate
 from course_lib.nn.temporal_decoder import inflate_decoder
 from course_lib.papers import video_ldm
 from course_lib.papers.vdm import read
-from course_lib.papers.video_ldm import (
-    FITTING,
-    TextToVideoPipeline,
-    as_model,
-    beside,
-    between,
-    build_unet,
-    coherent,
-    onwards,
-)
+from course_lib.papers.video_ldm import TextToVideoPipeline, as_model, beside, between, build_unet, coherent, onwards
 from tests.nn.inflated import awake
 
 PROMPTS = ["a tiger moving left on a sea background", "a red star spinning on a snow background"]
@@ -314,7 +305,10 @@ def test_between_key_frames_all_windows_are_filled_in(video, monkeypatch):
     found = between(video, PROMPTS, keys, spacing=2.0, steps=3)
     assert found.shape == (2, 4, 25, 8, 8)
     torch.testing.assert_close(found[:, :, ::4], keys)
-    assert seen["prompts"] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 and seen["options"] == {"steps": 3, "scale": FITTING}
+    assert seen["prompts"] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2 and seen["options"] == {
+        "steps": 3,
+        "scale": video_ldm.FITTING,
+    }
     torch.testing.assert_close(seen["index"], (torch.arange(13) / 2).expand(4, -1))
     assert seen["mask"].int().tolist() == [[1, 0, 0, 0] * 3 + [1]] * 4
     for clip in range(2):
@@ -325,16 +319,19 @@ def test_between_key_frames_all_windows_are_filled_in(video, monkeypatch):
 
 
 def test_a_clip_goes_on_from_its_last_frames(video, monkeypatch):
-    clip, seen = noise(f=6), []
+    clip, seen, scales = noise(f=6), [], []
 
     def invented(prompts, *, frames, known, mask, **options):
         seen.append((known, mask))
-        assert options == {"scale": 3}  # told, it is not the usual one
+        scales.append(options["scale"])
         made = torch.full((2, 4, frames, 8, 8), float(len(seen)))
         return torch.where(mask[:, None, :, None, None], known, made)
 
     monkeypatch.setattr(video, "latents", invented)
-    found = onwards(video, PROMPTS, clip, frames=13, past=2, scale=3)
+    onwards(video, PROMPTS, clip, frames=7, past=2, scale=3)
+    seen.clear()
+    found = onwards(video, PROMPTS, clip, frames=13, past=2)
+    assert scales == [3] + [video_ldm.FITTING] * 2
     assert found.shape == (2, 4, 13, 8, 8)
     torch.testing.assert_close(found[:, :, :6], clip)
     assert found[0, 0, 6:, 0, 0].tolist() == [1, 1, 1, 1, 2, 2, 2]
@@ -365,6 +362,8 @@ def test_bad_input_is_refused(image, video):
     for past in (0, 5):
         with pytest.raises(ValueError, match=f"past: expected 1 to 4 of 5 frames, got {past}"):
             onwards(video, PROMPTS, x, frames=9, past=past, generator=generator)
+    with pytest.raises(TypeError, match="mask"):  # what it decides itself cannot be told
+        between(video, PROMPTS, noise(f=4), mask=torch.ones(2, 13, dtype=torch.bool), generator=generator)
     with pytest.raises(ValueError, match="frames: expected more than the 5 that there are, got 5"):
         onwards(video, PROMPTS, x, frames=5, generator=generator)
 
