@@ -22,7 +22,9 @@ VENV = os.path.join(ROOT, ".venv")
 SCRIPTS = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin")
 VENV_PYTHON = os.path.join(SCRIPTS, "python.exe" if os.name == "nt" else "python")
 STAMP = os.path.join(VENV, "course-stamp")  # written last: what was installed, completely
-HOME = os.path.join(VENV, "course-home")  # where the environment was made: it does not survive being moved
+HOME = os.path.join(
+    VENV, "course-home"
+)  # where the environment was made: it does not survive being moved
 
 
 class Stop(Exception):
@@ -101,24 +103,34 @@ def folder_bytes(folder):
 def check_machine():
     """Refuse at once, in one line, what would otherwise fail after minutes of downloading."""
     if sys.platform == "darwin" and platform.machine() == "x86_64":
-        raise Stop("PyTorch has no build for Macs with Intel processors, nor for a Python run by Rosetta.")
+        raise Stop(
+            "PyTorch has no build for Macs with Intel processors, nor for a Python run by Rosetta."
+        )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
         package = "python%s-venv" % short_version(sys.version_info)
-        raise Stop("Python's venv module is missing; on Debian or Ubuntu: sudo apt install " + package)
+        raise Stop(
+            "Python's venv module is missing; on Debian or Ubuntu: sudo apt install " + package
+        )
     if not os.path.exists(STAMP):
         free = shutil.disk_usage(ROOT).free + folder_bytes(VENV)
         if free < DISK_GB * 10**9:
-            raise Stop("about %d GB of free disk is needed; here there is %.1f GB." % (DISK_GB, free / 1e9))
+            raise Stop(
+                "about %d GB of free disk is needed; here there is %.1f GB." % (DISK_GB, free / 1e9)
+            )
 
 
 def make_environment():
     """A new .venv, unless one made here by a suitable Python is there already."""
     kept = read(HOME) == ROOT and os.path.exists(VENV_PYTHON)
     if kept:
-        question = [VENV_PYTHON, "-c", "import pip, sys; sys.stdout.write('%d %d' % sys.version_info[:2])"]
+        question = [
+            VENV_PYTHON,
+            "-c",
+            "import pip, sys; sys.stdout.write('%d %d' % sys.version_info[:2])",
+        ]
         answer = subprocess.run(question, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         kept = answer.returncode == 0 and supported([int(part) for part in answer.stdout.split()])
     if kept:
@@ -130,7 +142,15 @@ def make_environment():
 
 
 def pip(*arguments, **options):
-    command = [VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-c", "constraints.txt"]
+    command = [
+        VENV_PYTHON,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-c",
+        "constraints.txt",
+    ]
     return subprocess.run(command + list(arguments), cwd=ROOT, **options)
 
 
@@ -155,12 +175,19 @@ def install():
     project = "%s[%s]" % (ROOT, EXTRAS)
     # Isolation would download an unpinned setuptools; the pinned one is already in .venv.
     if pip("--no-build-isolation", "-e", project).returncode != 0:
-        raise Stop("pip did not finish (its message is above); the same command carries on from here.")
+        raise Stop(
+            "pip did not finish (its message is above); the same command carries on from here."
+        )
 
 
 def settle_jupyter():
     """JupyterLab opens on the lesson: without first asking whether it may fetch its news."""
-    settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+    settings = {
+        "@jupyterlab/apputils-extension:notification": {
+            "fetchNews": "false",
+            "checkForUpdates": False,
+        }
+    }
     folder = os.path.join(VENV, "share", "jupyter", "lab", "settings")
     os.makedirs(folder, exist_ok=True)
     write(os.path.join(folder, "overrides.json"), json.dumps(settings))
@@ -185,7 +212,10 @@ def set_up():
     settle_jupyter()
     write(STAMP, wanted)
     size, minutes = folder_bytes(VENV) / 1e9, (time.time() - start) / 60
-    say("done in %.1f minutes; .venv takes %.1f GB. Open the course with: %s" % (minutes, size, how_to_open()))
+    say(
+        "done in %.1f minutes; .venv takes %.1f GB. Open the course with: %s"
+        % (minutes, size, how_to_open())
+    )
 
 
 def main():

@@ -79,7 +79,9 @@ def dtype(device: torch.device | str | None = None) -> torch.dtype:
 
 def autocast(device: torch.device | str) -> torch.autocast:
     """Within it, a model on `device` multiplies in `dtype(device)`, and a float32 model stays one."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype(device) == torch.bfloat16)
+    return torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=dtype(device) == torch.bfloat16
+    )
 
 
 def _device_type() -> str:
@@ -117,7 +119,9 @@ def keep_freed_memory() -> bool:
 
 def cpu_cores() -> int:
     """How many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; a container often has fewer cores than the machine
+    if hasattr(
+        os, "sched_getaffinity"
+    ):  # Linux; a container often has fewer cores than the machine
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -125,7 +129,10 @@ def cpu_cores() -> int:
 def machine_summary() -> str:
     """One line: cores, memory, accelerator, arithmetic, versions, profile."""
     cores = cpu_cores()
-    parts = [f"{cores} CPU core{'s' * (cores != 1)}", f"{_gb(psutil.virtual_memory().total)} memory"]
+    parts = [
+        f"{cores} CPU core{'s' * (cores != 1)}",
+        f"{_gb(psutil.virtual_memory().total)} memory",
+    ]
     where = device()
     if where.type == "cuda":
         card = torch.cuda.get_device_properties(where)
@@ -133,7 +140,9 @@ def machine_summary() -> str:
     else:
         parts.append("Apple GPU" if where.type == "mps" else "no GPU in use")
     parts.append("fast bfloat16" if dtype(where) == torch.bfloat16 else "float32")
-    parts.append(f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}")
+    parts.append(
+        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
     parts.append(f"profile {profile()}")
     return " · ".join(parts)
 
@@ -153,7 +162,9 @@ class Measurement:
 
     def __str__(self) -> str:
         peak = _gb(self.peak_mb * 1e6) if self.peak_mb >= 1000 else f"{self.peak_mb:.0f} MB"
-        return f"measured: {self.what}: {_duration(self.seconds)}, peak memory {peak} ({self.where})"
+        return (
+            f"measured: {self.what}: {_duration(self.seconds)}, peak memory {peak} ({self.where})"
+        )
 
 
 @contextmanager
@@ -161,10 +172,16 @@ def no_progress_bars() -> Iterator[None]:
     """While the block lasts, transformers and diffusers load without a bar: a small model is there before anybody has
     read it.
     """
-    from diffusers.utils import logging as diffusers_logging  # takes seconds, and not everybody needs them
+    from diffusers.utils import (
+        logging as diffusers_logging,
+    )  # takes seconds, and not everybody needs them
     from transformers.utils import logging as transformers_logging
 
-    shown = [library for library in (transformers_logging, diffusers_logging) if library.is_progress_bar_enabled()]
+    shown = [
+        library
+        for library in (transformers_logging, diffusers_logging)
+        if library.is_progress_bar_enabled()
+    ]
     for library in shown:
         library.disable_progress_bar()
     try:
@@ -193,9 +210,13 @@ def measured(what: str) -> Iterator[Measurement]:
         start = time.perf_counter()
         yield cost
         if where.type == "cuda":
-            torch.cuda.synchronize(where)  # kernels are queued: without this only the launch is timed
+            torch.cuda.synchronize(
+                where
+            )  # kernels are queued: without this only the launch is timed
         cost.seconds = time.perf_counter() - start
-    cost.peak_mb = (torch.cuda.max_memory_allocated(where) if where.type == "cuda" else resident[0]) / 1e6
+    cost.peak_mb = (
+        torch.cuda.max_memory_allocated(where) if where.type == "cuda" else resident[0]
+    ) / 1e6
     print(cost)
 
 
@@ -257,7 +278,9 @@ def hub_available() -> bool:
         raise ValueError(f"COURSE_HUB must be 0 or 1; got {wish!r}")
     if wish != "1":
         return False
-    from huggingface_hub import constants  # knows the hub's address, and any mirror the reader has set
+    from huggingface_hub import (
+        constants,
+    )  # knows the hub's address, and any mirror the reader has set
 
     if constants.HF_HUB_OFFLINE:
         return False

@@ -12,7 +12,9 @@ os.environ.setdefault("COURSE_PROFILE", "ci")
 matplotlib.use("Agg")
 
 # The same examples in every run: a red test stays red until it is mended. No deadline: CI machines stall.
-hypothesis.settings.register_profile("course", deadline=None, derandomize=True, database=None, max_examples=30)
+hypothesis.settings.register_profile(
+    "course", deadline=None, derandomize=True, database=None, max_examples=30
+)
 hypothesis.settings.load_profile("course")
 
 
@@ -23,14 +25,22 @@ def untrained_diffusion():
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from course_lib.papers.latent_diffusion import LatentDiffusion, build_autoencoder, build_schedule, build_unet
+    from course_lib.papers.latent_diffusion import (
+        LatentDiffusion,
+        build_autoencoder,
+        build_schedule,
+        build_unet,
+    )
     from course_lib.recipes.mini_clip import build_tokenizer
 
     def build(prediction_type="v_prediction", text_width=32):
         """All parts, untrained and small; the weights of the U-Net's last layer are not zero, so that text matters."""
         torch.manual_seed(0)
         tokenizer = build_tokenizer()
-        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {
+            name: getattr(tokenizer, name)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
         text = CLIPTextConfig(
             hidden_size=text_width, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
             vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **ids,

@@ -13,7 +13,12 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 README = (DATA / "README.md").read_text(encoding="utf-8")
 CLIPS = json.loads((DATA / "clips" / "clips.json").read_text(encoding="utf-8"))
 CHECKPOINTS = DATA / "checkpoints"
-FILES = sorted(path for room in ("sprites", "clips") for path in (DATA / room).iterdir() if path.name != "LICENSE")
+FILES = sorted(
+    path
+    for room in ("sprites", "clips")
+    for path in (DATA / room).iterdir()
+    if path.name != "LICENSE"
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -33,7 +38,11 @@ def test_no_checksum_of_a_file_that_is_gone():
 def test_a_clip_is_credited_as_its_card_says(name):
     words = " ".join(README.split())
     assert CLIPS[name]["credit"] in words
-    row = next(line for line in README.splitlines() if line.startswith("|") and f"`clips/{name}.mp4`" in line)
+    row = next(
+        line
+        for line in README.splitlines()
+        if line.startswith("|") and f"`clips/{name}.mp4`" in line
+    )
     assert CLIPS[name]["licence"] in row
 
 
@@ -64,8 +73,14 @@ def test_no_file_lies_among_the_checkpoints_unlisted():
     listed = [CHECKPOINTS / line[66:] for line in sums_of_checkpoints()]
     cards = [CHECKPOINTS / name / "README.md" for name in zoo.names(CHECKPOINTS)]
     found = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
-    hidden = [path for path in found if any(part.startswith(".") for part in path.relative_to(CHECKPOINTS).parts)]
-    assert sorted(set(found) - set(hidden)) == sorted([*listed, *cards, *[CHECKPOINTS / zoo.SUMS] * bool(listed)])
+    hidden = [
+        path
+        for path in found
+        if any(part.startswith(".") for part in path.relative_to(CHECKPOINTS).parts)
+    ]
+    assert sorted(set(found) - set(hidden)) == sorted(
+        [*listed, *cards, *[CHECKPOINTS / zoo.SUMS] * bool(listed)]
+    )
 
 
 def sums_of_checkpoints():

@@ -54,7 +54,9 @@ def imported_rooms(path, package):
             continue
         parts = [target.split(".") for target in targets]
         rooms |= {part[1] for part in parts if part[0] == package.name and len(part) > 1}
-    return {room for room in rooms if (package / room).is_dir() or (package / f"{room}.py").exists()}
+    return {
+        room for room in rooms if (package / room).is_dir() or (package / f"{room}.py").exists()
+    }
 
 
 def broken_floors(package):
@@ -68,7 +70,9 @@ def broken_floors(package):
         for other in sorted(imported_rooms(path, package) - {room}):
             below = room and FLOOR.get(other, 0) < FLOOR[room]
             if not below and (room, other) not in NEIGHBOURS:
-                problems.append(f"{name or package.name} imports {other}, which does not stand below it")
+                problems.append(
+                    f"{name or package.name} imports {other}, which does not stand below it"
+                )
     return problems
 
 
@@ -126,7 +130,9 @@ SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), ROOT / "inst
 
 
 def functions(tree):
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def style_problems(path):
@@ -140,7 +146,9 @@ def style_problems(path):
             problems.append(f"{path.name}: {node.name} has more than {LONGEST_FUNCTION} lines")
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            problems.append(f"{path.name}: no `from __future__ import`: it hides the annotations from the tests")
+            problems.append(
+                f"{path.name}: no `from __future__ import`: it hides the annotations from the tests"
+            )
     return problems
 
 
@@ -166,7 +174,9 @@ def test_files_and_functions_stay_short(path):
     assert style_problems(path) == []
 
 
-@pytest.mark.parametrize("path", modules(PACKAGE).values(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", modules(PACKAGE).values(), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_everything_public_is_documented_and_annotated(path):
     assert public_problems(path) == []
 
@@ -174,7 +184,9 @@ def test_everything_public_is_documented_and_annotated(path):
 def test_the_style_checker_can_fail(tmp_path):
     path = tmp_path / "long.py"
     body = "    x = 1\n" * LONGEST_FUNCTION
-    path.write_text("from __future__ import annotations\n" + f"def f(a):\n{body}" + "# \n" * LONGEST_FILE)
+    path.write_text(
+        "from __future__ import annotations\n" + f"def f(a):\n{body}" + "# \n" * LONGEST_FILE
+    )
     assert len(style_problems(path)) == 3
     assert public_problems(path) == [
         "long.py has no docstring",
@@ -183,7 +195,9 @@ def test_the_style_checker_can_fail(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in modules(PACKAGE) if not name.endswith("__main__")])
+@pytest.mark.parametrize(
+    "name", [name for name in modules(PACKAGE) if not name.endswith("__main__")]
+)
 def test_every_module_imports(name):
     importlib.import_module(f"course_lib.{name}".rstrip("."))
 
@@ -195,21 +209,32 @@ def test_the_axis_vocabulary_is_declared():
 
 # Words that no file may contain. They are spelt in pieces here, so that this file may stand in the tree.
 
-HOSTS = [".".join(parts) for parts in (("py" + "pi", "org"), ("python" + "hosted", "org"), ("registry", "npm" + "js"))]
+HOSTS = [
+    ".".join(parts)
+    for parts in (("py" + "pi", "org"), ("python" + "hosted", "org"), ("registry", "npm" + "js"))
+]
 MACHINE_FOLDERS = ("work", "farm", "root", "opt", "home", "Users")
 MACHINE_PATH = re.compile(r"(?<![\w.~/+:-])/(?:" + "|".join(MACHINE_FOLDERS) + r")/[\w.-]")
-SECRET = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z]{30,}\b|\bghp_\w{36}\b")
+SECRET = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z]{30,}\b|\bghp_\w{36}\b"
+)
 
 
 def forbidden(text):
     found = [host for host in HOSTS if host in text]
-    return found + [match.group() for pattern in (MACHINE_PATH, SECRET) for match in pattern.finditer(text)]
+    return found + [
+        match.group() for pattern in (MACHINE_PATH, SECRET) for match in pattern.finditer(text)
+    ]
 
 
 def files_of_the_repository():
     """What git tracks or would add, as paths; binary files have no words to look for."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    names = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")
+    )
     return [ROOT / name for name in names if name and (ROOT / name).is_file()]
 
 

@@ -76,7 +76,14 @@ def test_a_wrong_python_says_so_in_one_line(install, monkeypatch, capsys, versio
 
 def test_old_pythons_can_read_it():
     """No syntax newer than Python 3.3, or the message above would be a SyntaxError."""
-    newer = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.AsyncFunctionDef, ast.Match, ast.Nonlocal)
+    newer = (
+        ast.JoinedStr,
+        ast.AnnAssign,
+        ast.NamedExpr,
+        ast.AsyncFunctionDef,
+        ast.Match,
+        ast.Nonlocal,
+    )
     tree = ast.parse((ROOT / "install.py").read_text())
     for node in ast.walk(tree):
         assert not isinstance(node, newer), ast.unparse(node)
@@ -114,7 +121,10 @@ def test_too_little_disk_stops_a_fresh_install_only(install, monkeypatch, capsys
     usage = SimpleNamespace(free=3_210_000_000)
     monkeypatch.setattr(install.shutil, "disk_usage", lambda path: usage)
     assert install.main() == 1
-    assert capsys.readouterr().out == "Set-up: about 8 GB of free disk is needed; here there is 3.2 GB.\n"
+    assert (
+        capsys.readouterr().out
+        == "Set-up: about 8 GB of free disk is needed; here there is 3.2 GB.\n"
+    )
     Path(install.VENV).mkdir()
     Path(install.STAMP).write_text("an older state")
     install.check_machine()
@@ -149,9 +159,18 @@ def fake_pip(install, monkeypatch, *answers):
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ([(1, b"Retrying after connection broken\nERROR: no match")], "cannot reach its package index"),
-        ([(1, b"ERROR: no setuptools==81 (from versions: none)")], "cannot reach its package index"),
-        ([(1, b"Looking\nERROR: No space left on device")], "pip failed: ERROR: No space left on device"),
+        (
+            [(1, b"Retrying after connection broken\nERROR: no match")],
+            "cannot reach its package index",
+        ),
+        (
+            [(1, b"ERROR: no setuptools==81 (from versions: none)")],
+            "cannot reach its package index",
+        ),
+        (
+            [(1, b"Looking\nERROR: No space left on device")],
+            "pip failed: ERROR: No space left on device",
+        ),
         ([(1, b"")], "pip failed: it said nothing"),
         ([(0, b""), (1, None)], "pip did not finish"),
     ],
@@ -201,7 +220,11 @@ def test_an_environment_without_its_python_is_not_up_to_date(fake_install):
 
 def test_a_package_cut_short_is_forgotten(install):
     site = Path(install.VENV) / "lib" / "python3.11" / "site-packages"
-    for name in ("whole-1.dist-info", "cut-1.dist-info", "whole-1.dist-info/licenses/vendored-1.dist-info"):
+    for name in (
+        "whole-1.dist-info",
+        "cut-1.dist-info",
+        "whole-1.dist-info/licenses/vendored-1.dist-info",
+    ):
         (site / name).mkdir(parents=True)
     (site / "whole-1.dist-info" / "INSTALLER").write_text("pip")
     install.forget_half_installed()
@@ -289,7 +312,11 @@ def test_everything_installed_for_the_course_is_at_its_pin():
     assert len(needed) > 100
     assert [name for name in needed if name not in PINS] == [], "not in constraints.txt"
     installed = {name: importlib.metadata.version(name) for name in needed}
-    wrong = {n: (v, PINS[n]) for n, v in installed.items() if not SpecifierSet(f"=={PINS[n]}").contains(v)}
+    wrong = {
+        n: (v, PINS[n])
+        for n, v in installed.items()
+        if not SpecifierSet(f"=={PINS[n]}").contains(v)
+    }
     assert wrong == {}, "installed and pinned versions differ: run `make setup`"
 
 
@@ -300,7 +327,9 @@ def test_one_python_range_everywhere(install):
     words = f"3.{minors[0]}-3.{minors[-1]}"
     assert f"Python {words} is needed" in (ROOT / "Makefile").read_text()
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
-    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in minors]
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == [
+        f"3.{minor}" for minor in minors
+    ]
     conda = next(line for line in ENVIRONMENT["dependencies"] if str(line).startswith("python="))
     assert allowed.contains(conda.removeprefix("python=") + ".1")
 
@@ -314,7 +343,9 @@ def test_ci_and_the_workflow_run_the_one_test_command():
     assert (ROOT / ".ci/run").read_text() == "#!/usr/bin/env bash\nmake test\n"
     assert os.access(ROOT / ".ci/run", os.X_OK)
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
-    assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == ["make test"]
+    assert [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step] == [
+        "make test"
+    ]
 
 
 def test_the_pip_part_of_the_conda_file_resolves(tmp_path):
@@ -327,8 +358,19 @@ def test_the_pip_part_of_the_conda_file_resolves(tmp_path):
     (tmp_path / "course_lib").mkdir()
     shutil.copy(ROOT / "course_lib" / "__init__.py", tmp_path / "course_lib")
     (tmp_path / "requirements.txt").write_text("\n".join(PIP_PART) + "\n")
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-build-isolation", "--retries", "1"]
-    done = subprocess.run([*command, "-r", "requirements.txt"], cwd=tmp_path, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-build-isolation",
+        "--retries",
+        "1",
+    ]
+    done = subprocess.run(
+        [*command, "-r", "requirements.txt"], cwd=tmp_path, capture_output=True, text=True
+    )
     said = done.stdout + done.stderr
     if done.returncode and ("from versions: none" in said or "connection" in said.lower()):
         pytest.skip("pip cannot reach its index, and not every pinned package is installed here")

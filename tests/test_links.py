@@ -11,7 +11,11 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "data" / "README.md",
+    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+]
 # Spelt in pieces, since no file of the repository may contain them.
 REGISTRIES = (".".join(("py" + "pi", "org")), "python" + "hosted", "npm" + "js")
 
@@ -26,7 +30,9 @@ def markdown(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
-        text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        text = "\n\n".join(
+            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"
+        )
     return re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -131,5 +137,12 @@ def test_every_kind_of_link_is_found():
         '[a](one.md) ![b](two.png "title") [c][r] <img alt="x" src="three.png"> <https://four.org/x> '
         "see https://five.org/y.\n\n[r]: six.md\n"
     )
-    expected = ["https://five.org/y", "https://four.org/x", "one.md", "six.md", "three.png", "two.png"]
+    expected = [
+        "https://five.org/y",
+        "https://four.org/x",
+        "one.md",
+        "six.md",
+        "three.png",
+        "two.png",
+    ]
     assert links(text) == expected

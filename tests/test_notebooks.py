@@ -27,7 +27,11 @@ SECTIONS = (
     "Summary",
     "References",
 )
-TOUR_SECTIONS = ("What you will be able to do", "Exercises", "Summary")  # of notebook 00, which is no lesson
+TOUR_SECTIONS = (
+    "What you will be able to do",
+    "Exercises",
+    "Summary",
+)  # of notebook 00, which is no lesson
 
 
 def load(path):
@@ -40,7 +44,9 @@ def code_cells(notebook):
 
 def python(source):
     """The cell without its magics, so that ast can read it."""
-    return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    return "\n".join(
+        "" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()
+    )
 
 
 def long_definitions(source):
@@ -104,7 +110,7 @@ def section_problems(notebook, sections=SECTIONS):
 
 def exercises(number):
     """The ids of the exercises of lesson `number`, from its checks."""
-    module = importlib.import_module(f"course_lib.lab.checks.lesson_{number:02d}")
+    module = importlib.import_module(f"course_lib.exercises.lesson_{number:02d}")
     return {exercise.id for exercise in module.EXERCISES}
 
 
@@ -144,7 +150,9 @@ class TestNotebook:
         saved, cleaned = json.loads(path.read_text(encoding="utf-8")), tidy(load(path))
         assert saved["metadata"] == cleaned.metadata
         assert [cell["id"] for cell in saved["cells"]] == [cell.id for cell in cleaned.cells]
-        assert [cell["metadata"] for cell in saved["cells"]] == [cell.metadata for cell in cleaned.cells]
+        assert [cell["metadata"] for cell in saved["cells"]] == [
+            cell.metadata for cell in cleaned.cells
+        ]
 
 
 # The contract itself must be able to fail.
@@ -152,7 +160,9 @@ class TestNotebook:
 
 def sound():
     picture = new_output("display_data", {"image/png": "aGVsbG8="})
-    prose = "# Lesson\n\nMeasured: 1 minute.\n\n" + "\n\n".join(f"## {section}" for section in SECTIONS)
+    prose = "# Lesson\n\nMeasured: 1 minute.\n\n" + "\n\n".join(
+        f"## {section}" for section in SECTIONS
+    )
     cells = [new_markdown_cell(prose)]
     cells.append(new_code_cell("from course_lib import runtime\nruntime.seed_everything(0)"))
     cells.append(new_code_cell("%matplotlib inline\ndraw()", outputs=[picture] * PICTURES))
@@ -198,11 +208,17 @@ def replace(cell, old, new):
     [
         (lambda n: n.cells[1].update(execution_count=None), "not run once, in order"),
         (lambda n: n.cells[1].update(execution_count=7), "not run once, in order"),
-        (add_output("error", ename="ValueError", evalue="", traceback=[]), "cell 5 shows the error ValueError"),
+        (
+            add_output("error", ename="ValueError", evalue="", traceback=[]),
+            "cell 5 shows the error ValueError",
+        ),
         (add_output("display_data", {WIDGET: {}, "text/plain": "x"}), "cell 5 shows a widget"),
         (add_output("stream", name="stderr", text="UserWarning: no"), "cell 5 shows a warning"),
         (set_source('check("7.3", f)' + "\n#" * 30), "longer than 30 lines"),
-        (set_source('check("7.3", f)\ndef f():' + "\n    x = 1" * 25), "defines f in more than 25 lines"),
+        (
+            set_source('check("7.3", f)\ndef f():' + "\n    x = 1" * 25),
+            "defines f in more than 25 lines",
+        ),
         (lambda n: n.metadata.update(widgets={}), "widget state"),
         (lambda n: n.metadata.kernelspec.update(name="venv"), "kernel is not python3"),
         (replace(1, "course_lib", "other"), "does not import course_lib"),

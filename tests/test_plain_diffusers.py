@@ -57,7 +57,11 @@ def plain_environment(folder):
     venv.create(folder, symlinks=True)
     site = next(folder.glob("lib/python*/site-packages"))
     for distribution in needed(["torch", "diffusers", "transformers"]).values():
-        tops = {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}
+        tops = {
+            file.parts[0]
+            for file in distribution.files
+            if file.parts[0] not in ("..", "__pycache__")
+        }
         for top in tops:
             source, link = Path(distribution.locate_file(top)), site / top
             if source.exists() and not link.exists():
@@ -68,7 +72,11 @@ def plain_environment(folder):
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_it_draws_what_is_asked_for_in_plain_diffusers(tmp_path):
     python, target = plain_environment(tmp_path / "plain"), tmp_path / "pictures.npy"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COURSE"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "COURSE"))
+    }
     subprocess.run(
         [python, "-I", "-c", CHILD, zoo.default_root() / "mini-sd", PROMPT, target],
         check=True,

@@ -77,9 +77,13 @@ def test_dtype_on_cpu(monkeypatch, avx512, amx, expected):
 
 
 def test_dtype_elsewhere(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation
+    )
     assert runtime.dtype("cuda:0") == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation
+    )
     assert runtime.dtype("cuda:0") == torch.float32
     assert runtime.dtype("mps") == torch.float32
     monkeypatch.setenv("COURSE_DEVICE", "mps")
@@ -98,7 +102,12 @@ def test_autocast_multiplies_in_the_dtype_of_the_device(monkeypatch, fast):
 def test_seeding_repeats_every_draw():
     def draws():
         generator = runtime.seed_everything(7)
-        return random.random(), np.random.rand(), torch.rand(()), torch.rand((), generator=generator)
+        return (
+            random.random(),
+            np.random.rand(),
+            torch.rand(()),
+            torch.rand((), generator=generator),
+        )
 
     first, second = draws(), draws()
     assert first == second
@@ -137,9 +146,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_kept_memory_is_not_fetched_again():
     def faults(how):
-        return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, how], capture_output=True, check=True
+            ).stdout
+        )
 
-    assert faults("kept") < 100 < 20 * 15 < faults("left")  # 64 MB a round: 16,384 pages, 32 where they have 2 MB
+    assert (
+        faults("kept") < 100 < 20 * 15 < faults("left")
+    )  # 64 MB a round: 16,384 pages, 32 where they have 2 MB
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
@@ -245,7 +260,9 @@ def test_hub_needs_the_wish_and_the_answer(monkeypatch, small_hub):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", small_hub + "broken")
     assert not runtime.hub_available()
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
+    monkeypatch.setattr(
+        constants, "ENDPOINT", "http://127.0.0.1:9"
+    )  # nobody listens on the discard port
     assert not runtime.hub_available()
 
 

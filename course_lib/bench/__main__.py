@@ -15,7 +15,15 @@ from course_lib import runtime
 from course_lib.bench.registry import BENCHMARKS
 from course_lib.bench.timing import Row
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "scipy", "scikit-image", "torchmetrics")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "scipy",
+    "scikit-image",
+    "torchmetrics",
+)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -25,9 +33,13 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---:|---|---|---|",
     ]
     for row in rows:
-        ratio = f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})" if row.subject != row.peer else ""
+        ratio = (
+            f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})" if row.subject != row.peer else ""
+        )
         value = f"{row.value:,.0f}" if row.value >= 1000 else f"{row.value:.3g}"
-        lines.append(f"| {row.case} | {row.subject} | {value} {row.unit} | {row.peer} | {ratio} | {row.note} |")
+        lines.append(
+            f"| {row.case} | {row.subject} | {value} {row.unit} | {row.peer} | {ratio} | {row.note} |"
+        )
     return "\n".join(lines)
 
 
@@ -50,9 +62,15 @@ def report(name: str) -> dict:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 if all went well. Benchmarks not named keep what the file says of them."""
-    parser = argparse.ArgumentParser(prog="python -m course_lib.bench", description="Time the course against peers.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BENCHMARKS)} (default: all)")
-    parser.add_argument("--out", type=Path, help="JSON to write (default: bench.json in the data folder)")
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib.bench", description="Time the course against peers."
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BENCHMARKS)} (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="JSON to write (default: bench.json in the data folder)"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:

@@ -11,7 +11,7 @@ from torchvision.models.video.resnet import Conv2Plus1D
 from course_lib import runtime
 from course_lib.bench.timing import Row, alternate, compare
 from course_lib.nn import convolution as conv
-from course_lib.nn.cost import count_flops, count_parameters
+from course_lib.nn.profiling import count_flops, count_parameters
 
 CASES = ((16, 8, 32), (64, 8, 32), (64, 16, 32), (128, 8, 16))  # channels, frames, pixels
 BATCH = 2
@@ -41,19 +41,28 @@ class Subject:
         self.module.zero_grad()
         self.video.grad = None
         out = self.module(self.video)
-        out = out[0] if isinstance(out, tuple) else out  # diffusers' causal convolution returns its cache too
+        out = (
+            out[0] if isinstance(out, tuple) else out
+        )  # diffusers' causal convolution returns its cache too
         out.sum().backward()
 
 
 def clip(channels: int, frames: int, pixels: int) -> Tensor:
     """Random numbers (b, c, f, h, w) for timing."""
-    return torch.randn(BATCH, channels, frames, pixels, pixels, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        BATCH, channels, frames, pixels, pixels, generator=torch.Generator().manual_seed(0)
+    )
 
 
-def time_both(subjects: dict[str, Subject], budget_s: float | int) -> Iterator[tuple[str, dict[str, list[float]]]]:
+def time_both(
+    subjects: dict[str, Subject], budget_s: float | int
+) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """("forward", times) and ("forward+backward", times) of every subject, `budget_s` seconds each."""
     yield "forward", alternate({name: s.forward for name, s in subjects.items()}, budget_s=budget_s)
-    yield "forward+backward", alternate({name: s.backward for name, s in subjects.items()}, budget_s=budget_s)
+    yield (
+        "forward+backward",
+        alternate({name: s.backward for name, s in subjects.items()}, budget_s=budget_s),
+    )
 
 
 def factorisations(channels: int, video: Tensor) -> dict[str, Subject]:
@@ -69,7 +78,9 @@ def factorisations(channels: int, video: Tensor) -> dict[str, Subject]:
         "pseudo-3D": Subject.make(conv.Pseudo3DConv(channels, channels), video),
         "2D": Subject.make(conv.FrameConv2d(channels, channels), video),
         "3D, channels last": Subject.make(conv.Conv3d(channels, channels), video, last=True),
-        "(2+1)D, channels last": Subject.make(conv.R2Plus1DConv(channels, channels), video, last=True),
+        "(2+1)D, channels last": Subject.make(
+            conv.R2Plus1DConv(channels, channels), video, last=True
+        ),
     }
 
 
@@ -90,13 +101,19 @@ def bench_convolution() -> list[Row]:
     rows = []
     for channels, frames, pixels in CASES:
         subjects = factorisations(channels, clip(channels, frames, pixels))
-        flops = {name: count_flops(subject.module, subject.video) for name, subject in subjects.items()}
+        flops = {
+            name: count_flops(subject.module, subject.video) for name, subject in subjects.items()
+        }
         for direction, times in time_both(subjects, SECONDS_A_CASE):
             case = f"{BATCH}x{channels}x{frames}x{pixels}x{pixels} {direction}"
             for name, subject in subjects.items():
                 promise = flops["3D"] / flops[name]
-                note = f"FLOPs promise {promise:.2f}; {count_parameters(subject.module):,} parameters"
-                rows.append(compare(times, name, "3D", benchmark="convolution", case=case, note=note))
+                note = (
+                    f"FLOPs promise {promise:.2f}; {count_parameters(subject.module):,} parameters"
+                )
+                rows.append(
+                    compare(times, name, "3D", benchmark="convolution", case=case, note=note)
+                )
     return rows + against_libraries()
 
 

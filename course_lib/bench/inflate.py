@@ -14,13 +14,19 @@ from torch import Tensor, nn
 
 from course_lib import runtime, zoo
 from course_lib.bench.timing import Row, alternate, compare, compile_seconds, quartiles
-from course_lib.nn.compiled import compiled
-from course_lib.nn.cost import count_parameters
-from course_lib.nn.exchange import to_motion_model, to_unet3d
+from course_lib.nn.compilation import compiled
+from course_lib.nn.profiling import count_parameters
+from course_lib.nn.convert_diffusers import to_motion_model, to_unet3d
 from course_lib.nn.inflate import inflate
 from course_lib.papers.latent_diffusion import build_unet
 
-BATCH, FRAMES, SIZE, WORDS, TEXT = 2, 16, 8, 32, 128  # as mini-sd is used: two clips, of which guidance makes one
+BATCH, FRAMES, SIZE, WORDS, TEXT = (
+    2,
+    16,
+    8,
+    32,
+    128,
+)  # as mini-sd is used: two clips, of which guidance makes one
 STYLES = {"animatediff": to_motion_model, "modelscope": to_unet3d}
 SECONDS_A_CASE = 40
 STEPS, TARGETS = 25, {"float32": 6, "bfloat16": 3}  # of sampling; seconds for a clip
@@ -40,7 +46,9 @@ class Subject:
         """The network's prediction."""
         with torch.autocast(runtime.device().type, torch.bfloat16, enabled=self.half):
             text = self.given["encoder_hidden_states"]
-            if isinstance(self.net, UNetMotionModel):  # its pipeline repeats the text, so that counts as its own time
+            if isinstance(
+                self.net, UNetMotionModel
+            ):  # its pipeline repeats the text, so that counts as its own time
                 text = text.repeat_interleave(FRAMES, dim=0)
             return self.net(self.given["sample"], self.given["timestep"], text).sample
 
@@ -61,7 +69,9 @@ def networks() -> dict[str, nn.Module]:
     image, nets = build_unet(size=SIZE, text_width=TEXT), {}
     for style, to in STYLES.items():
         ours = inflate(image, style)
-        for parameter in ours.temporal.parameters():  # as if trained: no layer may get by with zeros
+        for (
+            parameter
+        ) in ours.temporal.parameters():  # as if trained: no layer may get by with zeros
             nn.init.normal_(parameter, std=0.02)
         theirs = to(ours)
         nets |= {style: ours, type(theirs).__name__: theirs}
@@ -73,9 +83,13 @@ def bench_inflate() -> list[Row]:
     """Training all weights, training layers over time alone, and sampling; bfloat16 where the machine is fast at it."""
     nets, rows = networks(), []
     given = {
-        "sample": torch.randn(BATCH, 16, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(0)),
+        "sample": torch.randn(
+            BATCH, 16, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(0)
+        ),
         "timestep": torch.tensor([100, 700]),
-        "encoder_hidden_states": torch.randn(BATCH, WORDS, TEXT, generator=torch.Generator().manual_seed(1)),
+        "encoder_hidden_states": torch.randn(
+            BATCH, WORDS, TEXT, generator=torch.Generator().manual_seed(1)
+        ),
     }
     given = {name: value.to(runtime.device()) for name, value in given.items()}
     for half in (False, True)[: 1 + (runtime.dtype(runtime.device()) == torch.bfloat16)]:
@@ -83,10 +97,18 @@ def bench_inflate() -> list[Row]:
         subjects = {name: Subject(net, given, half) for name, net in nets.items()}
         for net in nets.values():
             net.eval()  # sampling is without dropout, which some of these have
-        rows += timed(subjects, {name: subject.sample for name, subject in subjects.items()}, f"{case} sampling step")
+        rows += timed(
+            subjects,
+            {name: subject.sample for name, subject in subjects.items()},
+            f"{case} sampling step",
+        )
         for net in nets.values():
             net.train()
-        rows += timed(subjects, {name: subject.train for name, subject in subjects.items()}, f"{case} training step")
+        rows += timed(
+            subjects,
+            {name: subject.train for name, subject in subjects.items()},
+            f"{case} training step",
+        )
         for net in nets.values():
             freeze_image(net)
         frozen = f"{case} training step, image model frozen"
@@ -108,7 +130,11 @@ def clip_rows(half: bool, steps: int = STEPS) -> list[Row]:
     def draws(unet: nn.Module) -> Callable[[], Tensor]:
         def draw() -> Tensor:
             pipe.unet = unet
-            return pipe.draw(["a tiger moving left on grass"], steps=steps, generator=torch.Generator().manual_seed(0))
+            return pipe.draw(
+                ["a tiger moving left on grass"],
+                steps=steps,
+                generator=torch.Generator().manual_seed(0),
+            )
 
         return draw
 
@@ -123,7 +149,9 @@ def clip_rows(half: bool, steps: int = STEPS) -> list[Row]:
     times = alternate(functions, repeats=7, budget_s=SECONDS_A_CASE)
     kind = "bfloat16" if half else "float32"
     case = f"mini-video, {steps} steps with guidance, one clip of {FRAMES} frames, 64x64, {kind}"
-    return [against_target(case, name, times[name], TARGETS[kind], notes[name]) for name in functions]
+    return [
+        against_target(case, name, times[name], TARGETS[kind], notes[name]) for name in functions
+    ]
 
 
 def against_target(case: str, subject: str, times: Sequence[float], target: int, note: str) -> Row:
@@ -140,7 +168,9 @@ def freeze_image(net: nn.Module) -> None:
         parameter.requires_grad_(any(word in name for word in words))
 
 
-def timed(subjects: dict[str, Subject], functions: dict[str, Callable[[], None]], case: str) -> list[Row]:
+def timed(
+    subjects: dict[str, Subject], functions: dict[str, Callable[[], None]], case: str
+) -> list[Row]:
     """A row for each style beside its own peer, and for video-ldm beside both."""
     times = alternate(functions, repeats=9, budget_s=SECONDS_A_CASE)
     pairs = {"animatediff": ["UNetMotionModel"], "modelscope": ["UNet3DConditionModel"]}

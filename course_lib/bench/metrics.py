@@ -31,8 +31,12 @@ def features(n: int, seed: int) -> Tensor:
 
 def by_scipy(real: Tensor, generated: Tensor) -> float:
     """Fréchet distance as it is usually written: the square root of the product of the covariances."""
-    (m1, s1), (m2, s2) = ((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (real.numpy(), generated.numpy()))
-    return float(((m1 - m2) ** 2).sum() + np.trace(s1 + s2) - 2 * np.trace(scipy.linalg.sqrtm(s1 @ s2)).real)
+    (m1, s1), (m2, s2) = (
+        (x.mean(axis=0), np.cov(x, rowvar=False)) for x in (real.numpy(), generated.numpy())
+    )
+    return float(
+        ((m1 - m2) ** 2).sum() + np.trace(s1 + s2) - 2 * np.trace(scipy.linalg.sqrtm(s1 @ s2)).real
+    )
 
 
 def by_torchmetrics(real: Tensor, generated: Tensor) -> float:
@@ -45,14 +49,18 @@ def by_torchmetrics(real: Tensor, generated: Tensor) -> float:
     return metric.compute().item()
 
 
-def rows_of(case: str, subject: str, functions: Mapping[str, Callable[[], float]], repeats: int) -> list[Row]:
+def rows_of(
+    case: str, subject: str, functions: Mapping[str, Callable[[], float]], repeats: int
+) -> list[Row]:
     """One row for every peer of `subject`, with the relative difference of their numbers."""
     values: dict[str, float] = {}
 
     def remembering(name: str) -> Callable[[], None]:
         return lambda: values.update({name: functions[name]()})
 
-    times = alternate({name: remembering(name) for name in functions}, repeats, budget_s=SECONDS_A_CASE)
+    times = alternate(
+        {name: remembering(name) for name in functions}, repeats, budget_s=SECONDS_A_CASE
+    )
     rows = []
     for peer in functions:
         if peer != subject:
@@ -70,7 +78,9 @@ def frechet_rows() -> list[Row]:
     ):
         sides = features(n, 0), features(n, 1)
         forms = {"frechet_distance": frechet_distance, **peers}
-        functions = {name: lambda form=form, sides=sides: form(*sides) for name, form in forms.items()}
+        functions = {
+            name: lambda form=form, sides=sides: form(*sides) for name, form in forms.items()
+        }
         rows += rows_of(f"{n} features of width {WIDTH}", "frechet_distance", functions, ROUNDS)
     return rows
 
@@ -78,17 +88,30 @@ def frechet_rows() -> list[Row]:
 def image_rows() -> list[Row]:
     """Mean over frames of PSNR, and of SSIM in the paper's form; all in float64, scikit-image frame by frame."""
     generator = torch.Generator().manual_seed(0)
-    video = torch.rand(CLIPS, 3, FRAMES, PIXELS, PIXELS, generator=generator, dtype=torch.float64) * 2 - 1
-    noisy = (video + 0.2 * torch.randn(video.shape, generator=generator, dtype=torch.float64)).clamp(-1, 1)
+    video = (
+        torch.rand(CLIPS, 3, FRAMES, PIXELS, PIXELS, generator=generator, dtype=torch.float64) * 2
+        - 1
+    )
+    noisy = (
+        video + 0.2 * torch.randn(video.shape, generator=generator, dtype=torch.float64)
+    ).clamp(-1, 1)
     images, changed = ((x.transpose(1, 2).flatten(0, 1) + 1) / 2 for x in (video, noisy))
-    paper = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0, channel_axis=0)
+    paper = dict(
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+        channel_axis=0,
+    )
 
     def each_frame(metric: Callable, **options: object) -> float:
         pairs = zip(images.numpy(), changed.numpy(), strict=True)
         return float(np.mean([metric(*pair, **options) for pair in pairs]))
 
     def torchmetrics_ssim() -> float:
-        _, full = structural_similarity_index_measure(changed, images, data_range=1.0, return_full_image=True)
+        _, full = structural_similarity_index_measure(
+            changed, images, data_range=1.0, return_full_image=True
+        )
         return full[..., 5:-5, 5:-5].mean().item()
 
     def torchmetrics_psnr() -> float:

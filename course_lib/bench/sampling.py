@@ -26,7 +26,10 @@ from course_lib.world import World
 
 STEPS = 25
 GUIDANCE = 5.0  # of text to image; the other cases have none
-BARS = {1: 0.5, 16: 0.15}  # pictures at once: seconds a picture in bfloat16; float32 may take twice as long
+BARS = {
+    1: 0.5,
+    16: 0.15,
+}  # pictures at once: seconds a picture in bfloat16; float32 may take twice as long
 PIXEL_PICTURES = 16
 REPEATS, SHORT_REPEATS = 9, 60
 SECONDS_A_CASE = 30
@@ -37,14 +40,18 @@ COMPILED = "ours bfloat16, compiled"
 Draw = Callable[[], Tensor]
 
 
-def remembered(functions: Mapping[str, Draw], repeats: int) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+def remembered(
+    functions: Mapping[str, Draw], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
     """Seconds of every call, see `timing.alternate`, and what the last one gave."""
     results: dict[str, Tensor] = {}
 
     def remembering(name: str) -> Callable[[], None]:
         return lambda: results.update({name: functions[name]()})
 
-    times = alternate({name: remembering(name) for name in functions}, repeats, budget_s=SECONDS_A_CASE)
+    times = alternate(
+        {name: remembering(name) for name in functions}, repeats, budget_s=SECONDS_A_CASE
+    )
     return times, results
 
 
@@ -64,7 +71,9 @@ def apart(a: Tensor, b: Tensor) -> str:
 def by_us(parts: LatentDiffusion, prompts: list[str], noise: Tensor) -> Draw:
     """Draws the prompts from the noise, in [-1, 1] on the CPU."""
     # The generator draws nothing: the noise is given, and DDIM adds none
-    return lambda: parts.draw(prompts, generator=torch.Generator(), latents=noise, steps=STEPS, scale=GUIDANCE)
+    return lambda: parts.draw(
+        prompts, generator=torch.Generator(), latents=noise, steps=STEPS, scale=GUIDANCE
+    )
 
 
 def by_diffusers(parts: LatentDiffusion, prompts: list[str], noise: Tensor) -> Draw:
@@ -103,7 +112,11 @@ def text_to_image_rows(
     case = f"mini-sd, {STEPS} steps of DDIM with guidance, {count} at once"
     rows = []
     for name in functions:
-        note = notes.get(name, "") + apart(pictures[name], pictures[PIPELINE]) if name != PIPELINE else ""
+        note = (
+            notes.get(name, "") + apart(pictures[name], pictures[PIPELINE])
+            if name != PIPELINE
+            else ""
+        )
         row = compare(times, name, PIPELINE, benchmark="sampling", case=case, note=note)
         rows.append(per_picture(row, count))
     return rows
@@ -134,10 +147,14 @@ def samplers(model: Model, x: Tensor, conditioning: Tensor) -> dict[str, Draw]:
     own = DDIMScheduler.from_config(schedule.config)  # the loop sets the steps of its scheduler
     found: dict[str, Draw] = {LOOP: lambda: plain_loop(model, own, x, conditioning)}
     for by_hand in (ddpm, ddim):
-        found[by_hand.__name__] = lambda by_hand=by_hand: last(by_hand, model, schedule, x, conditioning)
+        found[by_hand.__name__] = lambda by_hand=by_hand: last(
+            by_hand, model, schedule, x, conditioning
+        )
     for kind in (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
         scheduler = kind.from_config(schedule.config)
-        found[f"sample, {kind.__name__}"] = lambda some=scheduler: last(sample, model, some, x, conditioning)
+        found[f"sample, {kind.__name__}"] = lambda some=scheduler: last(
+            sample, model, some, x, conditioning
+        )
     return found
 
 
@@ -152,7 +169,12 @@ def sampler_rows() -> list[Row]:
     for name in times:
         same = name in ("ddim", "sample, DDIMScheduler")
         note = apart(pictures[name], pictures[LOOP]) if same else ""
-        rows.append(per_picture(compare(times, name, LOOP, benchmark="sampling", case=case, note=note), PIXEL_PICTURES))
+        rows.append(
+            per_picture(
+                compare(times, name, LOOP, benchmark="sampling", case=case, note=note),
+                PIXEL_PICTURES,
+            )
+        )
     return rows
 
 
@@ -164,7 +186,9 @@ def overhead_rows() -> list[Row]:
     case = f"a model that does nothing, {STEPS} steps, {PIXEL_PICTURES}x3x32x32"
     rows = []
     for name in functions:
-        more = statistics.median(ours - loop for ours, loop in zip(times[name], times[LOOP], strict=True))
+        more = statistics.median(
+            ours - loop for ours, loop in zip(times[name], times[LOOP], strict=True)
+        )
         note = f"{1e6 * more / STEPS:+.0f} µs a step" if name != LOOP else ""
         row = compare(times, name, LOOP, benchmark="sampling", case=case, note=note)
         rows.append(replace(row, value=1000 * row.value / STEPS, unit="µs/step"))

@@ -35,7 +35,9 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, four significant digits: more would be noise."""
-        return {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
+        return {
+            key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in asdict(self).items()
+        }
 
 
 def alternate(
@@ -53,7 +55,9 @@ def alternate(
     Raises ValueError for no functions or fewer than 1 repeat.
     """
     if not functions or repeats < 1:
-        raise ValueError(f"functions, repeats: expected at least one each, got {list(functions)} and {repeats}")
+        raise ValueError(
+            f"functions, repeats: expected at least one each, got {list(functions)} and {repeats}"
+        )
     wait = torch.cuda.synchronize if runtime.device().type == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in functions}
     start = clock()
@@ -97,12 +101,20 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def compare(
-    times: Mapping[str, Sequence[float]], subject: str, peer: str, *, benchmark: str, case: str, note: str = ""
+    times: Mapping[str, Sequence[float]],
+    subject: str,
+    peer: str,
+    *,
+    benchmark: str,
+    case: str,
+    note: str = "",
 ) -> Row:
     """How many times as fast as `peer` is `subject`: the median over rounds of one round's ratio, not of all times.
 
     times: from `alternate`, so that the n-th of each stood next to each other.
     """
-    low, ratio, high = quartiles([theirs / ours for ours, theirs in zip(times[subject], times[peer], strict=True)])
+    low, ratio, high = quartiles(
+        [theirs / ours for ours, theirs in zip(times[subject], times[peer], strict=True)]
+    )
     milliseconds = 1000 * statistics.median(times[subject])
     return Row(benchmark, case, subject, milliseconds, "ms", peer, ratio, low, high, note)

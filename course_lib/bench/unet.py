@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from course_lib import runtime
 from course_lib.bench.timing import Row, alternate, compare
-from course_lib.nn.cost import count_parameters
+from course_lib.nn.profiling import count_parameters
 from course_lib.nn.unet import VideoUNet
 
 BATCH, SIZE, FRAMES = 4, 32, (8, 16)
@@ -38,7 +38,9 @@ def build(name: str) -> nn.Module:
         try:
             from video_diffusion_pytorch import Unet3D
         except ImportError as error:
-            raise ImportError("video-diffusion-pytorch is missing; `make bench` installs it") from error
+            raise ImportError(
+                "video-diffusion-pytorch is missing; `make bench` installs it"
+            ) from error
         net = Unet3D(dim=32, dim_mults=(1, 2, 4))
     else:
         patch = 1 if name == OURS else 2
@@ -74,7 +76,10 @@ class Subject:
 
     def sample(self) -> None:
         """One step of sampling."""
-        with torch.no_grad(), torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.half):
+        with (
+            torch.no_grad(),
+            torch.autocast(self.clip.device.type, torch.bfloat16, enabled=self.half),
+        ):
             answer(self.net, self.clip, self._t())
 
     def flops(self) -> int:
@@ -118,7 +123,18 @@ def memory_row(frames: int, half: bool, case: str) -> Row:
     """Ours beside theirs."""
     ours, theirs = (peak_memory(name, frames, half) for name in (OURS, THEIRS))
     ratio = theirs / ours
-    return Row("unet", f"{case} memory", OURS, ours, "MB", THEIRS, ratio, ratio, ratio, f"theirs {theirs:.0f} MB")
+    return Row(
+        "unet",
+        f"{case} memory",
+        OURS,
+        ours,
+        "MB",
+        THEIRS,
+        ratio,
+        ratio,
+        ratio,
+        f"theirs {theirs:.0f} MB",
+    )
 
 
 def bench_unet() -> list[Row]:
@@ -137,8 +153,15 @@ def cases(half: bool, told: str) -> list[Row]:
     for frames in FRAMES:
         subjects = {kind: Subject.make(kind, frames, half) for kind in (OURS, STEM, THEIRS)}
         case = _case(frames, half)
-        rows += timed(subjects, {k: s.train for k, s in subjects.items()}, f"{case} training step{told}", peak)
-        rows += timed(subjects, {k: s.sample for k, s in subjects.items()}, f"{case} sampling step{told}", None)
+        rows += timed(
+            subjects, {k: s.train for k, s in subjects.items()}, f"{case} training step{told}", peak
+        )
+        rows += timed(
+            subjects,
+            {k: s.sample for k, s in subjects.items()},
+            f"{case} sampling step{told}",
+            None,
+        )
     return rows
 
 
@@ -147,7 +170,10 @@ def _case(frames: int, half: bool) -> str:
 
 
 def timed(
-    subjects: dict[str, Subject], functions: dict[str, Callable[[], None]], case: str, peak: float | None
+    subjects: dict[str, Subject],
+    functions: dict[str, Callable[[], None]],
+    case: str,
+    peak: float | None,
 ) -> list[Row]:
     """A row for each subject, theirs being the peer; peak: FLOP a second of the machine, None to leave it out."""
     times, rows = alternate(functions, repeats=7, budget_s=SECONDS_A_CASE), []

@@ -8,9 +8,26 @@ One file per lesson's experiments (`convolution.py` …), each with a tuple `CLA
 """
 
 from course_lib.claims import convolution, diffusion, inflation, latents, metrics, motion_words, vdm
-from course_lib.claims.ledger import Claim, Record, judge, load_ledger, mean_interval, run_claim, save_ledger
+from course_lib.claims.ledger import (
+    Claim,
+    Record,
+    judge,
+    load_ledger,
+    mean_interval,
+    run_claim,
+    save_ledger,
+)
 
 _ROOMS = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
 CLAIMS: dict[str, Claim] = {claim.id: claim for room in _ROOMS for claim in room.CLAIMS}
 
-__all__ = ["CLAIMS", "Claim", "Record", "judge", "load_ledger", "mean_interval", "run_claim", "save_ledger"]
+__all__ = [
+    "CLAIMS",
+    "Claim",
+    "Record",
+    "judge",
+    "load_ledger",
+    "mean_interval",
+    "run_claim",
+    "save_ledger",
+]

@@ -14,10 +14,18 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: command line, without the program's name.
     """
-    parser = argparse.ArgumentParser(prog="python -m course_lib.claims", description=__doc__.splitlines()[0])
-    parser.add_argument("ids", nargs="*", metavar="ID", help=f"which claims: {', '.join(CLAIMS)} (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="three or more (default: each claim's own)")
-    parser.add_argument("--fresh", action="store_true", help="do not reuse the finished runs of an interrupted call")
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib.claims", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "ids", nargs="*", metavar="ID", help=f"which claims: {', '.join(CLAIMS)} (default: all)"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="three or more (default: each claim's own)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="do not reuse the finished runs of an interrupted call"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.ids) - set(CLAIMS)
     if unknown:
@@ -29,7 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
         records = load_ledger() if (data_dir() / "claims.json").exists() else {}
         save_ledger(records | {id: record})
         low, high = record.interval
-        print(f"{id}: {record.verdict} (effect {record.effect:+.3f}, 95 % [{low:+.3f}, {high:+.3f}])")
+        print(
+            f"{id}: {record.verdict} (effect {record.effect:+.3f}, 95 % [{low:+.3f}, {high:+.3f}])"
+        )
 
 
 def _digest() -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from course_lib.claims.ledger import Claim, Numbers
-from course_lib.nn.cost import count_flops, count_parameters
+from course_lib.nn.profiling import count_flops, count_parameters
 from course_lib.nn.video_resnet import VideoResNet, video_resnet
 from course_lib.training import fit
 from course_lib.world import MOTIONS, Sampler, Scene, World, render
@@ -44,7 +44,11 @@ def left_or_right(split: str, count: int, seed: int) -> Labelled:
         raise ValueError(f"count must be a positive even number, got {count}")
     sampler = Sampler(split, part="all", seed=seed, motions=["standing still"])
     still = [sampler(i) for i in range(count // 2)]
-    scenes = [Scene(s.subject, f"moving {way}", s.background, s.variant) for s in still for way in ("left", "right")]
+    scenes = [
+        Scene(s.subject, f"moving {way}", s.background, s.variant)
+        for s in still
+        for way in ("left", "right")
+    ]
     chunks = [
         render(scenes[i : i + 256], size=SIZE, frames=FRAMES, fps=FPS, frozen=True).video.half()
         for i in range(0, count, 256)
@@ -65,7 +69,9 @@ def all_motions(split: str, count: int, seed: int) -> Labelled:
     chunks = [world.batch(range(i, min(i + 256, count))) for i in range(0, count, 256)]
     generator = torch.Generator().manual_seed(seed)
     videos = [c.video + NOISE * torch.randn(c.video.shape, generator=generator) for c in chunks]
-    return torch.cat([video.half() for video in videos]), torch.cat([c.labels["motion"] for c in chunks])
+    return torch.cat([video.half() for video in videos]), torch.cat(
+        [c.labels["motion"] for c in chunks]
+    )
 
 
 def build(kind: str, classes: int, seed: int) -> VideoResNet:
@@ -95,14 +101,21 @@ def learn(model: VideoResNet, data: Labelled, steps: int, seed: int) -> float:
     videos, labels = data
 
     def batch(number: int) -> Labelled:
-        draw = torch.randint(len(labels), (BATCH,), generator=torch.Generator().manual_seed(seed * 100_000 + number))
+        draw = torch.randint(
+            len(labels), (BATCH,), generator=torch.Generator().manual_seed(seed * 100_000 + number)
+        )
         return videos[draw].float(), labels[draw]
 
     def loss(model, batch: Labelled, generator: torch.Generator) -> Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
 
     # float32: at these sizes it is as fast as bf16, and no verdict should hang on rounding
-    options = {"warmup": min(20, steps - 1), "mixed_precision": "no", "seed": seed, "progress": False}
+    options = {
+        "warmup": min(20, steps - 1),
+        "mixed_precision": "no",
+        "seed": seed,
+        "progress": False,
+    }
     history = fit(model, batch, loss, steps=steps, lr=LEARNING_RATE, **options)
     return 1000 * history[-1].seconds / steps
 
@@ -117,7 +130,9 @@ def error_rate(model: VideoResNet, data: Labelled) -> float:
     """
     model.eval()
     videos, labels = data
-    guesses = torch.cat([model(videos[i : i + 128].float()).argmax(1) for i in range(0, len(labels), 128)])
+    guesses = torch.cat(
+        [model(videos[i : i + 128].float()).argmax(1) for i in range(0, len(labels), 128)]
+    )
     return (guesses != labels).float().mean().item()
 
 
@@ -131,7 +146,10 @@ def _order_blind(arm: str, seed: int, scale: float) -> Numbers:
 @cache
 def _recognise(arm: str, seed: int, scale: float) -> Numbers:
     start, steps = time.perf_counter(), max(1, round(STEPS * scale))
-    train, test = all_motions("train", TRAIN_CLIPS, seed), all_motions("test", TEST_CLIPS, 1000 + seed)
+    train, test = (
+        all_motions("train", TRAIN_CLIPS, seed),
+        all_motions("test", TEST_CLIPS, 1000 + seed),
+    )
     model = build(arm, len(MOTIONS), seed)
     milliseconds = learn(model, train, steps, seed)
     before = time.perf_counter()

@@ -19,7 +19,7 @@ from course_lib.claims.ledger import Claim, Numbers
 from course_lib.diffusion import Example, ddim, denoising_loss, initial_noise, training_example
 from course_lib.metrics import frechet_distance, precision_recall
 from course_lib.recipes import pixel_ddpm
-from course_lib.recipes.drawn import judged
+from course_lib.evaluation import judged
 from course_lib.training import fit
 from course_lib.world import World
 
@@ -45,7 +45,11 @@ class PointNet(nn.Module):
         super().__init__()
         self.clock = Timesteps(32, flip_sin_to_cos=True, downscale_freq_shift=0)
         sizes = (2 + 32, WIDTH, WIDTH, WIDTH)
-        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
+        hidden = [
+            layer
+            for a, b in zip(sizes, sizes[1:], strict=False)
+            for layer in (nn.Linear(a, b), nn.SiLU())
+        ]
         self.net = nn.Sequential(*hidden, nn.Linear(WIDTH, 2))
 
     def forward(self, x: Tensor, t: Tensor, conditioning: None = None) -> Tensor:
@@ -58,7 +62,9 @@ def schedule(kind: str, ends_in_noise: bool) -> DDIMScheduler:
     kind: "epsilon" or "v_prediction". With an end of exactly 0, "epsilon" would divide by it at the first step.
     """
     options = {"clip_sample": False, "timestep_spacing": "trailing", "prediction_type": kind}
-    plain = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options)
+    plain = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options
+    )
     if not ends_in_noise:
         return plain
     squared = (1 - rescale_zero_terminal_snr(plain.betas.double())).cumprod(0)
@@ -70,7 +76,9 @@ def schedule(kind: str, ends_in_noise: bool) -> DDIMScheduler:
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| of points (n, d), (m, d): 0 only for equal distributions. Székely 2003."""
     x, y = x.double(), y.double()
-    return (2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()).item()
+    return (
+        2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
+    ).item()
 
 
 ENDS = {
@@ -140,7 +148,9 @@ def real(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures of the test split (count, 3, 1, 32, 32) and their classes (count,)."""
     options = {"size": pixel_ddpm.SIZE, "frames": 1, "anytime": True, **pixel_ddpm.SCENES}
     clips = World("test", seed=1000 + seed, **options).batch(range(count))
-    return clips.video, torch.tensor([pixel_ddpm.CLASSES.index(scene.subject) for scene in clips.scenes])
+    return clips.video, torch.tensor(
+        [pixel_ddpm.CLASSES.index(scene.subject) for scene in clips.scenes]
+    )
 
 
 def _count(scale: float) -> int:
@@ -185,9 +195,13 @@ def _guided(arm: str, seed: int, scale: float) -> Numbers:
     }
 
 
-_DRAWN = f"pixel-ddpm, {PICTURES} pictures of 32x32 pixels, their classes those of as many real ones"
+_DRAWN = (
+    f"pixel-ddpm, {PICTURES} pictures of 32x32 pixels, their classes those of as many real ones"
+)
 _GUIDED = f"{_DRAWN}; {pixel_ddpm.STEPS} steps of DDIM; scale 1 is no guidance"
-_EARLIER = "pixel-ddpm, with 4.7 instead of 1.6 million parameters and two thirds of the training steps"
+_EARLIER = (
+    "pixel-ddpm, with 4.7 instead of 1.6 million parameters and two thirds of the training steps"
+)
 CLAIMS = (
     Claim(
         id="v-with-zero-terminal-snr",

@@ -21,12 +21,15 @@ from course_lib.papers.latent_diffusion import build_unet as build_image_unet
 from course_lib.papers.latent_diffusion import encode
 from course_lib.papers.video_ldm import build_unet
 from course_lib.recipes import mini_sd, mini_video, temporal_vae
-from course_lib.recipes.drawn import features, judged
+from course_lib.evaluation import features, judged
 from course_lib.recipes.pixel_ddpm import CLASSES
 from course_lib.training import fit
 from course_lib.world import Clips, World
 
-FILMED, PICTURED = CLASSES[::2], CLASSES[1::2]  # subjects in clips, and those known from pictures alone
+FILMED, PICTURED = (
+    CLASSES[::2],
+    CLASSES[1::2],
+)  # subjects in clips, and those known from pictures alone
 PLACES = ("white", "mint", "sunset", "night sky")
 MOTIONS = ("standing still", "growing", "shrinking", "spinning")  # what is learnt soonest
 # Every fourth frame: four tell a motion as well as sixteen
@@ -35,7 +38,11 @@ INDEX = torch.arange(4) * 4.0  # where they are in time, see `recipes.mini_video
 CLIPS, BATCH, STEPS, LEARNING_RATE = 2048, 16, 250, 1e-3
 DRAWN, WALK, GUIDANCE = 256, 10, 4.0
 
-ALONE, DEAF, TUNED = "layers over time", "deaf layers over time", "deaf layers over time, text projections tuned"
+ALONE, DEAF, TUNED = (
+    "layers over time",
+    "deaf layers over time",
+    "deaf layers over time, text projections tuned",
+)
 WORDLESS = "layers over time, told no words"
 EVERYTHING, NOTHING = "everything", "everything, from nothing"
 
@@ -44,7 +51,10 @@ EVERYTHING, NOTHING = "everything", "everything, from nothing"
 @torch.no_grad()
 def _data(seed: int) -> tuple[Tensor, list[str]]:
     """Latents of clips of the training split (n, 16, 4, 8, 8), and their captions."""
-    clips, vae = World("train", seed=seed, subjects=FILMED, **HOW).batch(range(CLIPS)), mini_sd.vae()
+    clips, vae = (
+        World("train", seed=seed, subjects=FILMED, **HOW).batch(range(CLIPS)),
+        mini_sd.vae(),
+    )
     frames = clips.video.transpose(1, 2).flatten(0, 1)
     made = torch.cat([encode(vae, some.to(vae.device)).cpu() for some in frames.split(64)])
     return made.unflatten(0, (CLIPS, -1)).transpose(1, 2), clips.captions
@@ -85,7 +95,9 @@ def learned(arm: str, seed: int, steps: int) -> tuple[InflatedUNet, float]:
         generator = torch.Generator().manual_seed(100_000 * seed + number)
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
         # Motion is decided where noise is high
-        t = torch.randint(len(mini_video.SCHEDULE.alphas_cumprod), (2, BATCH), generator=generator).amax(dim=0)
+        t = torch.randint(
+            len(mini_video.SCHEDULE.alphas_cumprod), (2, BATCH), generator=generator
+        ).amax(dim=0)
         example = training_example(mini_video.SCHEDULE, latents[rows], generator, t=t)
         text = drop_conditioning(texts[rows], nothing, 0.1, generator)
         return example._asdict() | {"text": text, "frame_index": INDEX.expand(BATCH, -1)}
@@ -101,7 +113,12 @@ def _real(subjects: tuple[str, ...], count: int, seed: int) -> Clips:
 
 def drawn(model: InflatedUNet, captions: list[str], seed: int) -> Tensor:
     """A clip (n, 3, 4, 64, 64) in [-1, 1] of every fourth frame, for each caption."""
-    how = {"frames": 4, "frame_index": INDEX.expand(len(captions), -1), "steps": WALK, "scale": GUIDANCE}
+    how = {
+        "frames": 4,
+        "frame_index": INDEX.expand(len(captions), -1),
+        "steps": WALK,
+        "scale": GUIDANCE,
+    }
     return mini_video.draw(model, captions, torch.Generator().manual_seed(seed), **how)
 
 
@@ -114,7 +131,9 @@ def distances(video: Tensor, real: Tensor) -> Numbers:
     """Fréchet distances of clips from real ones: of clips as such, and of all their frames as pictures."""
     stills = [part.transpose(1, 2).flatten(0, 1)[:, :, None] for part in (real, video)]
     return {
-        "FVD": frechet_distance(*(features("features/video", held(part)) for part in (real, video))),
+        "FVD": frechet_distance(
+            *(features("features/video", held(part)) for part in (real, video))
+        ),
         "FID of frames": frechet_distance(*(features("features/image", part) for part in stills)),
     }
 
@@ -128,7 +147,9 @@ def _run(arm: str, seed: int, scale: float) -> Numbers:
     for name, subjects in (("filmed", FILMED), ("pictured", PICTURED)):
         real = _real(subjects, count, seed)
         video = drawn(model, real.captions, seed)
-        found |= {f"{key}, {name} subjects": value for key, value in distances(video, real.video).items()}
+        found |= {
+            f"{key}, {name} subjects": value for key, value in distances(video, real.video).items()
+        }
         right = judged(held(video), real.captions)
         for key in ("subject", "motion", "everything named"):
             found[f"{key} right, {name} subjects"] = right[f"{key}, judge"]

@@ -24,10 +24,10 @@ from course_lib.diffusion import (
     sample,
     training_example,
 )
-from course_lib.nn.cost import count_flops, count_parameters
+from course_lib.nn.profiling import count_flops, count_parameters
 from course_lib.papers.latent_diffusion import build_schedule, build_unet, decode, embed, encode
 from course_lib.recipes import pixel_ddpm
-from course_lib.recipes.drawn import judged
+from course_lib.evaluation import judged
 from course_lib.recipes.mini_clip import build_tokenizer, tokenize
 from course_lib.recipes.mini_sd import text_tower
 from course_lib.training import fit
@@ -65,7 +65,9 @@ class Space:
 
 
 # Each has the schedule that its kind of model is usually given: pixels are bounded, latents are not
-_COSINE = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing")
+_COSINE = DDIMScheduler(
+    beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+)
 SPACES = {"latents": Space(16, 8, build_schedule()), "pixels": Space(48, 16, _COSINE, patch=4)}
 
 
@@ -82,7 +84,10 @@ class Words(nn.Module):
 
     def __init__(self, averaged: bool) -> None:
         super().__init__()
-        self.averaged, self.end = averaged, int(tokenize([""])[0, -1])  # ends a caption and fills it up
+        self.averaged, self.end = (
+            averaged,
+            int(tokenize([""])[0, -1]),
+        )  # ends a caption and fills it up
         self.table = nn.Embedding(len(build_tokenizer()), WIDTH)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -120,7 +125,9 @@ def _data(seed: int, subjects: tuple[str, ...], space: str) -> tuple[Tensor, Ten
     return SPACES[space].enter(clips.video[:, :, 0]), tokenize(clips.image_paraphrases)
 
 
-def learn(model: TextToImage, space: str, subjects: tuple[str, ...], seed: int, steps: int) -> float:
+def learn(
+    model: TextToImage, space: str, subjects: tuple[str, ...], seed: int, steps: int
+) -> float:
     """Train in place; returns seconds a step. Equal seeds see equal pictures, captions and timesteps in every space.
 
     space: a key of `SPACES`. subjects: of the pictures. steps: of `BATCH` pictures each.
@@ -132,7 +139,10 @@ def learn(model: TextToImage, space: str, subjects: tuple[str, ...], seed: int, 
         generator = torch.Generator().manual_seed(100_000 * seed + number)
         chosen = torch.randint(len(pictures), (BATCH,), generator=generator)
         told = drop_conditioning(tokens[chosen], empty, DROPPED, generator)
-        return {**training_example(scheduler, pictures[chosen], generator)._asdict(), "tokens": told}
+        return {
+            **training_example(scheduler, pictures[chosen], generator)._asdict(),
+            "tokens": told,
+        }
 
     def loss(net: nn.Module, some: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         example = Example(*(some[name] for name in Example._fields))

@@ -111,7 +111,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean, mean - reach, mean + reach
 
 
-def judge(better: Sequence[float], worse: Sequence[float]) -> tuple[float, tuple[float, float], str]:
+def judge(
+    better: Sequence[float], worse: Sequence[float]
+) -> tuple[float, tuple[float, float], str]:
     """Compare two arms seed by seed: the same seed means the same data and the same order.
 
     Args:
@@ -126,15 +128,21 @@ def judge(better: Sequence[float], worse: Sequence[float]) -> tuple[float, tuple
         ValueError: different numbers of seeds, fewer than three, or a value that is not finite.
     """
     if len(better) != len(worse) or len(better) < 3:
-        raise ValueError(f"a verdict needs the same three or more seeds in both arms, got {len(better)}, {len(worse)}")
+        raise ValueError(
+            f"a verdict needs the same three or more seeds in both arms, got {len(better)}, {len(worse)}"
+        )
     if not all(map(math.isfinite, [*better, *worse])):
         raise ValueError(f"a verdict needs finite numbers, got {list(better)} and {list(worse)}")
-    mean, low, high = mean_interval([ours - theirs for ours, theirs in zip(better, worse, strict=True)])
+    mean, low, high = mean_interval(
+        [ours - theirs for ours, theirs in zip(better, worse, strict=True)]
+    )
     verdict = VERDICTS[0] if low > 0 else VERDICTS[2] if high < 0 else VERDICTS[1]
     return mean, (low, high), verdict
 
 
-def run_claim(claim: Claim, seeds: Sequence[int] | None = None, scale: float = 1.0, keep: Path | None = None) -> Record:
+def run_claim(
+    claim: Claim, seeds: Sequence[int] | None = None, scale: float = 1.0, keep: Path | None = None
+) -> Record:
     """Run all arms of a claim over all seeds and judge it.
 
     Args:
@@ -154,10 +162,15 @@ def run_claim(claim: Claim, seeds: Sequence[int] | None = None, scale: float = 1
         for arm in claim.arms:
             runs[arm].append(_run_once(claim, arm, seed, scale, keep))
     sign = -1 if claim.lower_is_better else 1
-    values = {arm: [sign * run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)}
+    values = {
+        arm: [sign * run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)
+    }
     effect, interval, verdict = judge(values[claim.better], values[claim.worse])
     return Record(
-        **{name: getattr(claim, name) for name in ("id", "lesson", "source", "statement", "setting", "metric")},
+        **{
+            name: getattr(claim, name)
+            for name in ("id", "lesson", "source", "statement", "setting", "metric")
+        },
         better=claim.better,
         worse=claim.worse,
         lower_is_better=claim.lower_is_better,
@@ -168,7 +181,9 @@ def run_claim(claim: Claim, seeds: Sequence[int] | None = None, scale: float = 1
         verdict=verdict,
         minutes=sum(run["minutes"] for arm in runs.values() for run in arm),
         machine=machine_summary(),
-        versions={name: importlib.metadata.version(name) for name in ("torch", "torchvision", "diffusers")}
+        versions={
+            name: importlib.metadata.version(name) for name in ("torch", "torchvision", "diffusers")
+        }
         | {"python": platform.python_version()},
     )
 
@@ -180,7 +195,10 @@ def _run_once(claim: Claim, arm: str, seed: int, scale: float, keep: Path | None
     start = time.perf_counter()
     numbers = claim.run(arm, seed, scale)
     numbers = {"minutes": (time.perf_counter() - start) / 60} | numbers
-    print(f"{claim.id}, {arm}, seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
+    print(
+        f"{claim.id}, {arm}, seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()),
+        flush=True,
+    )
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(numbers))
@@ -197,7 +215,9 @@ def load_ledger(path: Path | None = None) -> dict[str, Record]:
         FileNotFoundError: no such file.
     """
     entries = json.loads((path or data_dir() / "claims.json").read_text())
-    return {entry["id"]: Record(**entry | {"interval": tuple(entry["interval"])}) for entry in entries}
+    return {
+        entry["id"]: Record(**entry | {"interval": tuple(entry["interval"])}) for entry in entries
+    }
 
 
 def save_ledger(records: Mapping[str, Record], path: Path | None = None) -> None:
@@ -209,7 +229,9 @@ def save_ledger(records: Mapping[str, Record], path: Path | None = None) -> None
     """
     ordered = sorted(records.values(), key=lambda record: (record.lesson, record.id))
     entries: list[dict[str, Any]] = [_rounded(asdict(record)) for record in ordered]
-    (path or data_dir() / "claims.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+    (path or data_dir() / "claims.json").write_text(
+        json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def _rounded(value: Any) -> Any:

@@ -51,14 +51,19 @@ def frames(video: Tensor, what: str) -> Tensor:
     """Features, or logits of a head, of every frame by the image net: (n, f, d)."""
     pictures = video.transpose(1, 2).flatten(0, 1)[:, :, None]  # (n f) c 1 h w
     model = net("features/image")
-    parts = [model.features(some) if what == "features" else model(some)[what] for some in pictures.split(256)]
+    parts = [
+        model.features(some) if what == "features" else model(some)[what]
+        for some in pictures.split(256)
+    ]
     return torch.cat(parts).double().unflatten(0, video.shape[:1] + video.shape[2:3])
 
 
 @cache
 def real(count: int, seed: int, frames_: int = 16) -> Clips:
     """Clips of the test split; other seeds, other clips."""
-    return World("test", part="all", seed=seed, frames=frames_, anytime=frames_ == 1).batch(range(count))
+    return World("test", part="all", seed=seed, frames=frames_, anytime=frames_ == 1).batch(
+        range(count)
+    )
 
 
 def _count(scale: float) -> int:
@@ -72,7 +77,10 @@ def _bias(seed: int, scale: float) -> dict[str, Numbers]:
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[list[float]]] = {"Fréchet": [], "KID": []}
     for n in COUNTS:
-        pairs = [pool[torch.randperm(len(pool), generator=generator)[: 2 * n]].split(n) for _ in range(DRAWS)]
+        pairs = [
+            pool[torch.randperm(len(pool), generator=generator)[: 2 * n]].split(n)
+            for _ in range(DRAWS)
+        ]
         found["Fréchet"].append([frechet_distance(*pair) for pair in pairs])
         found["KID"].append([kernel_distance(*pair) for pair in pairs])
     out = {}
@@ -95,7 +103,9 @@ def _shuffled(arm: str, seed: int, scale: float) -> Numbers:
     clips, others = (real(_count(scale), start + seed).video for start in (200, 300))
     base = features(name, clips)
     floor = frechet_distance(base, features(name, others))
-    spoilt = frechet_distance(base, features(name, shuffle(others, torch.Generator().manual_seed(seed))))
+    spoilt = frechet_distance(
+        base, features(name, shuffle(others, torch.Generator().manual_seed(seed)))
+    )
     return {"times the floor": spoilt / floor, "floor": floor, "shuffled": spoilt}
 
 
@@ -108,10 +118,14 @@ def _content(arm: str, seed: int, scale: float) -> Numbers:
     }[arm]
     clips, others = (real(_count(scale), start + seed).video for start in (200, 300))
     bent = wobble(others, reach, torch.Generator().manual_seed(seed), steady=steady)
-    every = slice(None, None, 4)  # of the frames, each a sample of its own: neighbours say little new
+    every = slice(
+        None, None, 4
+    )  # of the frames, each a sample of its own: neighbours say little new
     pictures = [frames(video[:, :, every], "features").flatten(0, 1) for video in (clips, bent)]
     return {
-        "FVD": frechet_distance(features("features/video", clips), features("features/video", bent)),
+        "FVD": frechet_distance(
+            features("features/video", clips), features("features/video", bent)
+        ),
         "FID of frames": frechet_distance(*pictures),
         "change from frame to frame, times the real": (
             bent.diff(dim=2).abs().mean() / others.diff(dim=2).abs().mean()
@@ -140,10 +154,14 @@ def _collapse(arm: str, seed: int, scale: float) -> Numbers:
     generator = torch.Generator().manual_seed(seed)
     sets = [noise(pictures, 0.05, generator) for pictures in (video, same)]
     if arm == "Inception Score":
-        whole, collapsed = (inception_score(frames(pictures, "subject")[:, 0]).item() for pictures in sets)
+        whole, collapsed = (
+            inception_score(frames(pictures, "subject")[:, 0]).item() for pictures in sets
+        )
     else:
         base = features("features/image", real(len(video), 300 + seed, 1).video)
-        whole, collapsed = (precision_recall(base, features("features/image", pictures))[1] for pictures in sets)
+        whole, collapsed = (
+            precision_recall(base, features("features/image", pictures))[1] for pictures in sets
+        )
     return {"share lost": 1 - collapsed / whole, "whole": whole, "collapsed": collapsed}
 
 

@@ -21,8 +21,14 @@ from course_lib.world import MOTIONS, Clips, World
 CLIPS, BATCH, STEPS, LEARNING_RATE, WIDTHS = 2048, 32, 400, 1e-3, (64, 64)
 TESTED = 256
 LAST = len(SCHEDULE.alphas_cumprod) - 1  # the timestep at which nothing is left of a clip
-READ, TOWER = 256, 128  # what is read of every token, and how much of it the tower says; the word itself follows
-ARMS = {"tower": TOWER, "tower and words": READ}  # how much a network is told; the rest is 0, so that sizes are equal
+READ, TOWER = (
+    256,
+    128,
+)  # what is read of every token, and how much of it the tower says; the word itself follows
+ARMS = {
+    "tower": TOWER,
+    "tower and words": READ,
+}  # how much a network is told; the rest is 0, so that sizes are equal
 
 
 @cache
@@ -48,7 +54,9 @@ def expecting(
     clips: in [-1, 1]. moments: which frames, from 0. text: as `papers.vdm.read` gives it. arm: of `ARMS`.
     """
     text = text * (torch.arange(text.shape[-1]) < ARMS[arm])
-    example = training_example(SCHEDULE, clips[:, :, moments], generator, t=torch.full((len(clips),), LAST))
+    example = training_example(
+        SCHEDULE, clips[:, :, moments], generator, t=torch.full((len(clips),), LAST)
+    )
     return example, {"encoder_hidden_states": text, "frame_index": moments.expand(len(clips), -1)}
 
 
@@ -65,7 +73,9 @@ def learned(arm: str, seed: int, steps: int) -> VideoUNet:
     def batch(number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(100_000 * seed + number)
         rows = torch.randint(len(video), (BATCH,), generator=generator)
-        moments = torch.arange(int(torch.randint(vdm.SPARSE, (), generator=generator)), vdm.FRAMES, vdm.SPARSE)
+        moments = torch.arange(
+            int(torch.randint(vdm.SPARSE, (), generator=generator)), vdm.FRAMES, vdm.SPARSE
+        )
         example, told = expecting(video[rows], moments, text[rows], arm, generator)
         return example._asdict() | told
 
@@ -74,7 +84,16 @@ def learned(arm: str, seed: int, steps: int) -> VideoUNet:
         told = {name: part for name, part in some.items() if name not in Example._fields}
         return denoising_loss(net(example.x_t, example.t, **told).sample, example)
 
-    fit(model, batch, loss, steps=steps, lr=LEARNING_RATE, warmup=min(30, steps - 1), seed=seed, progress=False)
+    fit(
+        model,
+        batch,
+        loss,
+        steps=steps,
+        lr=LEARNING_RATE,
+        warmup=min(30, steps - 1),
+        seed=seed,
+        progress=False,
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -88,15 +107,23 @@ def heard(model: nn.Module, arm: str, clips: Clips, generator: torch.Generator) 
     state = generator.get_state()
     for motion in MOTIONS:
         pairs = zip(clips.captions, clips.scenes, strict=True)
-        text = vdm.told([caption.replace(f" {scene.motion} on ", f" {motion} on ") for caption, scene in pairs])["text"]
+        text = vdm.told(
+            [caption.replace(f" {scene.motion} on ", f" {motion} on ") for caption, scene in pairs]
+        )["text"]
         generator.set_state(state)  # the same noise for every word
         example, told = expecting(clips.video, moments, text.cpu(), arm, generator)
         said = model(
-            *(part.to(model.device) for part in example[:2]), **{k: v.to(model.device) for k, v in told.items()}
+            *(part.to(model.device) for part in example[:2]),
+            **{k: v.to(model.device) for k, v in told.items()},
         )
-        x0 = estimate("v_prediction", said.sample.cpu().float(), example.x_t, level_at(SCHEDULE, example.t)).x0
+        x0 = estimate(
+            "v_prediction", said.sample.cpu().float(), example.x_t, level_at(SCHEDULE, example.t)
+        ).x0
         errors.append((x0 - clips.video[:, :, moments]).square().mean(dim=(1, 2, 3, 4)).double())
-    found, own = torch.stack(errors, dim=1), torch.tensor([MOTIONS.index(scene.motion) for scene in clips.scenes])
+    found, own = (
+        torch.stack(errors, dim=1),
+        torch.tensor([MOTIONS.index(scene.motion) for scene in clips.scenes]),
+    )
     right = found[torch.arange(len(own)), own]
     wrong = (found.sum(dim=1) - right) / (len(MOTIONS) - 1)
     return {

@@ -26,13 +26,18 @@ from course_lib.metrics import frechet_distance
 from course_lib.nn.unet import VideoUNet
 from course_lib.papers.vdm import as_model, build_schedule
 from course_lib.recipes import vdm
-from course_lib.recipes.drawn import features, judged
+from course_lib.evaluation import features, judged
 from course_lib.training import fit
 from course_lib.world import World
 
 SCHEDULE = build_schedule()
 SMALL_WORLD = {"subjects": vdm.CLASSES[:8], "backgrounds": ("white", "mint", "sunset", "night sky")}
-HOW = {"size": vdm.SIZE, "frames": 8, "fps": 4, **SMALL_WORLD}  # half the frames of the same two seconds
+HOW = {
+    "size": vdm.SIZE,
+    "frames": 8,
+    "fps": 4,
+    **SMALL_WORLD,
+}  # half the frames of the same two seconds
 CLIPS, BATCH, STEPS, LEARNING_RATE, AVERAGE = 2048, 16, 800, 1e-3, 0.99
 WIDTHS = (64, 96)  # three quarters of vdm's, and narrower
 DRAWN, WALK = 256, 25  # clips, steps of DDIM
@@ -94,9 +99,13 @@ def learned(positions: str, pictures: int, seed: int, steps: int) -> tuple[Video
 
 def distances(video: Tensor, real: Tensor) -> Numbers:
     """Fréchet distances of clips from real ones: of clips as such, and of their frames, two of each."""
-    stills = [part[:, :, [1, 6]].transpose(1, 2).flatten(0, 1)[:, :, None] for part in (real, video)]
+    stills = [
+        part[:, :, [1, 6]].transpose(1, 2).flatten(0, 1)[:, :, None] for part in (real, video)
+    ]
     return {
-        "FVD": frechet_distance(features("features/video", real), features("features/video", video)),
+        "FVD": frechet_distance(
+            features("features/video", real), features("features/video", video)
+        ),
         "FID of frames": frechet_distance(*(features("features/image", part) for part in stills)),
     }
 
@@ -129,7 +138,9 @@ def told_apart(model: nn.Module, video: Tensor, generator: torch.Generator) -> N
     errors = []
     for frames in (torch.arange(video.shape[2]), order):
         found = []
-        for clips, eps in zip(video[:, :, frames].split(32), noise[:, :, frames].split(32), strict=True):
+        for clips, eps in zip(
+            video[:, :, frames].split(32), noise[:, :, frames].split(32), strict=True
+        ):
             x = add_noise(SCHEDULE, clips, eps, t).to(model.device)
             said = model(x, t.expand(len(x)).to(model.device)).sample
             x0 = estimate("v_prediction", said, x, level_at(SCHEDULE, t)).x0.cpu()
@@ -146,7 +157,9 @@ def told_apart(model: nn.Module, video: Tensor, generator: torch.Generator) -> N
 
 def _shuffled(arm: str, seed: int, scale: float) -> Numbers:
     model, _ = learned(arm, 0, seed, max(2, round(STEPS * scale)))
-    return told_apart(model, _real(max(16, round(DRAWN * scale)), seed), torch.Generator().manual_seed(seed))
+    return told_apart(
+        model, _real(max(16, round(DRAWN * scale)), seed), torch.Generator().manual_seed(seed)
+    )
 
 
 LED = 64  # clips
@@ -188,10 +201,14 @@ def _continued(arm: str, seed: int, scale: float) -> Numbers:
     """Clips of the test split's prompts, drawn at 32 frames a second and continued; both ways begin with the same."""
     count, start = max(4, round(CONTINUED * scale)), time.perf_counter()
     frames = LONG if scale == 1 else vdm.FRAMES + NEW
-    prompts = World("test", seed=1000 + seed, size=8, frames=1, **vdm.SCENES).batch(range(count)).captions
+    prompts = (
+        World("test", seed=1000 + seed, size=8, frames=1, **vdm.SCENES).batch(range(count)).captions
+    )
     generator = torch.Generator().manual_seed(seed)
     video = vdm.draw(_vdm(), prompts, generator, frame_rate=32, frames=frames, weight=WAYS[arm])
-    first, last = (judged(part, prompts)["subject, judge"] for part in (video[:, :, :16], video[:, :, -16:]))
+    first, last = (
+        judged(part, prompts)["subject, judge"] for part in (video[:, :, :16], video[:, :, -16:])
+    )
     return {
         "change at a seam over change elsewhere": seams(video),
         "subject in the first 16 frames": first,

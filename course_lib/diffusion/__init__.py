@@ -12,8 +12,14 @@ is any callable (x, t, conditioning) to a prediction; nothing here knows an arch
 (b, c, f, h, w), or anything else whose first axis is the batch.
 """
 
-from course_lib.diffusion.exact import Mixture, finite_data, gaussian, ode_solution, optimal_model
-from course_lib.diffusion.guidance import drop_conditioning, dynamic_threshold, guide, guided, in_turn
+from course_lib.diffusion.ideal import Mixture, finite_data, gaussian, ode_solution, optimal_model
+from course_lib.diffusion.guidance import (
+    drop_conditioning,
+    dynamic_threshold,
+    guide,
+    guided,
+    in_turn,
+)
 from course_lib.diffusion.objective import (
     CLEAN,
     PREDICTION_TYPES,

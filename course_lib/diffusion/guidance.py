@@ -38,10 +38,14 @@ def drop_conditioning(
     """
     row = conditioning.shape[1:]
     if empty.shape not in (row, (1, *row)):
-        raise ValueError(f"empty: expected one row of conditioning, {tuple(row)}, got {tuple(empty.shape)}")
+        raise ValueError(
+            f"empty: expected one row of conditioning, {tuple(row)}, got {tuple(empty.shape)}"
+        )
     if not 0 <= probability <= 1:
         raise ValueError(f"probability: expected 0 to 1, got {probability}")
-    dropped = torch.rand(len(conditioning), generator=generator, device=generator.device) < probability
+    dropped = (
+        torch.rand(len(conditioning), generator=generator, device=generator.device) < probability
+    )
     dropped = dropped.to(conditioning.device).view(-1, *[1] * len(row))
     return torch.where(dropped, empty.to(conditioning), conditioning)
 
@@ -76,7 +80,12 @@ def _refuse(scale: float | int, rescale: float | int) -> None:
         raise ValueError(f"rescale: expected 0 to 1, got {rescale}")
 
 
-def guided(model: Model, empty: Tensor | Mapping[str, Tensor], scale: float | int, rescale: float | int = 0.0) -> Model:
+def guided(
+    model: Model,
+    empty: Tensor | Mapping[str, Tensor],
+    scale: float | int,
+    rescale: float | int = 0.0,
+) -> Model:
     """The model under guidance: one forward pass of twice the rows; at scale 1 the model itself, at its own cost.
 
     model: trained with `drop_conditioning`. empty: conditioning without a prompt, or with a negative one: one row for
@@ -88,7 +97,9 @@ def guided(model: Model, empty: Tensor | Mapping[str, Tensor], scale: float | in
         return model
 
     def both(x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
-        prediction = model(torch.cat([x, x]), torch.cat([t, t]), _joined(empty, conditioning, len(x)))
+        prediction = model(
+            torch.cat([x, x]), torch.cat([t, t]), _joined(empty, conditioning, len(x))
+        )
         unconditional, conditional = prediction.chunk(2)
         return guide(conditional, unconditional, scale, rescale)
 
@@ -97,13 +108,25 @@ def guided(model: Model, empty: Tensor | Mapping[str, Tensor], scale: float | in
 
 def _joined(empty: Any, conditioning: Any, rows: int) -> Any:
     """Both halves of the batch, tensor by tensor."""
-    if isinstance(conditioning, Mapping) and isinstance(empty, Mapping) and conditioning.keys() == empty.keys():
+    if (
+        isinstance(conditioning, Mapping)
+        and isinstance(empty, Mapping)
+        and conditioning.keys() == empty.keys()
+    ):
         return {name: _joined(empty[name], conditioning[name], rows) for name in conditioning}
     if not isinstance(conditioning, Tensor) or not isinstance(empty, Tensor):
-        raise ValueError(f"conditioning: expected what `empty` is, {_described(empty)}, got {_described(conditioning)}")
-    if len(conditioning) != rows or len(empty) not in (1, rows) or empty.shape[1:] != conditioning.shape[1:]:
+        raise ValueError(
+            f"conditioning: expected what `empty` is, {_described(empty)}, got {_described(conditioning)}"
+        )
+    if (
+        len(conditioning) != rows
+        or len(empty) not in (1, rows)
+        or empty.shape[1:] != conditioning.shape[1:]
+    ):
         shapes = f"{tuple(empty.shape)} and {tuple(conditioning.shape)}"
-        raise ValueError(f"empty, conditioning: expected equal rows, 1 or {rows} and {rows} of them, got {shapes}")
+        raise ValueError(
+            f"empty, conditioning: expected equal rows, 1 or {rows} and {rows} of them, got {shapes}"
+        )
     return torch.cat([empty.to(conditioning).expand_as(conditioning), conditioning])
 
 
@@ -124,7 +147,9 @@ def in_turn(early: Model, late: Model, timestep: float | int) -> Model:
     def one(x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
         is_early = t >= timestep
         if is_early.any() and not is_early.all():
-            raise ValueError(f"t: expected all rows at {timestep} or more, or all below, got {t.tolist()}")
+            raise ValueError(
+                f"t: expected all rows at {timestep} or more, or all below, got {t.tolist()}"
+            )
         return (early if is_early.all() else late)(x, t, conditioning)
 
     return one
@@ -144,7 +169,17 @@ def dynamic_threshold(
     if largest < 1:
         raise ValueError(f"largest: expected at least 1, got {largest}")
     sizes = x0.abs().flatten(1)
-    rank = ratio * (sizes.shape[1] - 1)  # torch.quantile takes at most 2**24 values, fewer than a clip may have
-    below, above = (sizes.kthvalue(1 + place, dim=1).values.double() for place in (math.floor(rank), math.ceil(rank)))
-    limit = torch.lerp(below, above, rank % 1).clamp(1, largest).to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+    rank = ratio * (
+        sizes.shape[1] - 1
+    )  # torch.quantile takes at most 2**24 values, fewer than a clip may have
+    below, above = (
+        sizes.kthvalue(1 + place, dim=1).values.double()
+        for place in (math.floor(rank), math.ceil(rank))
+    )
+    limit = (
+        torch.lerp(below, above, rank % 1)
+        .clamp(1, largest)
+        .to(x0.dtype)
+        .view(-1, *[1] * (x0.ndim - 1))
+    )
     return x0.clamp(-limit, limit) / limit

@@ -41,7 +41,9 @@ class Level(NamedTuple):
         Raises ValueError unless there is one level for all rows, or one for each.
         """
         if len(self.signal) not in (1, len(x)):
-            raise ValueError(f"t: expected 1 timestep, or one for each of {len(x)} rows, got {len(self.signal)}")
+            raise ValueError(
+                f"t: expected 1 timestep, or one for each of {len(x)} rows, got {len(self.signal)}"
+            )
         shape = (-1,) + (1,) * (x.ndim - 1)
         signal, noise = (part.to(x.dtype).to(x.device).view(shape) for part in self)
         return signal, noise
@@ -53,7 +55,9 @@ CLEAN = Level(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.flo
 def _squared_signal(scheduler: SchedulerMixin) -> Float[Tensor, "n"]:
     """signal² of every timestep, float64 on the CPU."""
     if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"scheduler: expected one that has alphas_cumprod, got {type(scheduler).__name__}")
+        raise ValueError(
+            f"scheduler: expected one that has alphas_cumprod, got {type(scheduler).__name__}"
+        )
     return scheduler.alphas_cumprod.cpu().double()
 
 
@@ -67,7 +71,9 @@ def level_at(scheduler: SchedulerMixin, t: Real[Tensor, "n"]) -> Level:
     squared = _squared_signal(scheduler)
     t = t.cpu().double()
     if t.min() < 0 or t.max() > len(squared) - 1:
-        raise ValueError(f"t: expected timesteps from 0 to {len(squared) - 1}, got {t.min():g} to {t.max():g}")
+        raise ValueError(
+            f"t: expected timesteps from 0 to {len(squared) - 1}, got {t.min():g} to {t.max():g}"
+        )
     below, above = t.floor().long(), t.ceil().long()
     ratio = ((1 - squared) / squared).sqrt()
     between = 1 / (1 + torch.lerp(ratio[below], ratio[above], t - below) ** 2)
@@ -80,7 +86,10 @@ def ends_without_signal(scheduler: SchedulerMixin) -> bool:
 
     Euler and DPM-Solver put 2**-24 where DDPM and DDIM have 0, so that their config has to be asked as well.
     """
-    return bool(scheduler.config.get("rescale_betas_zero_snr")) or _squared_signal(scheduler)[-1].item() == 0
+    return (
+        bool(scheduler.config.get("rescale_betas_zero_snr"))
+        or _squared_signal(scheduler)[-1].item() == 0
+    )
 
 
 def prediction_type(scheduler: SchedulerMixin) -> str:
@@ -92,7 +101,9 @@ def prediction_type(scheduler: SchedulerMixin) -> str:
     kind = scheduler.config.get("prediction_type")
     _squared_signal(scheduler)
     if kind not in PREDICTION_TYPES:
-        raise ValueError(f"scheduler: expected a prediction_type of {', '.join(PREDICTION_TYPES)}; got {kind!r}")
+        raise ValueError(
+            f"scheduler: expected a prediction_type of {', '.join(PREDICTION_TYPES)}; got {kind!r}"
+        )
     if kind == "epsilon" and ends_without_signal(scheduler):
         raise ValueError(
             "scheduler: 'epsilon' says nothing about x0 where the SNR is 0, which is where this schedule ends; "
@@ -109,7 +120,9 @@ def zero_terminal_snr(scheduler: SchedulerMixin) -> SchedulerMixin:
     Raises ValueError if the scheduler predicts "epsilon", see `prediction_type`, or cannot rescale.
     """
     if "rescale_betas_zero_snr" not in scheduler.config:
-        raise ValueError(f"scheduler: expected one with rescale_betas_zero_snr, got {type(scheduler).__name__}")
+        raise ValueError(
+            f"scheduler: expected one with rescale_betas_zero_snr, got {type(scheduler).__name__}"
+        )
     changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     rescaled = type(scheduler).from_config(scheduler.config, **changes)
     prediction_type(rescaled)
@@ -120,7 +133,10 @@ def zero_terminal_snr(scheduler: SchedulerMixin) -> SchedulerMixin:
 
 
 def add_noise(
-    scheduler: SchedulerMixin, x0: Float[Tensor, "b *axes"], noise: Float[Tensor, "*shape"], t: Int[Tensor, "n"]
+    scheduler: SchedulerMixin,
+    x0: Float[Tensor, "b *axes"],
+    noise: Float[Tensor, "*shape"],
+    t: Int[Tensor, "n"],
 ) -> Float[Tensor, "b *axes"]:
     """x_t = signal · x0 + noise · ε. Ho et al. 2020, equation 4.
 
@@ -133,7 +149,10 @@ def add_noise(
 
 
 def target(
-    scheduler: SchedulerMixin, x0: Float[Tensor, "b *axes"], noise: Float[Tensor, "*shape"], t: Int[Tensor, "n"]
+    scheduler: SchedulerMixin,
+    x0: Float[Tensor, "b *axes"],
+    noise: Float[Tensor, "*shape"],
+    t: Int[Tensor, "n"],
 ) -> Float[Tensor, "b *axes"]:
     """What the model should answer to x_t: ε, x0 or v, as the scheduler's `prediction_type` says.
 
@@ -156,7 +175,9 @@ class Estimate(NamedTuple):
         return self[("sample", "epsilon", "v_prediction").index(_known(kind))]
 
 
-def estimate(kind: str, prediction: Float[Tensor, "*shape"], x_t: Float[Tensor, "b *axes"], level: Level) -> Estimate:
+def estimate(
+    kind: str, prediction: Float[Tensor, "*shape"], x_t: Float[Tensor, "b *axes"], level: Level
+) -> Estimate:
     """x0, ε and v from any one of them. Salimans & Ho 2022, section 4 and appendix D.
 
     kind: what the prediction is, see `prediction_type`. prediction: of the shape of x_t. level: of x_t, see `level_at`.
@@ -166,10 +187,14 @@ def estimate(kind: str, prediction: Float[Tensor, "*shape"], x_t: Float[Tensor, 
     _same_shape("prediction", prediction, "x_t", x_t)
     signal, sigma = level.beside(x_t)
     if _known(kind) == "v_prediction":
-        return Estimate(signal * x_t - sigma * prediction, sigma * x_t + signal * prediction, prediction)
+        return Estimate(
+            signal * x_t - sigma * prediction, sigma * x_t + signal * prediction, prediction
+        )
     if kind == "epsilon":
         if not level.signal.all():
-            raise ValueError("prediction: 'epsilon' says nothing about x0 where the SNR is 0; expected 'v_prediction'")
+            raise ValueError(
+                "prediction: 'epsilon' says nothing about x0 where the SNR is 0; expected 'v_prediction'"
+            )
         x0, noise = (x_t - sigma * prediction) / signal, prediction
     else:
         if not level.noise.all():
@@ -189,7 +214,9 @@ def _known(kind: str) -> str:
 def _same_shape(name: str, tensor: Tensor, other: str, like: Tensor) -> None:
     # Without this, what broadcasts would pass: an image's noise on every frame
     if tensor.shape != like.shape:
-        raise ValueError(f"{name}: expected the shape of {other}, {tuple(like.shape)}, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name}: expected the shape of {other}, {tuple(like.shape)}, got {tuple(tensor.shape)}"
+        )
 
 
 # Weights
@@ -201,7 +228,9 @@ def snr(scheduler: SchedulerMixin, t: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
     return (level.signal / level.noise) ** 2
 
 
-def min_snr_weights(scheduler: SchedulerMixin, t: Int[Tensor, "b"], gamma: float | int = 5.0) -> Float[Tensor, "b"]:
+def min_snr_weights(
+    scheduler: SchedulerMixin, t: Int[Tensor, "b"], gamma: float | int = 5.0
+) -> Float[Tensor, "b"]:
     """What to weigh each row's squared error with: min(SNR, γ) on x0, so over SNR on ε and over SNR + 1 on v.
 
     The three give one and the same loss. Float64 on the CPU; 0 where the SNR is 0. Hang et al. 2023.
@@ -236,7 +265,9 @@ def initial_noise(
     if shared == 0:
         return own
     if len(shape) != 5:
-        raise ValueError(f"shape: expected (b, c, f, h, w) to share noise between frames, got {tuple(shape)}")
+        raise ValueError(
+            f"shape: expected (b, c, f, h, w) to share noise between frames, got {tuple(shape)}"
+        )
     b, c, _, h, w = shape
     common = torch.randn(b, c, 1, h, w, generator=generator, device=generator.device, dtype=dtype)
     return shared**0.5 * common + (1 - shared) ** 0.5 * own
@@ -254,7 +285,9 @@ def offset_noise(
     if strength < 0:
         raise ValueError(f"strength: expected 0 or more, got {strength}")
     shape = noise.shape[:2] + (1,) * (noise.ndim - 2)
-    return noise + strength * torch.randn(shape, generator=generator, device=generator.device).to(noise)
+    return noise + strength * torch.randn(shape, generator=generator, device=generator.device).to(
+        noise
+    )
 
 
 # One training example
@@ -288,13 +321,17 @@ def training_example(
     that sampling begins with would have weight 0 and never be learnt.
     """
     if t is not None and t.shape != (len(x0),):
-        raise ValueError(f"t: expected one timestep for each of {len(x0)} rows, got {tuple(t.shape)}")
+        raise ValueError(
+            f"t: expected one timestep for each of {len(x0)} rows, got {tuple(t.shape)}"
+        )
     if gamma is not None and ends_without_signal(scheduler):
         raise ValueError(
             f"gamma: min-SNR never trains the last timestep of zero terminal SNR; expected None, got {gamma}"
         )
     if t is None:
-        t = torch.randint(len(scheduler.alphas_cumprod), (len(x0),), generator=generator, device=generator.device)
+        t = torch.randint(
+            len(scheduler.alphas_cumprod), (len(x0),), generator=generator, device=generator.device
+        )
     noise = initial_noise(x0.shape, generator, shared)
     if offset:
         noise = offset_noise(noise, offset, generator)
@@ -310,5 +347,7 @@ def denoising_loss(prediction: Float[Tensor, "*shape"], example: Example) -> Flo
     prediction: the model's answer to (example.x_t, example.t, …). Raises ValueError for another shape.
     """
     _same_shape("prediction", prediction, "x_t", example.target)
-    error = (prediction.to(example.target.dtype) - example.target).square()  # under autocast, not in bfloat16
+    error = (
+        prediction.to(example.target.dtype) - example.target
+    ).square()  # under autocast, not in bfloat16
     return (example.weight * error.flatten(1).mean(dim=1)).mean()

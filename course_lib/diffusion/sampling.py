@@ -35,7 +35,13 @@ from course_lib.diffusion.objective import (
     prediction_type,
 )
 
-_OURS = ("model_output", "timestep", "sample", "generator", "return_dict")  # of a scheduler's step, what we fill in
+_OURS = (
+    "model_output",
+    "timestep",
+    "sample",
+    "generator",
+    "return_dict",
+)  # of a scheduler's step, what we fill in
 
 
 class Step(NamedTuple):
@@ -79,12 +85,20 @@ def sample(
     for name in options:
         if name not in known or name in _OURS:
             raise ValueError(f"{name}: {type(scheduler).__name__}.step takes no such option")
-    missing = [name for name, one in known.items() if one.default is one.empty and name not in (*_OURS, *options)]
+    missing = [
+        name
+        for name, one in known.items()
+        if one.default is one.empty and name not in (*_OURS, *options)
+    ]
     if missing or "prev_timestep" in known:  # UnCLIP's, CogVideoX's DPM
         asks = ", ".join(missing) or "prev_timestep"
-        raise ValueError(f"scheduler: {type(scheduler).__name__}.step asks for {asks}, which `sample` does not know")
+        raise ValueError(
+            f"scheduler: {type(scheduler).__name__}.step asks for {asks}, which `sample` does not know"
+        )
     if options.get("eta") == 1 and ends_without_signal(scheduler):
-        raise ValueError("eta: with zero terminal SNR expected less than 1, where diffusers gives NaN; or use `ddim`")
+        raise ValueError(
+            "eta: with zero terminal SNR expected less than 1, where diffusers gives NaN; or use `ddim`"
+        )
     if "generator" in known:
         options["generator"] = generator
     if "use_clipped_model_output" in known and _limits(scheduler.config):
@@ -92,7 +106,9 @@ def sample(
     return _sample(model, scheduler, kind, x, conditioning, options)
 
 
-def _sample(model: Model, scheduler: Any, kind: str, x: Tensor, conditioning: Any, options: dict) -> Iterator[Step]:
+def _sample(
+    model: Model, scheduler: Any, kind: str, x: Tensor, conditioning: Any, options: dict
+) -> Iterator[Step]:
     x = x * scheduler.init_noise_sigma
     for number, t in enumerate(scheduler.timesteps):
         with torch.no_grad():
@@ -118,13 +134,17 @@ def _set(scheduler: SchedulerMixin, steps: int, x: Tensor) -> Any:
         raise ValueError(f"steps: expected 1 to {longest}, got {steps}")
     runtime.keep_freed_memory()  # every way of sampling comes through here
     scheduler = copy.deepcopy(scheduler)
-    with warnings.catch_warnings():  # Euler's and DPM-Solver's hand NumPy 2 a tensor in a way it deprecates
+    with (
+        warnings.catch_warnings()
+    ):  # Euler's and DPM-Solver's hand NumPy 2 a tensor in a way it deprecates
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         scheduler.set_timesteps(steps, device=x.device)
     low, high = scheduler.timesteps.min().item(), scheduler.timesteps.max().item()
     continuous = scheduler.config.get("timestep_type") == "continuous"  # ln σ / 4, may be below 0
     if not continuous and not 0 <= low <= high < longest:
-        raise ValueError(f"steps: with {steps}, {name} visits timesteps {low:g} to {high:g}, not 0 to {longest - 1}")
+        raise ValueError(
+            f"steps: with {steps}, {name} visits timesteps {low:g} to {high:g}, not 0 to {longest - 1}"
+        )
     return scheduler
 
 
@@ -148,7 +168,9 @@ def _limited(x0: Tensor, config: Mapping[str, Any]) -> Tensor:
     x0: (b, …). config: that of a scheduler.
     """
     if config.get("thresholding"):
-        return dynamic_threshold(x0, config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        return dynamic_threshold(
+            x0, config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        )
     if config.get("clip_sample"):
         return x0.clamp(-config["clip_sample_range"], config["clip_sample_range"])
     return x0
@@ -178,10 +200,14 @@ def ddpm(
     """
     variance_type = scheduler.config.get("variance_type", "fixed_small")
     if variance_type not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"scheduler: expected a variance_type of fixed_small or fixed_large, got {variance_type!r}")
+        raise ValueError(
+            f"scheduler: expected a variance_type of fixed_small or fixed_large, got {variance_type!r}"
+        )
     path, draw = _path(scheduler, steps, x, CLEAN), _drawing(x, generator, shared)
     kind = prediction_type(scheduler)
-    return _ddpm(model, scheduler.config, kind, x, conditioning, path, variance_type == "fixed_large", draw)
+    return _ddpm(
+        model, scheduler.config, kind, x, conditioning, path, variance_type == "fixed_large", draw
+    )
 
 
 def _ddpm(model, config, kind, x, conditioning, path, large, draw) -> Iterator[Step]:
@@ -189,7 +215,10 @@ def _ddpm(model, config, kind, x, conditioning, path, large, draw) -> Iterator[S
         with torch.no_grad():
             prediction = model(x, t.expand(len(x)), conditioning).to(x.dtype)
             x0 = _limited(estimate(kind, prediction, x, level).x0, config)
-            a_t, a_s = level.signal.item() ** 2, next_level.signal.item() ** 2  # ᾱ here and where this step leads
+            a_t, a_s = (
+                level.signal.item() ** 2,
+                next_level.signal.item() ** 2,
+            )  # ᾱ here and where this step leads
             alpha = a_t / a_s
             x = (a_s**0.5 * (1 - alpha) * x0 + alpha**0.5 * (1 - a_s) * x) / (1 - a_t)  # equation 7
             if number < len(path):
@@ -227,7 +256,9 @@ def ddim(
     to_one = scheduler.config.get("set_alpha_to_one", True)
     path = _path(scheduler, steps, x, CLEAN if to_one else level_at(scheduler, torch.zeros(1)))
     draw = _drawing(x, generator, shared)
-    return _ddim(model, scheduler.config, prediction_type(scheduler), x, conditioning, path, eta, draw)
+    return _ddim(
+        model, scheduler.config, prediction_type(scheduler), x, conditioning, path, eta, draw
+    )
 
 
 def _ddim(model, config, kind, x, conditioning, path, eta, draw) -> Iterator[Step]:
@@ -239,23 +270,31 @@ def _ddim(model, config, kind, x, conditioning, path, eta, draw) -> Iterator[Ste
             x0, noise = said.x0, said.noise
             a_t, a_s = level.signal.item() ** 2, next_level.signal.item() ** 2
             variance = eta**2 * (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)  # equation 16
-            direction = max(1 - a_s - variance, 0.0) ** 0.5  # rounding may lead below 0 where a_t is 0
+            direction = (
+                max(1 - a_s - variance, 0.0) ** 0.5
+            )  # rounding may lead below 0 where a_t is 0
             x = a_s**0.5 * x0 + direction * noise  # equation 12
             if eta > 0:
                 x = x + variance**0.5 * draw()
         yield Step(number, t.item(), x, x0)
 
 
-def _path(scheduler: SchedulerMixin, steps: int, x: Tensor, end: Level) -> list[tuple[Tensor, Level, Level]]:
+def _path(
+    scheduler: SchedulerMixin, steps: int, x: Tensor, end: Level
+) -> list[tuple[Tensor, Level, Level]]:
     """Every timestep with its level and the level that its step leads to."""
     timesteps = _set(scheduler, steps, x).timesteps
     if timesteps.is_floating_point():
-        raise ValueError(f"scheduler: expected one with integer timesteps, got {type(scheduler).__name__}")
+        raise ValueError(
+            f"scheduler: expected one with integer timesteps, got {type(scheduler).__name__}"
+        )
     levels = [level_at(scheduler, t[None]) for t in timesteps]
     return list(zip(timesteps, levels, [*levels[1:], end], strict=True))
 
 
-def _drawing(x: Tensor, generator: torch.Generator | None, shared: float | int) -> Callable[[], Tensor]:
+def _drawing(
+    x: Tensor, generator: torch.Generator | None, shared: float | int
+) -> Callable[[], Tensor]:
     """What draws noise for x; refused is now what would be refused then."""
     initial_noise((0, *x.shape[1:]), generator or torch.Generator(), shared)
     return lambda: initial_noise(x.shape, generator, shared, x.dtype).to(x.device)

@@ -23,7 +23,9 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return encode_apng(image[None], fps=1)
 
 
-def encode_apng(frames: UInt8[np.ndarray, "n h w 3"], fps: float | int, colours: int = COLOURS) -> bytes:
+def encode_apng(
+    frames: UInt8[np.ndarray, "n h w 3"], fps: float | int, colours: int = COLOURS
+) -> bytes:
     """Frames 0 … 255 as an endlessly looping, opaque APNG; a single frame gives a plain PNG.
 
     `fps`: frames per second, 0.1 … 100. `colours`: how many are kept over the whole animation, 2 … 255: exact if
@@ -31,7 +33,9 @@ def encode_apng(frames: UInt8[np.ndarray, "n h w 3"], fps: float | int, colours:
     Raises ValueError for no frames, no pixels, or such an `fps` or `colours`.
     """
     if 0 in frames.shape:
-        raise ValueError(f"frames must hold at least one frame and one pixel; got shape {frames.shape}")
+        raise ValueError(
+            f"frames must hold at least one frame and one pixel; got shape {frames.shape}"
+        )
     if not 0.1 <= fps <= 100:
         raise ValueError(f"fps must lie in 0.1 … 100; got {fps}")
     if not 2 <= colours <= COLOURS:
@@ -40,7 +44,9 @@ def encode_apng(frames: UInt8[np.ndarray, "n h w 3"], fps: float | int, colours:
     n, height, width = indices.shape
     delay = struct.pack(">HH", round(1000 / fps), 1000)
 
-    body = [_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))]  # 8 bits, palette
+    body = [
+        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+    ]  # 8 bits, palette
     if n > 1:
         body.append(_chunk(b"acTL", struct.pack(">II", n, 0)))  # 0: loop for ever
     body.append(_chunk(b"PLTE", palette.tobytes()))
@@ -71,7 +77,9 @@ def _one_palette(frames: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]
     """Palette indices (n, h, w), and the palette (colours, 3): 256 rows if one must say "unchanged"."""
     red, green, blue = (frames[..., channel].astype(np.int32) for channel in range(3))
     code = red << 16 | green << 8 | blue
-    seen = np.zeros(1 << 24, bool)  # one cell for each of the 2**24 colours: faster than sorting the pixels
+    seen = np.zeros(
+        1 << 24, bool
+    )  # one cell for each of the 2**24 colours: faster than sorting the pixels
     seen[code] = True
     codes = np.flatnonzero(seen)
     table = np.empty(1 << 24, np.int32)
@@ -89,8 +97,12 @@ def _one_palette(frames: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]
 
 def _adapt(colours: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """A palette of so many (an octree, then three rounds of k-means), and the nearest entry to each colour."""
-    sample = np.repeat(colours, 1 + (60_000 * (counts / counts.sum())).astype(int), axis=0).astype(np.uint8)
-    cut = Image.fromarray(sample[None]).quantize(most, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    sample = np.repeat(colours, 1 + (60_000 * (counts / counts.sum())).astype(int), axis=0).astype(
+        np.uint8
+    )
+    cut = Image.fromarray(sample[None]).quantize(
+        most, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+    )
     palette = np.array(cut.getpalette("RGB"), float).reshape(-1, 3)[:most]
     for _ in range(3):
         nearest = _nearest(colours, palette)
@@ -99,14 +111,18 @@ def _adapt(colours: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarr
             total = np.bincount(nearest, counts * colours[:, channel], len(palette))
             palette[:, channel] = np.where(weight > 0, total / weight.clip(1), palette[:, channel])
     palette = palette.round()
-    common = colours[counts > 0.02 * counts.sum()]  # a page's white, a flat background: exact, or it shows
+    common = colours[
+        counts > 0.02 * counts.sum()
+    ]  # a page's white, a flat background: exact, or it shows
     palette[_nearest(common, palette)] = common
     return palette, _nearest(colours, palette)
 
 
 def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Index of the palette entry closest to each colour (Euclidean in RGB)."""
-    pieces = np.array_split(colours.astype(np.float32), 1 + len(colours) // 20_000)  # bounds the memory
+    pieces = np.array_split(
+        colours.astype(np.float32), 1 + len(colours) // 20_000
+    )  # bounds the memory
     centres = palette.astype(np.float32)
     length = (centres**2).sum(1)
     return np.concatenate([(length - 2 * piece @ centres.T).argmin(1) for piece in pieces])

@@ -12,9 +12,21 @@ from torch import Tensor
 
 def colour_wheel(like: Tensor) -> Float[Tensor, "55 3"]:
     """The 55 hues, 0 … 255, from red through yellow, green, cyan, blue and magenta; device as `like`."""
-    ramps = [(15, 0, 1, 1), (6, 1, 0, -1), (4, 1, 2, 1), (11, 2, 1, -1), (13, 2, 0, 1), (6, 0, 2, -1)]
+    ramps = [
+        (15, 0, 1, 1),
+        (6, 1, 0, -1),
+        (4, 1, 2, 1),
+        (11, 2, 1, -1),
+        (13, 2, 0, 1),
+        (6, 0, 2, -1),
+    ]
     hues = []
-    for length, full, moving, sign in ramps:  # one colour stays full while another rises (1) or falls (-1)
+    for (
+        length,
+        full,
+        moving,
+        sign,
+    ) in ramps:  # one colour stays full while another rises (1) or falls (-1)
         part = torch.zeros(length, 3, device=like.device)
         part[:, full] = 255
         rise = torch.floor(255 * torch.arange(length, device=like.device) / length)
@@ -23,7 +35,9 @@ def colour_wheel(like: Tensor) -> Float[Tensor, "55 3"]:
     return torch.cat(hues)
 
 
-def flow_colours(flow: Float[Tensor, "n 2 h w"], largest: float | int | None = None) -> UInt8[Tensor, "n 3 h w"]:
+def flow_colours(
+    flow: Float[Tensor, "n 2 h w"], largest: float | int | None = None
+) -> UInt8[Tensor, "n 3 h w"]:
     """Colours 0 … 255 for a flow of (rightward, downward) pixels; no motion is white.
 
     `largest`: the speed in pixels that gets the full colour; without one, the largest in `flow`.

@@ -109,8 +109,16 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     """
     notebook.metadata = nbformat.from_dict(
         {
-            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-            "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+            "kernelspec": {
+                "display_name": "Python 3 (ipykernel)",
+                "language": "python",
+                "name": "python3",
+            },
+            "language_info": {
+                "file_extension": ".py",
+                "mimetype": "text/x-python",
+                "name": "python",
+            },
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -119,7 +127,9 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:10]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        cell.metadata = nbformat.from_dict({k: cell.metadata[k] for k in KEPT_CELL_METADATA if k in cell.metadata})
+        cell.metadata = nbformat.from_dict(
+            {k: cell.metadata[k] for k in KEPT_CELL_METADATA if k in cell.metadata}
+        )
     return notebook
 
 
@@ -153,7 +163,11 @@ def heading(notebook: NotebookNode) -> tuple[str, str]:
             title, _, rest = paragraph[2:].partition("\n")
             paragraph = rest.strip()
         if title != "Untitled" and re.match(r"[\w*_(\"'`]", paragraph):
-            plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[*_`]{1,2}", lambda m: m[1] or "", " ".join(paragraph.split()))
+            plain = re.sub(
+                r"\[([^]]*)\]\([^)]*\)|[*_`]{1,2}",
+                lambda m: m[1] or "",
+                " ".join(paragraph.split()),
+            )
             line = re.split(r"(?<=[.!?])\s", plain, maxsplit=1)[0]
             break
     return title.strip(), line
@@ -213,9 +227,15 @@ def report(lesson: Lesson, size: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 1 if a cell of any lesson failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: every lesson in notebooks/")
-    parser.add_argument("--in-place", action="store_true", help="save the executed notebooks, write no HTML")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "build" / "course", help="the gallery's folder")
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="default: every lesson in notebooks/"
+    )
+    parser.add_argument(
+        "--in-place", action="store_true", help="save the executed notebooks, write no HTML"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "build" / "course", help="the gallery's folder"
+    )
     options = parser.parse_args(arguments)
     paths = options.notebooks or sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
     if not paths:

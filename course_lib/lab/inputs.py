@@ -18,25 +18,41 @@ def to_numpy(values: Any, name: str) -> np.ndarray:
     Raises ValueError if they are not floats, or not all finite; `name` is what the message calls them.
     """
     if not isinstance(values, Tensor | np.ndarray):
-        raise ValueError(f"{name} must be a torch tensor or a NumPy array; got {type(values).__name__}")
-    is_float = values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
+        raise ValueError(
+            f"{name} must be a torch tensor or a NumPy array; got {type(values).__name__}"
+        )
+    is_float = (
+        values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
+    )
     if not is_float:
-        hint = "divide uint8 by 127.5 and subtract 1" if "int8" in str(values.dtype) else "convert with .float()"
+        hint = (
+            "divide uint8 by 127.5 and subtract 1"
+            if "int8" in str(values.dtype)
+            else "convert with .float()"
+        )
         raise ValueError(f"{name} must be float; got {describe(values, name)}: {hint}")
-    array = values.detach().to("cpu", torch.float32).numpy() if isinstance(values, Tensor) else values
+    array = (
+        values.detach().to("cpu", torch.float32).numpy() if isinstance(values, Tensor) else values
+    )
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
-        raise ValueError(f"{name} has {bad} of {array.size} values that are NaN or infinite; {describe(values, name)}")
+        raise ValueError(
+            f"{name} has {bad} of {array.size} values that are NaN or infinite; {describe(values, name)}"
+        )
     return array
 
 
 def describe(values: Array, name: str) -> str:
     """ "shape (2, 3, 16, 64, 64), float32, from -1 to 0.98"; the range is that of the finite values."""
     text = f"{name} of shape {tuple(values.shape)}, {str(values.dtype).removeprefix('torch.')}"
-    array = values.detach().to("cpu", torch.float64).numpy() if isinstance(values, Tensor) else values
+    array = (
+        values.detach().to("cpu", torch.float64).numpy() if isinstance(values, Tensor) else values
+    )
     finite = array[np.isfinite(array)]
-    return text + (f", from {finite.min():.4g} to {finite.max():.4g}" if finite.size else ", no finite value")
+    return text + (
+        f", from {finite.min():.4g} to {finite.max():.4g}" if finite.size else ", no finite value"
+    )
 
 
 def checked_clips(video: Array, name: str = "video") -> UInt8[np.ndarray, "b f h w 3"]:
@@ -49,7 +65,9 @@ def checked_clips(video: Array, name: str = "video") -> UInt8[np.ndarray, "b f h
     got = describe(video, name)
     if array.ndim not in (4, 5):
         remedy = ": for one image, use show_images(image[None])" if array.ndim == 3 else ""
-        raise ValueError(f"expected one clip (c, f, h, w) or clips (b, c, f, h, w); got {got}{remedy}")
+        raise ValueError(
+            f"expected one clip (c, f, h, w) or clips (b, c, f, h, w); got {got}{remedy}"
+        )
     order = "b c f h w".split()[5 - array.ndim :]
     channel = array.ndim - 4
     if array.shape[channel] not in (1, 3):
@@ -67,7 +85,9 @@ def checked_images(images: Array, name: str = "images") -> UInt8[np.ndarray, "b 
     array = to_numpy(images, name)
     got = describe(images, name)
     if array.ndim != 4:
-        remedy = {3: f": for one image, {name}[None]", 5: ": for clips, show_video"}.get(array.ndim, "")
+        remedy = {3: f": for one image, {name}[None]", 5: ": for clips, show_video"}.get(
+            array.ndim, ""
+        )
         raise ValueError(f"expected images (b, c, h, w); got {got}{remedy}")
     if array.shape[1] not in (1, 3):
         raise ValueError(f"expected (b, c, h, w) with 1 or 3 channels; got {got}"
@@ -80,7 +100,9 @@ def _other_order(shape: tuple[int, ...], order: list[str], name: str) -> str:
     """Where the channel axis seems to be instead, and the permute that puts it right."""
     here = order.index("c")
     candidates = [
-        i for i in (order.index("f") if "f" in order else -1, len(shape) - 1) if i >= 0 and shape[i] in (1, 3)
+        i
+        for i in (order.index("f") if "f" in order else -1, len(shape) - 1)
+        if i >= 0 and shape[i] in (1, 3)
     ]
     if not candidates:
         return ""

@@ -68,11 +68,17 @@ def show_video(
         raise ValueError(f"scale must be a whole number of at least 1; got {scale}")
     if strip_frames < 1:
         raise ValueError(f"strip_frames must be at least 1; got {strip_frames}")
-    names = [": ".join(t for t in (row.title, caption) if t) for row in rows for caption in row.captions]
+    names = [
+        ": ".join(t for t in (row.title, caption) if t) for row in rows for caption in row.captions
+    ]
     sentence = alt or _sentence("animation" if rows[0].clips.shape[1] > 1 else "picture", names)
     display(Picture(encode.encode_apng(canvas.animation(rows, scale), fps, colours), sentence))
     if strip:
-        display(Picture(encode.encode_png(canvas.film_strip(rows, strip_frames)), f"film strip: {sentence}"))
+        display(
+            Picture(
+                encode.encode_png(canvas.film_strip(rows, strip_frames)), f"film strip: {sentence}"
+            )
+        )
 
 
 def _sentence(kind: str, names: list[str]) -> str:
@@ -93,27 +99,42 @@ def _rows(video: Videos, captions: Captions, titles: Sequence[str] | None) -> li
         raise ValueError("nothing to show: video is empty")
     if len(titles) != len(given):
         raise ValueError(f"expected one title for each of {len(given)} rows; got {len(titles)}")
-    names = [f"video[{title!r}]" if isinstance(video, Mapping) else f"video[{i}]" for i, title in enumerate(titles)]
-    clips = [checked_clips(row, "video" if len(given) == 1 else name) for row, name in zip(given, names, strict=True)]
-    singles = len(given) > 1 and all(row.ndim == 4 for row in given) and len({row.shape for row in clips}) == 1
+    names = [
+        f"video[{title!r}]" if isinstance(video, Mapping) else f"video[{i}]"
+        for i, title in enumerate(titles)
+    ]
+    clips = [
+        checked_clips(row, "video" if len(given) == 1 else name)
+        for row, name in zip(given, names, strict=True)
+    ]
+    singles = (
+        len(given) > 1
+        and all(row.ndim == 4 for row in given)
+        and len({row.shape for row in clips}) == 1
+    )
     if singles and not (captions and any(titles)):  # side by side rather than one above the other
         texts = tuple(titles) if any(titles) else _captions(captions, "", len(given))
         return [canvas.Row(np.concatenate(clips), texts)]
     return [
-        canvas.Row(row, _captions(captions, title, len(row)), title) for row, title in zip(clips, titles, strict=True)
+        canvas.Row(row, _captions(captions, title, len(row)), title)
+        for row, title in zip(clips, titles, strict=True)
     ]
 
 
 def _captions(captions: Captions, title: str, count: int) -> tuple[str, ...]:
     if isinstance(captions, Mapping):
         if title not in captions:
-            raise ValueError(f"captions has no entry for {title!r}; it has {', '.join(map(repr, captions))}")
+            raise ValueError(
+                f"captions has no entry for {title!r}; it has {', '.join(map(repr, captions))}"
+            )
         captions = captions[title]
     if captions is None:
         return ("",) * count
     texts = (captions,) if isinstance(captions, str) else tuple(str(text) for text in captions)
     if len(texts) != count:
-        raise ValueError(f"expected one caption for each of {count} clips; got {len(texts)}: {texts}")
+        raise ValueError(
+            f"expected one caption for each of {count} clips; got {len(texts)}: {texts}"
+        )
     return texts
 
 
@@ -147,7 +168,9 @@ def show_flow(
     """
     array, got = to_numpy(flow, "flow"), describe(flow, "flow")
     if array.ndim not in (3, 4, 5) or array.shape[array.ndim == 5] != 2:
-        raise ValueError(f"expected (2, h, w), (2, f, h, w) or (b, 2, f, h, w) with the flow's 2 axes first; got {got}")
+        raise ValueError(
+            f"expected (2, h, w), (2, f, h, w) or (b, 2, f, h, w) with the flow's 2 axes first; got {got}"
+        )
     if array.size == 0:
         raise ValueError(f"nothing to show; got {got}")
     if array.ndim == 3:
@@ -159,7 +182,11 @@ def show_flow(
     clips = colours.reshape(b, f, 3, h, w).movedim(2, -1).numpy()
     rows = [canvas.Row(clips, _captions(captions, "", b))]
     frames = _beside(canvas.animation(rows), _legend(full))
-    sentence = alt or _sentence("optical flow", list(rows[0].captions)) + f"; full colour means {full:.3g} pixels"
+    sentence = (
+        alt
+        or _sentence("optical flow", list(rows[0].captions))
+        + f"; full colour means {full:.3g} pixels"
+    )
     display(Picture(encode.encode_apng(frames, fps), sentence))
     if strip and f > 1:
         display(Picture(encode.encode_png(canvas.film_strip(rows)), f"film strip: {sentence}"))
@@ -211,14 +238,18 @@ def show_curves(
             axes.set_yscale("log")
         if len(curves) > 1 or "" not in curves:
             axes.legend()
-        show_figure(figure, alt or f"{title or 'curves'}: {ylabel} against {xlabel} for {', '.join(curves)}")
+        show_figure(
+            figure, alt or f"{title or 'curves'}: {ylabel} against {xlabel} for {', '.join(curves)}"
+        )
 
 
 def _parts(label: str, curve: Any) -> list[np.ndarray]:
     """x, y and perhaps low and high, as arrays of equal length."""
     parts = list(curve) if isinstance(curve, tuple) else [curve]
     if len(parts) not in (1, 2, 4):
-        raise ValueError(f"curve {label!r} must be y, (x, y) or (x, y, low, high); got {len(parts)} parts")
+        raise ValueError(
+            f"curve {label!r} must be y, (x, y) or (x, y, low, high); got {len(parts)} parts"
+        )
     arrays = [_numbers(part) for part in parts]
     if len(arrays) == 1:
         arrays = [np.arange(len(arrays[0])), arrays[0]]
@@ -229,7 +260,11 @@ def _parts(label: str, curve: Any) -> list[np.ndarray]:
 
 
 def _numbers(values: Any) -> np.ndarray:
-    return values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
+    return (
+        values.detach().cpu().double().numpy()
+        if isinstance(values, torch.Tensor)
+        else np.asarray(values, float)
+    )
 
 
 def show_bars(
@@ -246,8 +281,12 @@ def show_bars(
         for i, (value, low, high) in enumerate(triples.values()):
             axes.barh(i, value, color=style.BLUE, height=0.6)
             if high > low:
-                axes.plot([low, high], [i, i], color="black", linestyle="-", marker="|", markersize=12)
-            axes.annotate(f"{value:.3g}", (max(high, 0), i), (8, 0), textcoords="offset points", va="center")
+                axes.plot(
+                    [low, high], [i, i], color="black", linestyle="-", marker="|", markersize=12
+                )
+            axes.annotate(
+                f"{value:.3g}", (max(high, 0), i), (8, 0), textcoords="offset points", va="center"
+            )
         axes.set_yticks(range(len(triples)), list(triples))
         axes.invert_yaxis()
         axes.grid(False, axis="y")
@@ -259,8 +298,14 @@ def show_bars(
 
 def _bar(label: str, bar: Any) -> tuple[float, float, float]:
     numbers = [float(number) for number in (bar if isinstance(bar, tuple | list) else (bar,) * 3)]
-    if len(numbers) != 3 or not numbers[1] <= numbers[0] <= numbers[2] or not math.isfinite(sum(numbers)):
-        raise ValueError(f"bar {label!r} must be a number or (value, low, high) with low <= value <= high; got {bar}")
+    if (
+        len(numbers) != 3
+        or not numbers[1] <= numbers[0] <= numbers[2]
+        or not math.isfinite(sum(numbers))
+    ):
+        raise ValueError(
+            f"bar {label!r} must be a number or (value, low, high) with low <= value <= high; got {bar}"
+        )
     return numbers[0], numbers[1], numbers[2]
 
 

@@ -65,7 +65,12 @@ def _check(name: str, choice: Any) -> None:
     numbers = isinstance(choice, tuple) and all(
         isinstance(end, int | float) and not isinstance(end, bool) for end in choice
     )
-    if numbers and len(choice) in (2, 3) and choice[0] < choice[1] and (len(choice) == 2 or choice[2] > 0):
+    if (
+        numbers
+        and len(choice) in (2, 3)
+        and choice[0] < choice[1]
+        and (len(choice) == 2 or choice[2] > 0)
+    ):
         return
     raise ValueError(
         f"{name} must be a bool, a list with entries, (low, high) or (low, high, step) with low < high and "
@@ -91,12 +96,21 @@ def _start(choice: Any) -> Any:
 
 def examples_of(choice: Any) -> list[Any]:
     """Up to five values that stand for a choice: both ends, and evenly spaced between."""
-    values = [False, True] if isinstance(choice, bool) else _grid(choice) if isinstance(choice, tuple) else choice
+    values = (
+        [False, True]
+        if isinstance(choice, bool)
+        else _grid(choice)
+        if isinstance(choice, tuple)
+        else choice
+    )
     return [values[round(i)] for i in np.linspace(0, len(values) - 1, min(MOST, len(values)))]
 
 
 def _label(values: dict[str, Any]) -> str:
-    words = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+    words = {
+        name: f"{value:.4g}" if isinstance(value, float) else value
+        for name, value in values.items()
+    }
     return ", ".join(f"{name} = {value}" for name, value in words.items())
 
 
@@ -170,7 +184,11 @@ def _controls(f: Callable[..., Any], choices: dict[str, Any]) -> None:
 
 def _control(ipywidgets: Any, name: str, choice: Any) -> Any:
     # continuous_update=False: a model is not run for every pixel that a slider moves
-    common = {"description": name, "value": _start(choice), "style": {"description_width": "initial"}}
+    common = {
+        "description": name,
+        "value": _start(choice),
+        "style": {"description_width": "initial"},
+    }
     if isinstance(choice, bool):
         return ipywidgets.Checkbox(**common)
     if isinstance(choice, tuple):

@@ -46,9 +46,30 @@ from course_lib.metrics.frechet import (
     frechet_from_moments,
     frechet_infinity,
 )
-from course_lib.metrics.image import PSNR, SSIM, PerceptualDistance, perceptual_distance, psnr, ssim, ssim_map
-from course_lib.metrics.judge import Confusion, PromptAccuracy, auroc, expected_calibration_error, part_of_prompt
-from course_lib.metrics.motion import DynamicDegree, Flicker, Smoothness, WarpingError, dynamic_degree, warping_error
+from course_lib.metrics.image import (
+    PSNR,
+    SSIM,
+    PerceptualDistance,
+    perceptual_distance,
+    psnr,
+    ssim,
+    ssim_map,
+)
+from course_lib.metrics.prompt_accuracy import (
+    Confusion,
+    PromptAccuracy,
+    auroc,
+    expected_calibration_error,
+    part_of_prompt,
+)
+from course_lib.metrics.motion import (
+    DynamicDegree,
+    Flicker,
+    Smoothness,
+    WarpingError,
+    dynamic_degree,
+    warping_error,
+)
 from course_lib.metrics.score import Score
 from course_lib.metrics.text import (
     ClipEncoder,

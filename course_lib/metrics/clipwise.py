@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from course_lib.metrics.features import stacked
-from course_lib.metrics.inputs import check_count
+from course_lib.validation import check_count
 from course_lib.metrics.score import Score
 
 CONFIDENCE = 0.95
@@ -58,7 +58,9 @@ class ClipMeans(Metric):
 
     def _keep(self, **values: Float[Tensor, "b"]) -> None:
         """Add the numbers of a batch, under the keys of `names`."""
-        self.rows.append(torch.stack([values[key].to(self.device).double() for key in self.names], dim=1))
+        self.rows.append(
+            torch.stack([values[key].to(self.device).double() for key in self.names], dim=1)
+        )
 
     def per_clip(self) -> dict[str, Float[Tensor, "n"]]:
         """The numbers of every clip, in the order of the updates. Raises ValueError before the first clip."""
@@ -69,7 +71,8 @@ class ClipMeans(Metric):
     def means(self) -> dict[str, Score]:
         """One `mean_score` per key. Raises ValueError before the first clip."""
         return {
-            key: mean_score(self.names[key], values, self.units.get(key, "")) for key, values in self.per_clip().items()
+            key: mean_score(self.names[key], values, self.units.get(key, ""))
+            for key, values in self.per_clip().items()
         }
 
     def compute(self) -> dict[str, Score] | Score:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.metrics.clipwise import ClipMeans
-from course_lib.metrics.inputs import check_net, check_video
+from course_lib.validation import check_net, check_video
 from course_lib.metrics.text import encode_frames
 
 

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from course_lib.metrics.features import FeatureBank, VideoNet, extract, stacked
 from course_lib.metrics.frechet import frechet_distance
-from course_lib.metrics.inputs import check_count, check_features, check_net
+from course_lib.validation import check_count, check_features, check_net
 from course_lib.metrics.score import Score
 
 ROWS = 1024  # of a kernel or distance matrix at a time
@@ -42,7 +42,9 @@ def kernel_distance(
     scale = 1 / real.shape[1] if gamma is None else gamma
 
     def mean_kernel(first: Tensor, second: Tensor, without_self: bool = False) -> Tensor:
-        total = sum(((rows @ second.T) * scale + coef).pow(degree).sum() for rows in first.split(ROWS))
+        total = sum(
+            ((rows @ second.T) * scale + coef).pow(degree).sum() for rows in first.split(ROWS)
+        )
         if without_self:
             total = total - (first.square().sum(dim=1) * scale + coef).pow(degree).sum()
         return total / (len(first) * (len(second) - without_self))
@@ -72,7 +74,10 @@ def kernel_distance_subsets(
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):
-        draws = [x[torch.randperm(len(x), generator=generator)[:size].to(x.device)] for x in (real, generated)]
+        draws = [
+            x[torch.randperm(len(x), generator=generator)[:size].to(x.device)]
+            for x in (real, generated)
+        ]
         values.append(kernel_distance(*draws))
     values = torch.tensor(values, dtype=torch.float64)
     return Spread(values.mean().item(), values.std(correction=0).item())
@@ -86,7 +91,9 @@ class KernelDistance(FeatureBank):
     def compute(self) -> Score:
         """The distance so far. Raises ValueError for fewer than 2 samples on a side."""
         real, generated = self.features()
-        return Score(_kid_name(self), kernel_distance(real, generated), min(len(real), len(generated)))
+        return Score(
+            _kid_name(self), kernel_distance(real, generated), min(len(real), len(generated))
+        )
 
 
 def _kid_name(bank: FeatureBank) -> str:
@@ -108,17 +115,28 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     _check_two(real, generated, need=k + 1)
     center = real.double().mean(dim=0)  # distances do not change, their rounding errors shrink
     real, generated = real.double() - center, generated.double() - center
-    precision, recall = (_inside(*sides, k).double().mean().item() for sides in ((generated, real), (real, generated)))
+    precision, recall = (
+        _inside(*sides, k).double().mean().item()
+        for sides in ((generated, real), (real, generated))
+    )
     return precision, recall
 
 
-def _inside(samples: Float[Tensor, "n d"], manifold: Float[Tensor, "m d"], k: int) -> Bool[Tensor, "n"]:
+def _inside(
+    samples: Float[Tensor, "n d"], manifold: Float[Tensor, "m d"], k: int
+) -> Bool[Tensor, "n"]:
     """Which samples lie in a ball of the manifold."""
-    radii = torch.cat([_squared_distances(rows, manifold).kthvalue(k + 1).values for rows in manifold.split(ROWS)])
-    return torch.cat([(_squared_distances(rows, manifold) <= radii).any(dim=1) for rows in samples.split(ROWS)])
+    radii = torch.cat(
+        [_squared_distances(rows, manifold).kthvalue(k + 1).values for rows in manifold.split(ROWS)]
+    )
+    return torch.cat(
+        [(_squared_distances(rows, manifold) <= radii).any(dim=1) for rows in samples.split(ROWS)]
+    )
 
 
-def _squared_distances(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+def _squared_distances(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]
+) -> Float[Tensor, "n m"]:
     squares = first.square().sum(dim=1)[:, None] + second.square().sum(dim=1)
     distances = squares - 2 * first @ second.T
     # What float32 cannot tell apart is one sample, whichever batches it came in
@@ -137,10 +155,15 @@ class PrecisionRecall(FeatureBank):
         return _precision_recall_scores(self, real, generated)
 
 
-def _precision_recall_scores(bank: FeatureBank, real: Tensor, generated: Tensor) -> dict[str, Score]:
+def _precision_recall_scores(
+    bank: FeatureBank, real: Tensor, generated: Tensor
+) -> dict[str, Score]:
     n, values = min(len(real), len(generated)), precision_recall(real, generated, k=3)
     names = ("precision", "recall")
-    return {name: Score(f"{name}_knn3[{bank.net_name}]", value, n) for name, value in zip(names, values, strict=True)}
+    return {
+        name: Score(f"{name}_knn3[{bank.net_name}]", value, n)
+        for name, value in zip(names, values, strict=True)
+    }
 
 
 class DistributionScores(FeatureBank):
@@ -153,7 +176,9 @@ class DistributionScores(FeatureBank):
         real, generated = self.features()
         n = min(len(real), len(generated))
         return {
-            "frechet": Score(f"frechet_ddof1[{self.net_name}]", frechet_distance(real, generated), n),
+            "frechet": Score(
+                f"frechet_ddof1[{self.net_name}]", frechet_distance(real, generated), n
+            ),
             "kid": Score(_kid_name(self), kernel_distance(real, generated), n),
             **_precision_recall_scores(self, real, generated),
         }
@@ -174,10 +199,14 @@ def inception_score(logits: Tensor, *, splits: int = 1, seed: int = 0) -> Float[
     if splits < 1:
         raise ValueError(f"splits: expected at least 1, got {splits}")
     check_count("logits: samples", len(logits), 2 * splits)
-    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed)).to(logits.device)
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed)).to(
+        logits.device
+    )
     values = []
     for log_p in logits.double().log_softmax(dim=1)[order].tensor_split(splits):
-        log_mean = log_p.logsumexp(dim=0) - math.log(len(log_p))  # finite where a mean of p would be 0
+        log_mean = log_p.logsumexp(dim=0) - math.log(
+            len(log_p)
+        )  # finite where a mean of p would be 0
         values.append((log_p.exp() * (log_p - log_mean)).sum(dim=1).mean().exp())
     return torch.stack(values)
 
@@ -226,4 +255,6 @@ def _check_two(real: Tensor, generated: Tensor, need: int) -> None:
         check_features(name, features)
         check_count(f"{name}: samples", len(features), need)
     if real.shape[1] != generated.shape[1]:
-        raise ValueError(f"generated: expected the width of real, {real.shape[1]}, got {generated.shape[1]}")
+        raise ValueError(
+            f"generated: expected the width of real, {real.shape[1]}, got {generated.shape[1]}"
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from course_lib.metrics.features import ImageNet, VideoNet
-from course_lib.metrics.inputs import check_images, check_video
+from course_lib.validation import check_images, check_video
 
 I3D_FRAMES = 10  # I3D shortens time by 8 and then averages pairs
 
@@ -36,9 +36,12 @@ def inception_features(path: str | Path, *, device: str | torch.device = "cpu") 
     file that holds more than tensors.
     """
     _check_file(
-        path, "the Inception weights, weights-inception-2015-12-05-6726825d.pth, from torch-fidelity's releases"
+        path,
+        "the Inception weights, weights-inception-2015-12-05-6726825d.pth, from torch-fidelity's releases",
     )
-    torch.load(path, weights_only=True)  # torch-fidelity's own loader would run code hidden in the file
+    torch.load(
+        path, weights_only=True
+    )  # torch-fidelity's own loader would run code hidden in the file
     net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path), antialias=False).to(device)
 
     def features(images: Tensor) -> Tensor:
@@ -56,7 +59,9 @@ def i3d_features(path: str | Path, *, device: str | torch.device = "cpu") -> Vid
     scaling. device: where it runs. Unterthiner et al. 2018; covariance in that code: ddof 0.
     Raises FileNotFoundError, and what `torch.jit.load` raises for another kind of file.
     """
-    _check_file(path, "I3D as TorchScript, i3d_torchscript.pt, to which the StyleGAN-V repository links")
+    _check_file(
+        path, "I3D as TorchScript, i3d_torchscript.pt, to which the StyleGAN-V repository links"
+    )
     with warnings.catch_warnings():
         # torch.jit is deprecated, but the net that FVD is defined on exists only in its format
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -14,9 +14,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from course_lib.metrics.inputs import check_count, check_features, check_net, check_video
+from course_lib.validation import check_count, check_features, check_net, check_video
 
-VideoNet = Callable[[Tensor], Tensor]  # (b, c, f, h, w) to (b, d), or (n, d) where a clip gives several samples
+VideoNet = Callable[
+    [Tensor], Tensor
+]  # (b, c, f, h, w) to (b, d), or (n, d) where a clip gives several samples
 ImageNet = Callable[[Tensor], Tensor]  # (b, c, h, w) to (b, d)
 
 

@@ -19,7 +19,7 @@ from skimage.registration import optical_flow_ilk, optical_flow_tvl1
 from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from course_lib.metrics.inputs import check_video
+from course_lib.validation import check_video
 from course_lib.world import Clips
 
 Estimator = Callable[[Tensor], Tensor]  # video (b, c, f, h, w) to forward flow
@@ -45,7 +45,9 @@ def estimate_flow(video: Tensor, method: str = "ilk") -> Float[Tensor, "b 2 step
     weights = unit.new_tensor(GREY if video.shape[1] == 3 else (1.0,))
     grey = torch.einsum("bcfhw,c->bfhw", unit, weights).numpy()
     pairs = [(clip[t], clip[t + 1]) for clip in grey for t in range(len(clip) - 1)]
-    flows = np.stack([METHODS[method](*pair)[::-1] for pair in pairs])  # row, column: the other way round
+    flows = np.stack(
+        [METHODS[method](*pair)[::-1] for pair in pairs]
+    )  # row, column: the other way round
     return rearrange(torch.from_numpy(flows), "(b f) c h w -> b c f h w", b=len(video))
 
 
@@ -59,8 +61,14 @@ def raft_flow(weights: Path | str, *, large: bool = False) -> Estimator:
     """
     path = Path(weights)
     if not path.is_file():
-        raise ValueError(f"weights: expected a file with torchvision's RAFT weights, found none at {path}")
-    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        raise ValueError(
+            f"weights: expected a file with torchvision's RAFT weights, found none at {path}"
+        )
+    tensors = (
+        load_file(path)
+        if path.suffix == ".safetensors"
+        else torch.load(path, "cpu", weights_only=True)
+    )
     net = (raft_large if large else raft_small)(weights=None).eval().requires_grad_(False)
     net.load_state_dict(tensors)
     return partial(_raft, net)
@@ -76,9 +84,9 @@ def _raft(net: torch.nn.Module, video: Tensor) -> Float[Tensor, "b 2 steps h w"]
     frames = F.interpolate(frames, fine, mode="bilinear").unflatten(0, (len(video), -1))
     flow = net(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))[-1]
     # in pixels of the enlarged frame, x first
-    flow = F.interpolate(flow, size, mode="bilinear") * flow.new_tensor([size[1] / fine[1], size[0] / fine[0]]).view(
-        1, 2, 1, 1
-    )
+    flow = F.interpolate(flow, size, mode="bilinear") * flow.new_tensor(
+        [size[1] / fine[1], size[0] / fine[0]]
+    ).view(1, 2, 1, 1)
     return rearrange(flow, "(b f) c h w -> b c f h w", b=len(video))
 
 
@@ -89,9 +97,13 @@ def both_flows(
     return estimator(video), estimator(video.flip(2)).flip(2)
 
 
-def exact_flows(clips: Clips) -> tuple[Float[Tensor, "b 2 steps h w"], Float[Tensor, "b 2 steps h w"]]:
+def exact_flows(
+    clips: Clips,
+) -> tuple[Float[Tensor, "b 2 steps h w"], Float[Tensor, "b 2 steps h w"]]:
     """Forward and backward flow of clips of the Emoji World, exact where `clips.flow_exact`."""
-    turned = dataclasses.replace(clips, video=clips.video.flip(2), path=clips.path.flip(1), alpha=clips.alpha.flip(2))
+    turned = dataclasses.replace(
+        clips, video=clips.video.flip(2), path=clips.path.flip(1), alpha=clips.alpha.flip(2)
+    )
     return clips.flow, turned.flow.flip(2)
 
 
@@ -99,7 +111,9 @@ def check_flow(name: str, flow: Tensor, video: Tensor) -> None:
     """Raise ValueError unless `flow` is a finite flow for `video`; name: of the caller's argument."""
     b, _, f, h, w = video.shape
     if tuple(flow.shape) != (b, 2, f - 1, h, w):
-        raise ValueError(f"{name}: expected (b, 2, f-1, h, w) = {(b, 2, f - 1, h, w)}, got {tuple(flow.shape)}")
+        raise ValueError(
+            f"{name}: expected (b, 2, f-1, h, w) = {(b, 2, f - 1, h, w)}, got {tuple(flow.shape)}"
+        )
     if not flow.is_floating_point():
         raise ValueError(f"{name}: expected floating point, got {flow.dtype}")
     if not flow.isfinite().all():
@@ -132,7 +146,9 @@ def visible(
     """
     back = warp(backward, forward)
     energy, energy_back = (flow.square().sum(dim=1, keepdim=True) for flow in (forward, back))
-    hidden = (forward + back).square().sum(dim=1, keepdim=True) > 0.01 * (energy + energy_back) + 0.5
+    hidden = (forward + back).square().sum(dim=1, keepdim=True) > 0.01 * (
+        energy + energy_back
+    ) + 0.5
     steepness = torch.zeros_like(energy)
     steepness[..., :, :-1] += forward.diff(dim=-1).square().sum(dim=1, keepdim=True)
     steepness[..., :-1, :] += forward.diff(dim=-2).square().sum(dim=1, keepdim=True)

@@ -20,7 +20,7 @@ from scipy import linalg, stats
 from torch import Tensor
 
 from course_lib.metrics.features import TwoSided, VideoNet
-from course_lib.metrics.inputs import check_count, check_features
+from course_lib.validation import check_count, check_features
 from course_lib.metrics.score import Score
 
 
@@ -52,7 +52,9 @@ def frechet_between(first: Gaussian, second: Gaussian) -> float:
     first, second: of one d. Raises ValueError for two widths.
     """
     if first.mean.shape != second.mean.shape:
-        raise ValueError(f"features: expected one width d, got {len(first.mean)} and {len(second.mean)}")
+        raise ValueError(
+            f"features: expected one width d, got {len(first.mean)} and {len(second.mean)}"
+        )
     trace = None
     if min(len(first.root), len(second.root)) > len(first.mean):
         trace = _symmetric_trace(*(_covariance(root) for root in (first.root, second.root)))
@@ -64,7 +66,10 @@ def frechet_between(first: Gaussian, second: Gaussian) -> float:
 
 
 def frechet_from_moments(
-    mean_1: Float[Tensor, "d"], cov_1: Float[Tensor, "d d"], mean_2: Float[Tensor, "d"], cov_2: Float[Tensor, "d d"]
+    mean_1: Float[Tensor, "d"],
+    cov_1: Float[Tensor, "d d"],
+    mean_2: Float[Tensor, "d"],
+    cov_2: Float[Tensor, "d d"],
 ) -> float:
     """Fréchet distance from means and covariances, by the symmetric form.
 
@@ -72,14 +77,20 @@ def frechet_from_moments(
     rounding errors of 1e-16 into 1e-8: prefer `frechet_distance`, which sees the features.
     Raises ValueError for a covariance that is not symmetric.
     """
-    mean_1, cov_1, mean_2, cov_2 = (moment.detach().cpu().double() for moment in (mean_1, cov_1, mean_2, cov_2))
+    mean_1, cov_1, mean_2, cov_2 = (
+        moment.detach().cpu().double() for moment in (mean_1, cov_1, mean_2, cov_2)
+    )
     for name, covariance in (("cov_1", cov_1), ("cov_2", cov_2)):
-        if not torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-8 * covariance.abs().max().item()):
+        if not torch.allclose(
+            covariance, covariance.T, rtol=1e-6, atol=1e-8 * covariance.abs().max().item()
+        ):
             raise ValueError(f"{name}: expected a symmetric matrix")
     trace = _symmetric_trace(cov_1.numpy(), cov_2.numpy())
     if trace is None:
         values, vectors = torch.linalg.eigh(cov_1)
-        root = vectors * values.clamp(min=0).sqrt()  # Σ₁^½ up to a rotation, which eigenvalues do not see
+        root = (
+            vectors * values.clamp(min=0).sqrt()
+        )  # Σ₁^½ up to a rotation, which eigenvalues do not see
         trace = torch.linalg.eigvalsh(root.T @ cov_2 @ root).clamp(min=0).sqrt().sum().item()
     return _assemble(mean_1 - mean_2, (cov_1.trace() + cov_2.trace()).item(), trace)
 
@@ -90,7 +101,9 @@ def _covariance(root: Float[Tensor, "r d"]) -> Float[np.ndarray, "d d"]:
     return linalg.blas.dsyrk(1.0, root.numpy().T)
 
 
-def _symmetric_trace(cov_1: Float[np.ndarray, "d d"], cov_2: Float[np.ndarray, "d d"]) -> float | None:
+def _symmetric_trace(
+    cov_1: Float[np.ndarray, "d d"], cov_2: Float[np.ndarray, "d d"]
+) -> float | None:
     """Tr (Σ₁Σ₂)^½ from the upper halves, or None where Σ₁ has no Cholesky factor.
 
     The generalised eigenvalue problem of type 2, Σ₂Σ₁v = λv, is what LAPACK solves by LᵀΣ₂L with Σ₁ = LLᵀ.
@@ -154,7 +167,11 @@ class FrechetDistance(TwoSided):
             check_count(name, n, 2)
             rows = rows.cpu()
             triangle = torch.linalg.qr(rows, mode="r").R
-            gaussians.append(Gaussian(triangle[0, 1:] / triangle[0, 0], triangle[1:, 1:] / (n - self.ddof) ** 0.5))
+            gaussians.append(
+                Gaussian(
+                    triangle[0, 1:] / triangle[0, 0], triangle[1:, 1:] / (n - self.ddof) ** 0.5
+                )
+            )
             counts.append(n)
         value = frechet_between(*gaussians)
         return Score(f"frechet_ddof{self.ddof}[{self.net_name}]", value, min(counts))
@@ -198,13 +215,18 @@ def frechet_infinity(
     least = max(2 * d, 16)
     check_count(f"real, generated: samples on each side for features of width {d}", smaller, least)
     generator = torch.Generator().manual_seed(seed)
-    real, generated = (x[torch.randperm(len(x), generator=generator).to(x.device)] for x in (real, generated))
+    real, generated = (
+        x[torch.randperm(len(x), generator=generator).to(x.device)] for x in (real, generated)
+    )
     parts = tuple(k for k in PARTS if k <= 2 or smaller // k >= least)
     distances = _part_distances(real, generated, ddof, parts)
     bias, value = _line(parts, distances)
     interval = None
     if groups:
-        left = [[x[torch.arange(len(x)) % groups != group] for x in (real, generated)] for group in range(groups)]
+        left = [
+            [x[torch.arange(len(x)) % groups != group] for x in (real, generated)]
+            for group in range(groups)
+        ]
         values = [_line(parts, _part_distances(*sides, ddof, parts))[1] for sides in left]
         error = np.std(values) * (groups - 1) ** 0.5
         reach = float(stats.t.ppf(0.975, groups - 1) * error)
@@ -212,7 +234,9 @@ def frechet_infinity(
     return Extrapolation(value, interval, bias, parts, tuple(distances))
 
 
-def _part_distances(real: Tensor, generated: Tensor, ddof: int, parts: tuple[int, ...]) -> list[float]:
+def _part_distances(
+    real: Tensor, generated: Tensor, ddof: int, parts: tuple[int, ...]
+) -> list[float]:
     """Mean over k disjoint pairs of parts, for every k."""
     means = []
     for k in parts:

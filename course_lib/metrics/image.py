@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from course_lib.metrics.inputs import check_count, check_net, check_pair
+from course_lib.validation import check_count, check_net, check_pair
 from course_lib.metrics.score import Score
 
 PEAK = 2  # largest difference of two values in [-1, 1]
@@ -67,7 +67,9 @@ class PSNR(Metric):
         """Add a batch; video, reference: (b, c, f, h, w) in [-1, 1]. Raises ValueError as `psnr` does."""
         errors = _frame_errors(video.detach().to(self.device), reference.detach().to(self.device))
         decibels = _decibels(errors)
-        self.decibels += decibels.clamp(max=self.cap).sum() if self.cap is not None else decibels.sum()
+        self.decibels += (
+            decibels.clamp(max=self.cap).sum() if self.cap is not None else decibels.sum()
+        )
         self.squares += errors.sum() * (video.numel() / errors.numel())
         self.values += video.numel()
         self.frames += errors.numel()
@@ -84,7 +86,9 @@ class PSNR(Metric):
         }
 
 
-def ssim_map(images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-10 w-10"]:
+def ssim_map(
+    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c h-10 w-10"]:
     """Structural similarity around every pixel whose 11 x 11 window lies inside the image, in [-1, 1], float64.
 
     images, reference: in [-1, 1], at least 11 x 11; `ssim` checks that.
@@ -125,7 +129,9 @@ def ssim(video: Tensor, reference: Tensor) -> Float[Tensor, "b f"]:
     check_pair(("video", "reference"), video, reference, min_size=SSIM_TAPS)
     frames = [rearrange(x, "b c f h w -> b f c h w") for x in (video, reference)]
     # Clip by clip: the five products of a whole batch would not fit the cache
-    return torch.stack([ssim_map(*clips).mean(dim=(1, 2, 3)) for clips in zip(*frames, strict=True)])
+    return torch.stack(
+        [ssim_map(*clips).mean(dim=(1, 2, 3)) for clips in zip(*frames, strict=True)]
+    )
 
 
 class SSIM(Metric):
@@ -169,7 +175,9 @@ def perceptual_distance(
     count = len(features)
     if not count or len(reference) != count or (weights is not None and len(weights) != count):
         found = f"{count}, {len(reference)} and {'no' if weights is None else len(weights)} weights"
-        raise ValueError(f"features, reference, weights: expected equally many layers, at least one; got {found}")
+        raise ValueError(
+            f"features, reference, weights: expected equally many layers, at least one; got {found}"
+        )
     total = 0
     for layer, (first, second) in enumerate(zip(features, reference, strict=True)):
         weight = first.new_ones(first.shape[1]) if weights is None else weights[layer].to(first)

@@ -10,12 +10,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_lib.metrics.clipwise import ClipMeans, share_score
-from course_lib.metrics.flow import METHODS, Estimator, both_flows, check_flow, estimate_flow, visible, warp
-from course_lib.metrics.inputs import check_video
+from course_lib.metrics.flow import (
+    METHODS,
+    Estimator,
+    both_flows,
+    check_flow,
+    estimate_flow,
+    visible,
+    warp,
+)
+from course_lib.validation import check_video
 from course_lib.metrics.score import Score
 
 GIVEN = "exact"
-VBENCH_SPEED, VBENCH_SIDE, VBENCH_FPS = 6.0, 256, 8  # pixels per frame, at this shorter side, at these frames/s
+VBENCH_SPEED, VBENCH_SIDE, VBENCH_FPS = (
+    6.0,
+    256,
+    8,
+)  # pixels per frame, at this shorter side, at these frames/s
 VBENCH_TOP, VBENCH_PAIRS = 0.05, 4 / 16  # share of the pixels, pairs per frame
 
 
@@ -26,7 +38,9 @@ def _estimator(flow: str | Estimator, name: str | None) -> tuple[Estimator | Non
             raise ValueError("name: expected a name for the estimator given as flow, got None")
         return flow, name
     if flow != GIVEN and flow not in METHODS:
-        raise ValueError(f"flow: expected {GIVEN}, {', '.join(METHODS)} or a function; got {flow!r}")
+        raise ValueError(
+            f"flow: expected {GIVEN}, {', '.join(METHODS)} or a function; got {flow!r}"
+        )
     return (None if flow == GIVEN else partial(estimate_flow, method=flow)), name or flow
 
 
@@ -76,7 +90,11 @@ class WarpingError(ClipMeans):
         """
         check_video("video", video, min_frames=2, min_size=2)
         if (flows is None) != (self.estimator is not None):
-            wanted = "forward and backward flow" if self.estimator is None else "none, since the metric estimates them"
+            wanted = (
+                "forward and backward flow"
+                if self.estimator is None
+                else "none, since the metric estimates them"
+            )
             raise ValueError(f"flows: expected {wanted}, got {'none' if flows is None else 'some'}")
         flows = both_flows(video, self.estimator) if flows is None else flows
         self._keep(error=warping_error(*(x.detach().to(self.device) for x in (video, *flows))))
@@ -99,7 +117,9 @@ class Flicker(ClipMeans):
     def update(self, video: Tensor) -> None:
         """Add a batch; video: (b, c, f, h, w) in [-1, 1], at least two frames. Raises ValueError for bad input."""
         check_video("video", video, min_frames=2)
-        difference = video.detach().to(self.device).double().diff(dim=2).abs().mean(dim=(1, 2, 3, 4)) / 2
+        difference = (
+            video.detach().to(self.device).double().diff(dim=2).abs().mean(dim=(1, 2, 3, 4)) / 2
+        )
         self._keep(vbench=1 - difference, difference=difference)
 
 
@@ -129,7 +149,9 @@ class Smoothness(ClipMeans):
 
 
 def dynamic_degree(
-    flow: Float[Tensor, "b 2 steps h w"], fps: float | int = VBENCH_FPS, speed: float | int = VBENCH_SPEED
+    flow: Float[Tensor, "b 2 steps h w"],
+    fps: float | int = VBENCH_FPS,
+    speed: float | int = VBENCH_SPEED,
 ) -> tuple[Bool[Tensor, "b"], Float[Tensor, "b"]]:
     """Whether each clip moves, and how fast, in pixels per frame.
 
@@ -148,7 +170,9 @@ def dynamic_degree(
     threshold = _pace(fps, speed) * min(h, w) / VBENCH_SIDE
     top = int(h * w * VBENCH_TOP)
     if steps < 2 or top < 1:
-        raise ValueError(f"flow: expected at least 2 steps and 20 pixels, got {steps} steps of {w} x {h} pixels")
+        raise ValueError(
+            f"flow: expected at least 2 steps and 20 pixels, got {steps} steps of {w} x {h} pixels"
+        )
     length = flow.double().square().sum(dim=1).sqrt().flatten(2)  # (b, steps, pixels)
     fastest = length.topk(top, dim=-1).values.mean(dim=-1)  # (b, steps)
     moves = (fastest > threshold).sum(dim=1) >= round(VBENCH_PAIRS * (steps + 1))
@@ -158,7 +182,9 @@ def dynamic_degree(
 def _pace(fps: float | int, speed: float | int) -> float:
     """Pixels per step that count as moving, on a frame with a shorter side of 256."""
     if not 0 < fps < 1.5 * VBENCH_FPS:
-        raise ValueError(f"fps: expected above 0 and below 12, as VBench thins out videos to about 8, got {fps}")
+        raise ValueError(
+            f"fps: expected above 0 and below 12, as VBench thins out videos to about 8, got {fps}"
+        )
     if not speed > 0:
         raise ValueError(f"speed: expected a positive number of pixels per frame, got {speed}")
     return max(1.0, VBENCH_FPS / fps) * speed
@@ -195,7 +221,11 @@ class DynamicDegree(ClipMeans):
         """
         check_video("video", video, min_frames=3)
         if (flow is None) != (self.estimator is not None):
-            wanted = "a forward flow" if self.estimator is None else "none, since the metric estimates it"
+            wanted = (
+                "a forward flow"
+                if self.estimator is None
+                else "none, since the metric estimates it"
+            )
             raise ValueError(f"flow: expected {wanted}, got {'none' if flow is None else 'one'}")
         flow = self.estimator(video) if flow is None else flow
         check_flow("flow", flow, video)
@@ -205,4 +235,6 @@ class DynamicDegree(ClipMeans):
     def compute(self) -> dict[str, Score]:
         """The two scores. Raises ValueError before the first clip."""
         moves = self.per_clip()["moving"]
-        return self.means() | {"moving": share_score(self.names["moving"], int(moves.sum()), len(moves))}
+        return self.means() | {
+            "moving": share_score(self.names["moving"], int(moves.sum()), len(moves))
+        }

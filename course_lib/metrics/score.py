@@ -29,5 +29,7 @@ class Score(NamedTuple):
     def __str__(self) -> str:
         """Name, value to four digits, unit, interval, number of samples."""
         unit = f" {self.unit}" if self.unit else ""
-        interval = "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        interval = (
+            "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        )
         return f"{self.name} {self.value:.4g}{unit}{interval} (n = {self.n})"

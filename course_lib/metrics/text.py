@@ -18,7 +18,7 @@ from torchvision.transforms.functional import normalize
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from course_lib.metrics.clipwise import ClipMeans
-from course_lib.metrics.inputs import check_features, check_images, check_net, check_pair, check_video
+from course_lib.validation import check_features, check_images, check_net, check_pair, check_video
 from course_lib.metrics.score import Score
 from course_lib.runtime import no_progress_bars
 
@@ -43,7 +43,9 @@ class ClipEncoder:
     round on the way; pixels differ from theirs by about one grey level, more only at extreme contrast.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, processor: Any, *, truncate: bool = False) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, processor: Any, *, truncate: bool = False
+    ) -> None:
         """model, tokenizer, processor: CLIPModel in evaluation mode, CLIPTokenizer, CLIPImageProcessor.
 
         truncate: cut prompts that are too long for the model, as torchmetrics does, rather than refuse them.
@@ -58,7 +60,12 @@ class ClipEncoder:
             raise ValueError(
                 f"model: expected text_config.eos_token_id = {tokenizer.eos_token_id}, the tokenizer's, got {expected}"
             )
-        self.model, self.tokenizer, self.processor, self.truncate = model, tokenizer, processor, truncate
+        self.model, self.tokenizer, self.processor, self.truncate = (
+            model,
+            tokenizer,
+            processor,
+            truncate,
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, truncate: bool = False) -> "ClipEncoder":
@@ -67,7 +74,9 @@ class ClipEncoder:
         folder: path, or name on the hub. truncate: as above. Raises what transformers raises for a folder it misses.
         """
         with no_progress_bars():
-            model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+            model = (
+                CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+            )
         parts = (CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder))
         return cls(model, *parts, truncate=truncate)
 
@@ -80,10 +89,14 @@ class ClipEncoder:
         check_images("images", images)
         unit = list((images.float() + 1) / 2)
         steps = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-        pixels = self.processor(images=unit, **steps)["pixel_values"].clamp(0, 1)  # bicubic resizing overshoots
+        pixels = self.processor(images=unit, **steps)["pixel_values"].clamp(
+            0, 1
+        )  # bicubic resizing overshoots
         if self.processor.do_normalize:
             pixels = normalize(pixels, self.processor.image_mean, self.processor.image_std)
-        return self.model.get_image_features(pixel_values=pixels.to(self.model.dtype)).pooler_output.float()
+        return self.model.get_image_features(
+            pixel_values=pixels.to(self.model.dtype)
+        ).pooler_output.float()
 
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
@@ -101,7 +114,9 @@ class ClipEncoder:
         return output.pooler_output.float()
 
 
-def encode_frames(encode: Callable[[Tensor], Tensor], name: str, video: Tensor) -> Float[Tensor, "b f d"]:
+def encode_frames(
+    encode: Callable[[Tensor], Tensor], name: str, video: Tensor
+) -> Float[Tensor, "b f d"]:
     """Embed every frame by `encode`, from images (n, c, h, w) to (n, d); float64, length 1, on the CPU.
 
     name: of the argument that holds the video (b, c, f, h, w), for messages.
@@ -111,10 +126,14 @@ def encode_frames(encode: Callable[[Tensor], Tensor], name: str, video: Tensor) 
     check_net("encoder", encode)
     with torch.no_grad():
         embedded = encode(rearrange(video, "b c f h w -> (b f) c h w"))
-    return _directions(f"encoder({name})", embedded, len(video) * video.shape[2]).unflatten(0, (len(video), -1))
+    return _directions(f"encoder({name})", embedded, len(video) * video.shape[2]).unflatten(
+        0, (len(video), -1)
+    )
 
 
-def encode_prompts(encoder: TextImageEncoder, name: str, prompts: Sequence[str], count: int) -> Float[Tensor, "b d"]:
+def encode_prompts(
+    encoder: TextImageEncoder, name: str, prompts: Sequence[str], count: int
+) -> Float[Tensor, "b d"]:
     """Embed prompts; float64, length 1, on the CPU. name: of the argument, for messages. count: how many are expected.
 
     Raises ValueError for another number of prompts, or embeddings as in `encode_frames`.
@@ -137,7 +156,9 @@ def _directions(name: str, embedded: Tensor, count: int) -> Float[Tensor, "n d"]
     return F.normalize(embedded, dim=1)
 
 
-def clip_similarity(encoder: TextImageEncoder, video: Tensor, prompts: Sequence[str]) -> Float[Tensor, "b f"]:
+def clip_similarity(
+    encoder: TextImageEncoder, video: Tensor, prompts: Sequence[str]
+) -> Float[Tensor, "b f"]:
     """Cosine of every frame with the prompt of its clip; in [-1, 1]. All text scores are made of these.
 
     video: (b, c, f, h, w) in [-1, 1]. prompts: one per clip. Raises ValueError for bad input. Radford et al. 2021.
@@ -167,14 +188,20 @@ class TextAlignment(ClipMeans):
         """Add a batch; video: (b, c, f, h, w) in [-1, 1]; one prompt per clip. Raises ValueError for bad input."""
         cosine = clip_similarity(self.encoder, video, prompts)
         mean = cosine.mean(dim=1)
-        self._keep(clipsim=mean, clipscore=2.5 * cosine.clamp(min=0).mean(dim=1), clipscore_torchmetrics=100 * mean)
+        self._keep(
+            clipsim=mean,
+            clipscore=2.5 * cosine.clamp(min=0).mean(dim=1),
+            clipscore_torchmetrics=100 * mean,
+        )
 
     def compute(self) -> dict[str, Score]:
         """The three scores, by the keys above. Raises ValueError before the first clip."""
         scores = self.means()
         last = scores["clipscore_torchmetrics"]
         interval = last.interval and tuple(max(end, 0.0) for end in last.interval)
-        return scores | {"clipscore_torchmetrics": last._replace(value=max(last.value, 0.0), interval=interval)}
+        return scores | {
+            "clipscore_torchmetrics": last._replace(value=max(last.value, 0.0), interval=interval)
+        }
 
 
 class DirectionalSimilarity(ClipMeans):
@@ -193,18 +220,28 @@ class DirectionalSimilarity(ClipMeans):
         self.encoder = encoder
 
     def update(
-        self, source: Tensor, edited: Tensor, source_prompts: Sequence[str], target_prompts: Sequence[str]
+        self,
+        source: Tensor,
+        edited: Tensor,
+        source_prompts: Sequence[str],
+        target_prompts: Sequence[str],
     ) -> None:
         """Add a batch; source, edited: (b, c, f, h, w) in [-1, 1]; prompts: what each shows, one per clip.
 
         Raises ValueError for bad input, or a pair of prompts that mean the same to the encoder.
         """
         check_pair(("source", "edited"), source, edited)
-        before, after = (encode_frames(self.encoder.image, *x) for x in (("source", source), ("edited", edited)))
+        before, after = (
+            encode_frames(self.encoder.image, *x) for x in (("source", source), ("edited", edited))
+        )
         said = encode_prompts(self.encoder, "source_prompts", source_prompts, len(source))
         wanted = encode_prompts(self.encoder, "target_prompts", target_prompts, len(source))
         _refuse_same(source_prompts, target_prompts, (wanted - said).norm(dim=1))
-        self._keep(directional=F.cosine_similarity(after - before, (wanted - said)[:, None], dim=-1).mean(dim=1))
+        self._keep(
+            directional=F.cosine_similarity(after - before, (wanted - said)[:, None], dim=-1).mean(
+                dim=1
+            )
+        )
 
 
 class FrameAccuracy(ClipMeans):
@@ -220,7 +257,9 @@ class FrameAccuracy(ClipMeans):
         super().__init__({"accuracy": f"frame_accuracy[{name}]"})
         self.encoder = encoder
 
-    def update(self, edited: Tensor, source_prompts: Sequence[str], target_prompts: Sequence[str]) -> None:
+    def update(
+        self, edited: Tensor, source_prompts: Sequence[str], target_prompts: Sequence[str]
+    ) -> None:
         """Add a batch; edited: (b, c, f, h, w) in [-1, 1]; prompts: before and after the edit, one per clip.
 
         Raises ValueError for bad input, or a pair of prompts that mean the same to the encoder.
@@ -233,7 +272,11 @@ class FrameAccuracy(ClipMeans):
         self._keep(accuracy=(new >= old).double().mean(dim=1))
 
 
-def _refuse_same(source: Sequence[str], target: Sequence[str], distance: Float[Tensor, "b"]) -> None:
+def _refuse_same(
+    source: Sequence[str], target: Sequence[str], distance: Float[Tensor, "b"]
+) -> None:
     for before, after, length in zip(source, target, distance.tolist(), strict=True):
         if length < 1e-6:
-            raise ValueError(f"target_prompts: expected another meaning than {before!r}, got {after!r}")
+            raise ValueError(
+                f"target_prompts: expected another meaning than {before!r}, got {after!r}"
+            )

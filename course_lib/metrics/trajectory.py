@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from course_lib.metrics.clipwise import ClipMeans
-from course_lib.metrics.inputs import check_video
+from course_lib.validation import check_video
 
 BORDER, GIVEN = "border", "given"
 RING = 1 / 32  # width of the border that shows the background, as a share of the frame
@@ -41,7 +41,9 @@ def _masks_of_clip(clip: Float[Tensor, "f h w c"]) -> Bool[np.ndarray, "f h w"]:
     ring = max(1, round(RING * min(h, w)))
     border = torch.ones(h, w, dtype=torch.bool)
     border[ring : h - ring, ring : w - ring] = False
-    colours = clip[:, border].quantile(0.5, dim=0)  # a subject passes the border, the background stays
+    colours = clip[:, border].quantile(
+        0.5, dim=0
+    )  # a subject passes the border, the background stays
     colours = ((colours * LEVELS).round() / LEVELS).unique(dim=0)
     distance = torch.cdist(clip.flatten(0, 2), colours).amin(dim=1).view(clip.shape[:3])
     return np.stack([_pieces(frame) for frame in (distance > APART).numpy()])
@@ -96,8 +98,15 @@ class TrajectoryError(ClipMeans):
         """
         if masks not in (BORDER, GIVEN):
             raise ValueError(f"masks: expected {BORDER!r} or {GIVEN!r}, got {masks!r}")
-        names = {"absolute": "trajectory_error_absolute", "shape": "trajectory_error_shape", "seen": "subject_seen"}
-        super().__init__({key: f"{name}[{masks}]" for key, name in names.items()}, {"absolute": "px", "shape": "px"})
+        names = {
+            "absolute": "trajectory_error_absolute",
+            "shape": "trajectory_error_shape",
+            "seen": "subject_seen",
+        }
+        super().__init__(
+            {key: f"{name}[{masks}]" for key, name in names.items()},
+            {"absolute": "px", "shape": "px"},
+        )
         self.given = masks == GIVEN
 
     def update(self, video: Tensor, path: Tensor, masks: Tensor | None = None) -> None:
@@ -109,16 +118,26 @@ class TrajectoryError(ClipMeans):
         check_video("video", video)
         b, _, f, h, w = video.shape
         if path.ndim != 3 or tuple(path.shape[:2]) != (b, f) or path.shape[2] < 2:
-            raise ValueError(f"path: expected (b, f, 2) or more = {(b, f, 2)}, got {tuple(path.shape)}")
+            raise ValueError(
+                f"path: expected (b, f, 2) or more = {(b, f, 2)}, got {tuple(path.shape)}"
+            )
         if not path.isfinite().all():
             raise ValueError("path: expected finite values, got NaN or infinity")
         if (masks is not None) != self.given:
             wanted, got = ("some", "none") if self.given else ("none", "some")
             raise ValueError(f"masks: expected {wanted}, got {got}")
-        if masks is not None and (masks.dtype != torch.bool or tuple(masks.shape) != (b, 1, f, h, w)):
-            raise ValueError(f"masks: expected bool of {(b, 1, f, h, w)}, got {masks.dtype} of {tuple(masks.shape)}")
+        if masks is not None and (
+            masks.dtype != torch.bool or tuple(masks.shape) != (b, 1, f, h, w)
+        ):
+            raise ValueError(
+                f"masks: expected bool of {(b, 1, f, h, w)}, got {masks.dtype} of {tuple(masks.shape)}"
+            )
         found = (subject_centres(video) if masks is None else centres(masks)).cpu()
-        away = (found - path[..., :2].cpu().double()) * found.new_tensor([w / 2, h / 2])  # (b, f, 2) pixels
+        away = (found - path[..., :2].cpu().double()) * found.new_tensor(
+            [w / 2, h / 2]
+        )  # (b, f, 2) pixels
         centred = away - away.nanmean(dim=1, keepdim=True)
         absolute, shape = (x.norm(dim=-1).nanmean(dim=1) for x in (away, centred))
-        self._keep(absolute=absolute, shape=shape, seen=(~found[..., 0].isnan()).double().mean(dim=1))
+        self._keep(
+            absolute=absolute, shape=shape, seen=(~found[..., 0].isnan()).double().mean(dim=1)
+        )

@@ -18,8 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PLACED = ("rotary", "sinusoidal")  # frames may be told where in time they are
 POSITIONS = ("relative", *PLACED, "none")
-WAVES = (0.5, 1.0, 2.0)  # by which places are told, in half waves from the middle of the frame to its border
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+WAVES = (
+    0.5,
+    1.0,
+    2.0,
+)  # by which places are told, in half waves from the middle of the frame to its border
+BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
 # Scores of one head up to which plain products beat torch's fused attention on a CPU, gradients included. On two cores,
 # 16 frames of 1,024 pixels, bfloat16, forward and backward: 20 against 23 ms; 256 pixels of 32 frames: 15 against 34;
 # 1,024 pixels of 32 frames: 431 against 313. In float32 fused is nine times as fast forward already at 256 x 256.
@@ -39,7 +48,10 @@ def attend(
     scores = query.shape[-2] * key.shape[-2]
     if query.device.type == "cpu" and scores <= PLAIN.get(query.dtype, 0):
         return attention_weights(query, key, bias).to(value.dtype) @ value
-    batch, rows = query.shape[:-3], (x.flatten(0, -4) for x in (query, key, value))  # fused kernels take four axes
+    batch, rows = (
+        query.shape[:-3],
+        (x.flatten(0, -4) for x in (query, key, value)),
+    )  # fused kernels take four axes
     if bias is not None and bias.ndim > 3:
         bias = bias.expand(*batch, *bias.shape[-3:]).flatten(0, -4)
     with sdpa_kernel(BACKENDS):  # whatever the training loop has chosen for short sequences
@@ -67,7 +79,9 @@ def apart(alone: Bool[Tensor, "b f"]) -> Bool[Tensor, "b f f"]:
 
 def as_bias(allowed: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
     """A mask as what is added to scores: 0 where it is True, -inf elsewhere."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -math.inf)
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
+        ~allowed, -math.inf
+    )
 
 
 # Positions in time
@@ -86,11 +100,15 @@ class RelativeBias(nn.Module):
 
     def forward(self, frames: int) -> Float[Tensor, "heads f f"]:
         places = torch.arange(frames, device=self.table.device)
-        distance = (places[None, :] - places[:, None]).clamp(-self.reach, self.reach)  # of whom is seen from who looks
+        distance = (places[None, :] - places[:, None]).clamp(
+            -self.reach, self.reach
+        )  # of whom is seen from who looks
         return self.table[:, distance + self.reach]
 
 
-def angles(places: int | Real[Tensor, "*batch f"], width: int, like: Tensor) -> Float[Tensor, "*batch f half"]:
+def angles(
+    places: int | Real[Tensor, "*batch f"], width: int, like: Tensor
+) -> Float[Tensor, "*batch f half"]:
     """place / 10000^(2 i / width): how far the i-th pair of numbers has turned at each frame.
 
     places: of frames in time, which may lie between whole numbers; a number of frames is 0, 1, 2 …. width: even.
@@ -116,7 +134,9 @@ def rotate(
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def sinusoids(places: int | Real[Tensor, "*batch f"], width: int, like: Tensor) -> Float[Tensor, "*batch f width"]:
+def sinusoids(
+    places: int | Real[Tensor, "*batch f"], width: int, like: Tensor
+) -> Float[Tensor, "*batch f width"]:
     """Sine and cosine of `angles`, side by side: absolute positions. Vaswani et al. 2017, section 3.5."""
     turned = angles(places, width, like)
     return torch.cat([turned.sin(), turned.cos()], dim=-1).to(like.dtype)
@@ -129,8 +149,13 @@ def place_waves(h: int, w: int, like: Tensor) -> Float[Tensor, "1 waves h w"]:
     and cosine down, then across. Liu et al. 2018, "CoordConv", arXiv 1807.03247; Tancik et al. 2020, "Fourier Features
     Let Networks Learn High Frequency Functions", arXiv 2006.10739.
     """
-    down, across = _waves(h)[..., None].expand(-1, -1, -1, w), _waves(w)[..., None, :].expand(-1, -1, h, -1)
-    return torch.stack([down, across], dim=1).flatten(0, 2)[None].to(like)  # 1 (rates side sin-cos) h w
+    down, across = (
+        _waves(h)[..., None].expand(-1, -1, -1, w),
+        _waves(w)[..., None, :].expand(-1, -1, h, -1),
+    )
+    return (
+        torch.stack([down, across], dim=1).flatten(0, 2)[None].to(like)
+    )  # 1 (rates side sin-cos) h w
 
 
 def _waves(n: int) -> Float[Tensor, "rates two n"]:
@@ -145,7 +170,9 @@ def _waves(n: int) -> Float[Tensor, "rates two n"]:
 
 def _heads(channels: int, head_width: int) -> int:
     if channels % head_width:
-        raise ValueError(f"channels: expected a multiple of the head width {head_width}, got {channels}")
+        raise ValueError(
+            f"channels: expected a multiple of the head width {head_width}, got {channels}"
+        )
     return channels // head_width
 
 
@@ -172,7 +199,9 @@ class SpatialAttention(nn.Module):
 
     def forward(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         tokens = video.flatten(3).permute(0, 2, 3, 1)  # b f (h w) c
-        query, key, value = (_split(part, self.heads) for part in self.to_qkv(self.norm(tokens)).chunk(3, dim=-1))
+        query, key, value = (
+            _split(part, self.heads) for part in self.to_qkv(self.norm(tokens)).chunk(3, dim=-1)
+        )
         found = self.to_out(_join(attend(query, key, value)))  # b f (h w) c
         return video + found.permute(0, 3, 1, 2).reshape(video.shape)
 
@@ -220,17 +249,23 @@ class TemporalAttention(nn.Module):
     Raises ValueError for channels that do not divide, or unknown positions.
     """
 
-    def __init__(self, channels: int, head_width: int = 32, positions: str = "relative", reach: int = 32):
+    def __init__(
+        self, channels: int, head_width: int = 32, positions: str = "relative", reach: int = 32
+    ):
         super().__init__()
         if positions not in POSITIONS:
-            raise ValueError(f"positions: expected one of {', '.join(POSITIONS)}; got {positions!r}")
+            raise ValueError(
+                f"positions: expected one of {', '.join(POSITIONS)}; got {positions!r}"
+            )
         self.heads, self.positions = _heads(channels, head_width), positions
         self.norm = nn.LayerNorm(channels)
         self.bias = RelativeBias(self.heads, reach) if positions == "relative" else None
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
         nn.init.zeros_(self.to_out.weight)
-        nn.init.zeros_(self.to_out.bias)  # the weight alone is not enough: a random bias shifts every frame
+        nn.init.zeros_(
+            self.to_out.bias
+        )  # the weight alone is not enough: a random bias shifts every frame
 
     def forward(
         self,
@@ -261,13 +296,17 @@ class TemporalAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values, (b, h w, heads, f, d) each, and what is added to their scores."""
         if frame_index is not None and self.positions not in PLACED:
-            raise ValueError(f"frame_index: expected none with {self.positions!r} positions, got some")
+            raise ValueError(
+                f"frame_index: expected none with {self.positions!r} positions, got some"
+            )
         frames = video.shape[2]
         places = frames if frame_index is None else frame_index[:, None]  # b 1 f
         tokens = self.norm(video.flatten(3).permute(0, 3, 2, 1))  # b (h w) f c
         if self.positions == "sinusoidal":
             tokens = tokens + sinusoids(places, tokens.shape[-1], tokens)
-        query, key, value = (_split(part, self.heads) for part in self.to_qkv(tokens).chunk(3, dim=-1))
+        query, key, value = (
+            _split(part, self.heads) for part in self.to_qkv(tokens).chunk(3, dim=-1)
+        )
         if self.positions == "rotary":
             turning = None if frame_index is None else frame_index[:, None, None]  # b 1 1 f
             query, key = rotate(query, turning), rotate(key, turning)

@@ -42,11 +42,15 @@ class VideoClassifier(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         if not heads:
-            raise ValueError(f"heads: expected at least one name with its number of outputs, got {heads}")
+            raise ValueError(
+                f"heads: expected at least one name with its number of outputs, got {heads}"
+            )
         stem = {"stem_kernel": stem_kernel, "stem_stride": tuple(stem_stride)}
         self.trunk = video_resnet(kind, 1, widths=widths, layers=layers, norm=group_norm, **stem)
         self.trunk.fc = nn.Identity()
-        self.classify = nn.ModuleDict({name: nn.Linear(widths[-1], outputs) for name, outputs in heads.items()})
+        self.classify = nn.ModuleDict(
+            {name: nn.Linear(widths[-1], outputs) for name, outputs in heads.items()}
+        )
         self.register_buffer("temperatures", torch.ones(len(heads)))
         # by alphabet: config.json sorts its keys, so the order of `heads` does not survive a folder
         self.slots = {name: slot for slot, name in enumerate(sorted(heads))}

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.nn.cost import conv_flops, count_flops, count_parameters, receptive_field  # noqa: F401
-from course_lib.nn.rounding import convolve
+from course_lib.nn.profiling import conv_flops, count_flops, count_parameters, receptive_field  # noqa: F401
+from course_lib.nn.bf16_conv import convolve
 
 Triple = tuple[int, int, int]
 
@@ -43,7 +43,9 @@ def same_padding(kernel: Triple, dilation: Triple = (1, 1, 1)) -> Triple:
     return tuple(step * (size - 1) // 2 for size, step in zip(kernel, dilation, strict=True))
 
 
-def output_length(length: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
+def output_length(
+    length: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> int:
     """How many outputs a convolution makes along one axis of `length` inputs: the windows that fit."""
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
@@ -54,11 +56,21 @@ class FrameConv2d(nn.Conv2d):
     kernel: pixels, odd. stride: pixels. The frame axis is neither mixed nor shortened.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, *, stride: int = 1, bias: bool = True):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        bias: bool = True,
+    ):
         _, padding, _ = same_padding((1, kernel, kernel))
         super().__init__(in_channels, out_channels, kernel, stride, padding, bias=bias)
 
-    def forward(self, video: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f h_out w_out"]:
+    def forward(
+        self, video: Float[Tensor, "b c_in f h w"]
+    ) -> Float[Tensor, "b c_out f h_out w_out"]:
         frames = rearrange(video, "b c f h w -> (b f) c h w")
         frames = convolve(self, frames)
         # Both sizes are given, since those of an empty batch cannot be inferred
@@ -83,11 +95,17 @@ class Conv3d(nn.Conv3d):
         padding: Literal["same"] | Triple = "same",
         bias: bool = True,
     ):
-        kernel, stride, dilation = triple(kernel), triple(stride, "stride"), triple(dilation, "dilation")
+        kernel, stride, dilation = (
+            triple(kernel),
+            triple(stride, "stride"),
+            triple(dilation, "dilation"),
+        )
         zeros = same_padding(kernel, dilation) if padding == "same" else padding
         super().__init__(in_channels, out_channels, kernel, stride, zeros, dilation, bias=bias)
 
-    def forward(self, video: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f_out h_out w_out"]:
+    def forward(
+        self, video: Float[Tensor, "b c_in f h w"]
+    ) -> Float[Tensor, "b c_out f_out h_out w_out"]:
         return convolve(self, video)  # not super().forward: see there
 
 
@@ -129,12 +147,16 @@ class R2Plus1DConv(nn.Module):
         super().__init__()
         frames, pixels = (stride, stride) if isinstance(stride, int) else stride
         middle = middle_width(in_channels, out_channels, time, space) if middle is None else middle
-        self.spatial = Conv3d(in_channels, middle, (1, space, space), stride=(1, pixels, pixels), bias=bias)
+        self.spatial = Conv3d(
+            in_channels, middle, (1, space, space), stride=(1, pixels, pixels), bias=bias
+        )
         self.norm = norm(middle)
         self.activation = nn.ReLU()
         self.temporal = Conv3d(middle, out_channels, (time, 1, 1), stride=(frames, 1, 1), bias=bias)
 
-    def forward(self, video: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f_out h_out w_out"]:
+    def forward(
+        self, video: Float[Tensor, "b c_in f h w"]
+    ) -> Float[Tensor, "b c_out f_out h_out w_out"]:
         # The ReLU gives twice the nonlinearities of a 3D convolution, and forbids starting as the identity in
         # time: whatever the temporal kernel, negative values are gone. Pseudo3DConv below leaves it out.
         return self.temporal(self.activation(self.norm(self.spatial(video))))
@@ -162,28 +184,56 @@ class Pseudo3DConv(nn.Module):
     whole and training teaches it time. space, time: kernel sizes, odd. stride: pixels.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, space: int = 3, time: int = 3, *, stride: int = 1):
+    def __init__(
+        self, in_channels: int, out_channels: int, space: int = 3, time: int = 3, *, stride: int = 1
+    ):
         super().__init__()
         self.spatial = FrameConv2d(in_channels, out_channels, space, stride=stride)
         # A 1D convolution over frames is a 3D one with a t x 1 x 1 kernel: same numbers, nothing to transpose
         self.temporal = Conv3d(out_channels, out_channels, (time, 1, 1))
-        nn.init.dirac_(self.temporal.weight)  # 1 at the centre tap of each channel's own filter, 0 elsewhere
-        nn.init.zeros_(self.temporal.bias)  # the weight alone is not enough: a random bias shifts every frame
+        nn.init.dirac_(
+            self.temporal.weight
+        )  # 1 at the centre tap of each channel's own filter, 0 elsewhere
+        nn.init.zeros_(
+            self.temporal.bias
+        )  # the weight alone is not enough: a random bias shifts every frame
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, time: int = 3) -> "Pseudo3DConv":
         """Wrap a trained image convolution: odd square kernel, 'same' zeros, no groups; else ValueError."""
         kernel, stride = conv.kernel_size[0], conv.stride[0]
-        found = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-        if found != ((kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1), 1, "zeros"):
-            raise ValueError(f"conv: expected a square kernel with 'same' zero padding and no groups, got {conv}")
-        pseudo = cls(conv.in_channels, conv.out_channels, kernel, time, stride=stride).to(conv.weight)
+        found = (
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.padding_mode,
+        )
+        if found != (
+            (kernel, kernel),
+            (stride, stride),
+            (kernel // 2, kernel // 2),
+            (1, 1),
+            1,
+            "zeros",
+        ):
+            raise ValueError(
+                f"conv: expected a square kernel with 'same' zero padding and no groups, got {conv}"
+            )
+        pseudo = cls(conv.in_channels, conv.out_channels, kernel, time, stride=stride).to(
+            conv.weight
+        )
         with torch.no_grad():
             pseudo.spatial.weight.copy_(conv.weight)
-            pseudo.spatial.bias.zero_() if conv.bias is None else pseudo.spatial.bias.copy_(conv.bias)
+            pseudo.spatial.bias.zero_() if conv.bias is None else pseudo.spatial.bias.copy_(
+                conv.bias
+            )
         return pseudo
 
-    def forward(self, video: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f h_out w_out"]:
+    def forward(
+        self, video: Float[Tensor, "b c_in f h w"]
+    ) -> Float[Tensor, "b c_out f h_out w_out"]:
         return self.temporal(self.spatial(video))
 
 
@@ -214,17 +264,27 @@ class CausalConv3d(nn.Module):
         strides, dilations = (stride, 1, 1), (dilation, 1, 1)
         kernel, zeros = (time, rows, columns), (0, high, wide)
         self.conv = Conv3d(
-            in_channels, out_channels, kernel, stride=strides, dilation=dilations, padding=zeros, bias=bias
+            in_channels,
+            out_channels,
+            kernel,
+            stride=strides,
+            dilation=dilations,
+            padding=zeros,
+            bias=bias,
         )
         self.first, self.stride, self.window = first, stride, dilation * (time - 1) + 1
         if stride > self.window:
-            raise ValueError(f"stride: expected at most the {self.window} frames one output sees, got {stride}")
+            raise ValueError(
+                f"stride: expected at most the {self.window} frames one output sees, got {stride}"
+            )
 
     def forward(self, video: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f_out h w"]:
         return self.step(video, None)[0]
 
     def step(
-        self, chunk: Float[Tensor, "b c_in f h w"], cache: Float[Tensor, "b c_in f_cache h w"] | None = None
+        self,
+        chunk: Float[Tensor, "b c_in f h w"],
+        cache: Float[Tensor, "b c_in f_cache h w"] | None = None,
     ) -> tuple[Float[Tensor, "b c_out f_out h w"], Float[Tensor, "b c_in f_next h w"]]:
         """One chunk of a video; returns its outputs and the frames the next chunk needs.
 
@@ -235,19 +295,25 @@ class CausalConv3d(nn.Module):
             raise ValueError(f"chunk: expected at least 1 frame, got shape {tuple(chunk.shape)}")
         if cache is None:
             before = self.window - 1
-            frame = chunk[:, :, :1] if self.first == "replicate" else torch.zeros_like(chunk[:, :, :1])
+            frame = (
+                chunk[:, :, :1] if self.first == "replicate" else torch.zeros_like(chunk[:, :, :1])
+            )
             cache = frame.expand(-1, -1, before, -1, -1)
         seen = torch.cat([cache, chunk], dim=2)  # (b, c, f_cache + f, h, w)
         outputs = output_length(seen.shape[2], self.window, self.stride)
         if outputs < 1:
             need = self.window - cache.shape[2]
-            raise ValueError(f"chunk: expected at least {need} frames after this cache, got {chunk.shape[2]}")
+            raise ValueError(
+                f"chunk: expected at least {need} frames after this cache, got {chunk.shape[2]}"
+            )
         # What is kept starts where the stride puts the next window
         return self.conv(seen), seen[:, :, outputs * self.stride :]
 
 
 def inflate_kernel(
-    weight: Float[Tensor, "o i h w"], frames: int, mode: Literal["center", "mean", "causal"] = "center"
+    weight: Float[Tensor, "o i h w"],
+    frames: int,
+    mode: Literal["center", "mean", "causal"] = "center",
 ) -> Float[Tensor, "o i t h w"]:
     """A 2D kernel made 3D, `frames` taps long, that treats a still clip as the 2D kernel treats its image.
 

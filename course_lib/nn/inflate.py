@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from course_lib.nn.styles import STYLES, Place, places
+from course_lib.nn.temporal_layouts import STYLES, Place, places
 from course_lib.nn.temporal import ClipAttention, TimeAndText
 
 M = TypeVar("M", bound=nn.Module)
@@ -70,7 +70,10 @@ class Call:
         self.scale = 0.0
 
     def through(
-        self, layer: nn.Module, frames: Float[Tensor, "bf c h w"], embedding: Float[Tensor, "bf d"] | None
+        self,
+        layer: nn.Module,
+        frames: Float[Tensor, "bf c h w"],
+        embedding: Float[Tensor, "bf d"] | None,
     ) -> Float[Tensor, "bf c h w"]:
         """Frames as the layer over time leaves them. embedding: of the timestep, if the image model told it here."""
         if self.scale == 0:
@@ -136,16 +139,25 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
 
     @register_to_config
-    def __init__(self, spatial_config: dict[str, Any], style: str = "video-ldm", options: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        spatial_config: dict[str, Any],
+        style: str = "video-ldm",
+        options: dict[str, Any] | None = None,
+    ):
         super().__init__()
         if style not in STYLES:
             raise ValueError(f"style: expected one of {', '.join(STYLES)}; got {style!r}")
         self.spatial = UNet2DConditionModel.from_config(spatial_config)
         # Of the text: the image model's numbers come first, see `forward`
-        self.text_width = (options or {}).get("text_width") or self.spatial.config.cross_attention_dim
+        self.text_width = (options or {}).get(
+            "text_width"
+        ) or self.spatial.config.cross_attention_dim
         if self.text_width < self.spatial.config.cross_attention_dim:
             least = self.spatial.config.cross_attention_dim
-            raise ValueError(f"text_width: expected at least the image model's {least}, got {self.text_width}")
+            raise ValueError(
+                f"text_width: expected at least the image model's {least}, got {self.text_width}"
+            )
         self.temporal = nn.ModuleDict()
         self._call = Call(picture_is_clip=STYLES[style].picture_is_clip)
         for place in places(self.spatial):
@@ -202,12 +214,16 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         text = encoder_hidden_states
 
         def each(vectors: Tensor | None) -> Tensor | None:
-            return None if vectors is None else vectors.repeat_interleave(f, dim=0)  # frames of a clip are neighbours
+            return (
+                None if vectors is None else vectors.repeat_interleave(f, dim=0)
+            )  # frames of a clip are neighbours
 
         timestep = torch.as_tensor(timestep, device=sample.device).expand(b)
         told = {"timestep_cond": each(timestep_cond), "class_labels": each(class_labels)}
         if added_cond_kwargs is not None:
-            told["added_cond_kwargs"] = {name: each(vectors) for name, vectors in added_cond_kwargs.items()}
+            told["added_cond_kwargs"] = {
+                name: each(vectors) for name, vectors in added_cond_kwargs.items()
+            }
         seen = text[..., : self.spatial.config.cross_attention_dim]
         self._call.open(b, f, _pictures(alone, b, f), text, extra, frame_index, temporal_scale)
         try:
@@ -226,12 +242,16 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         answer = answer.unflatten(0, (b, f)).transpose(1, 2)  # b c f h w
         return UNet3DConditionOutput(sample=answer) if return_dict else (answer,)
 
-    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
+    def enable_gradient_checkpointing(
+        self, gradient_checkpointing_func: Callable | None = None
+    ) -> None:
         """Keep less for the backward pass and compute it again there. gradient_checkpointing_func: None is torch's."""
         keep = gradient_checkpointing_func or partial(checkpoint, use_reentrant=False)
 
         def remembering(function: Callable, *args: Any) -> Any:
-            told = dict(vars(self._call))  # by the time of the backward pass another call may have been
+            told = dict(
+                vars(self._call)
+            )  # by the time of the backward pass another call may have been
 
             def again(*args: Any) -> Any:
                 now = dict(vars(self._call))
@@ -245,7 +265,9 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         super().enable_gradient_checkpointing(remembering)
 
-    def _check(self, sample: Tensor, text: Tensor, extra: Tensor | None, frame_index: Tensor | None) -> None:
+    def _check(
+        self, sample: Tensor, text: Tensor, extra: Tensor | None, frame_index: Tensor | None
+    ) -> None:
         b, channels, f, h, w = sample.shape
         if channels != self.spatial.config.in_channels:
             wanted = f"(b, {self.spatial.config.in_channels}, f, h, w)"
@@ -254,14 +276,21 @@ class InflatedUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             wanted = f"({b}, l, {self.text_width}) or ({b}, {f}, l, {self.text_width})"
             raise ValueError(f"encoder_hidden_states: expected {wanted}, got {tuple(text.shape)}")
         count = (self.config.options or {}).get("extra_channels", 0)
-        wanted, got = (b, count, f, h, w) if count else None, None if extra is None else tuple(extra.shape)
+        wanted, got = (
+            (b, count, f, h, w) if count else None,
+            None if extra is None else tuple(extra.shape),
+        )
         if got != wanted:
             raise ValueError(f"extra: expected {wanted or 'none'}, got {got or 'none'}")
         if frame_index is not None:
             if not any(isinstance(layer, TimeAndText) for layer in self.temporal.modules()):
-                raise ValueError(f"frame_index: expected none, no layer of {self.config.style!r} reads it; got some")
+                raise ValueError(
+                    f"frame_index: expected none, no layer of {self.config.style!r} reads it; got some"
+                )
             if frame_index.shape != (b, f):
-                raise ValueError(f"frame_index: expected ({b}, {f}), got {tuple(frame_index.shape)}")
+                raise ValueError(
+                    f"frame_index: expected ({b}, {f}), got {tuple(frame_index.shape)}"
+                )
 
 
 def key_of(name: str) -> str:
@@ -274,8 +303,12 @@ def _pictures(alone: Bool[Tensor, "b f"] | None, b: int, f: int) -> int:
     if alone is None:
         return 0
     count = int(alone[0].sum())
-    if alone.shape != (b, f) or not torch.equal(alone.cpu(), (torch.arange(f) >= f - count).expand(b, -1)):
-        raise ValueError("alone: expected the last frames of every clip, as many in each; got others")
+    if alone.shape != (b, f) or not torch.equal(
+        alone.cpu(), (torch.arange(f) >= f - count).expand(b, -1)
+    ):
+        raise ValueError(
+            "alone: expected the last frames of every clip, as many in each; got others"
+        )
     if count == f:
         raise ValueError("alone: expected frames of a clip before the pictures, got pictures alone")
     return count

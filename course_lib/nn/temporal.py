@@ -19,8 +19,15 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.nn.attention import WAVES, TemporalAttention, TextAttention, attend, place_waves, sinusoids
-from course_lib.nn.rounding import convolve
+from course_lib.nn.attention import (
+    WAVES,
+    TemporalAttention,
+    TextAttention,
+    attend,
+    place_waves,
+    sinusoids,
+)
+from course_lib.nn.bf16_conv import convolve
 
 
 def zero(layer: nn.Module) -> nn.Module:
@@ -54,9 +61,14 @@ class ClipAttention:
         if len(seen) != rows:
             query = query.unflatten(0, (len(seen), -1)).flatten(1, 2)  # clips (f n) c
         query, key, value = (
-            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (query, attn.to_k(seen), attn.to_v(seen))
+            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for part in (query, attn.to_k(seen), attn.to_v(seen))
         )  # rows heads n d
-        mask = None if attention_mask is None else attention_mask[:, None].expand(-1, -1, query.shape[2], -1)
+        mask = (
+            None
+            if attention_mask is None
+            else attention_mask[:, None].expand(-1, -1, query.shape[2], -1)
+        )
         found = attend(query, key, value, mask).transpose(1, 2).flatten(2)
         found = attn.to_out[0](found.to(hidden_states.dtype))
         return attn.to_out[1](found).reshape(hidden_states.shape)
@@ -82,9 +94,13 @@ class ConvOverTime(nn.Conv3d):
         return convolve(self, video)
 
     def _conv_forward(self, video: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if video.shape[2] < self.kernel_size[0]:  # `convolve` knows what is sound of the layer as it was
+        if (
+            video.shape[2] < self.kernel_size[0]
+        ):  # `convolve` knows what is sound of the layer as it was
             return super()._conv_forward(video, weight, bias)
-        rows = F.conv2d(video.flatten(3), weight[..., 0], bias, padding=self.padding[:2])  # b c f (h w)
+        rows = F.conv2d(
+            video.flatten(3), weight[..., 0], bias, padding=self.padding[:2]
+        )  # b c f (h w)
         return rows.unflatten(3, video.shape[3:])
 
 
@@ -122,12 +138,21 @@ class TemporalTransformer(nn.Module):
     ):
         super().__init__()
         self.frames, inner = frames, heads * head_width
-        positions = {"positional_embeddings": "sinusoidal", "num_positional_embeddings": frames} if frames else {}
+        positions = (
+            {"positional_embeddings": "sinusoidal", "num_positional_embeddings": frames}
+            if frames
+            else {}
+        )
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
-                inner, heads, head_width, activation_fn="geglu", double_self_attention=True, **positions
+                inner,
+                heads,
+                head_width,
+                activation_fn="geglu",
+                double_self_attention=True,
+                **positions,
             )
             for _ in range(layers)
         )
@@ -137,7 +162,9 @@ class TemporalTransformer(nn.Module):
         """Raises ValueError for more frames than there are positions."""
         b, _, f, h, w = video.shape
         if self.frames is not None and f > self.frames:
-            raise ValueError(f"video: expected at most {self.frames} frames, for which there are positions, got {f}")
+            raise ValueError(
+                f"video: expected at most {self.frames} frames, for which there are positions, got {f}"
+            )
         tokens = self.proj_in(self.norm(video).permute(0, 3, 4, 2, 1).flatten(0, 2))  # (b h w) f c
         for block in self.transformer_blocks:
             tokens = block(tokens)
@@ -176,7 +203,9 @@ class TextBlock(nn.Module):
         zero(self.attention.to_out)
         self.norm = nn.LayerNorm(channels)
         self.feed_forward = nn.Sequential(
-            nn.Linear(channels, 2 * channels), nn.GELU("tanh"), zero(nn.Linear(2 * channels, channels))
+            nn.Linear(channels, 2 * channels),
+            nn.GELU("tanh"),
+            zero(nn.Linear(2 * channels, channels)),
         )
 
     def forward(
@@ -190,7 +219,9 @@ class TextBlock(nn.Module):
         """
         b, channels, f, h, w = video.shape
         index = torch.arange(f).expand(b, -1) if frame_index is None else frame_index
-        places = self.embed_place(place_waves(h, w, like=video).flatten(2).transpose(1, 2))  # 1 (h w) c
+        places = self.embed_place(
+            place_waves(h, w, like=video).flatten(2).transpose(1, 2)
+        )  # 1 (h w) c
         here = places[:, None] + sinusoids(index, channels, like=video)[:, :, None]  # b f (h w) c
         video = self.attention(video, text, here)
         tokens = video.flatten(3).permute(0, 2, 3, 1)  # b f (h w) c
@@ -205,7 +236,13 @@ class TimeAndText(nn.Module):
     no text.
     """
 
-    def __init__(self, channels: int, head_width: int, positions: str = "sinusoidal", text_width: int | None = None):
+    def __init__(
+        self,
+        channels: int,
+        head_width: int,
+        positions: str = "sinusoidal",
+        text_width: int | None = None,
+    ):
         super().__init__()
         self.time = TemporalAttention(channels, head_width, positions)
         self.words = None if text_width is None else TextBlock(channels, text_width, head_width)
@@ -256,5 +293,7 @@ class Blend(nn.Module):
         """The image model's share."""
         return self.mix_factor.sigmoid()
 
-    def forward(self, video: Float[Tensor, "b c f h w"], **told: Tensor | None) -> Float[Tensor, "b c f h w"]:
+    def forward(
+        self, video: Float[Tensor, "b c f h w"], **told: Tensor | None
+    ) -> Float[Tensor, "b c f h w"]:
         return torch.lerp(self.layer(video, **told), video, self.alpha.to(video.dtype))

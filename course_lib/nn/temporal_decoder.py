@@ -43,7 +43,9 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
     def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c f y x"]:
         """Clips in [-1, 1] to latents of about unit variance, frame by frame, by the posterior's mean."""
         frames = video.transpose(1, 2).flatten(0, 1).to(self.dtype)  # (b f) 3 h w
-        latents = self.spatial.encode(frames).latent_dist.mode() * self.spatial.config.scaling_factor
+        latents = (
+            self.spatial.encode(frames).latent_dist.mode() * self.spatial.config.scaling_factor
+        )
         return latents.unflatten(0, (len(video), -1)).transpose(1, 2)
 
     def decode(

@@ -25,6 +25,8 @@ def texture(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
     for _ in range(BANDS):
         coarse = F.avg_pool2d(frames, 2)
         band = frames - F.interpolate(coarse, scale_factor=2, mode="bilinear")
-        spreads.append(band.unflatten(0, (b, f)).transpose(1, 2).flatten(2).std(2, correction=0))  # b c
+        spreads.append(
+            band.unflatten(0, (b, f)).transpose(1, 2).flatten(2).std(2, correction=0)
+        )  # b c
         frames = coarse
     return torch.cat(spreads, dim=1)

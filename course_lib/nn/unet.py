@@ -21,7 +21,14 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.nn.attention import WAVES, SpatialAttention, TemporalAttention, TextAttention, apart, place_waves
+from course_lib.nn.attention import (
+    WAVES,
+    SpatialAttention,
+    TemporalAttention,
+    TextAttention,
+    apart,
+    place_waves,
+)
 
 GROUPS = 8  # of every GroupNorm, whose statistics are those of one frame
 
@@ -54,11 +61,15 @@ class Stage(nn.Module):
             **groups,
         )
         self.spatial = SpatialAttention(channels, head_width) if attention else None
-        self.textual = TextAttention(channels, text_width, head_width) if attention and text_width else None
+        self.textual = (
+            TextAttention(channels, text_width, head_width) if attention and text_width else None
+        )
         self.temporal = TemporalAttention(channels, head_width, positions) if attention else None
         self.gradient_checkpointing = False  # diffusers' enable_gradient_checkpointing sets it
 
-    def forward(self, frames: Float[Tensor, "bf c_in h w"], told: Circumstances, b: int) -> Float[Tensor, "bf c h w"]:
+    def forward(
+        self, frames: Float[Tensor, "bf c_in h w"], told: Circumstances, b: int
+    ) -> Float[Tensor, "bf c h w"]:
         """b: how many clips the frames belong to."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(self._forward, frames, told, b)
@@ -93,14 +104,21 @@ class Grow(Upsample2D):
             return super().forward(frames, output_size=tuple(output_size))
         kernels = _halves(_halves(self.conv.weight, 2), 4)  # row, column: c c_in 2 2 each
         kernels = kernels.transpose(0, 1).flatten(0, 2)  # (2 2 c) c_in 2 2
-        found = F.conv2d(frames, kernels, self.conv.bias.repeat(4), padding=1)  # n (2 2 c) (h + 1) (w + 1)
+        found = F.conv2d(
+            frames, kernels, self.conv.bias.repeat(4), padding=1
+        )  # n (2 2 c) (h + 1) (w + 1)
         found = found.unflatten(1, (2, 2, -1))
         # An upper row of the large picture sees the place above and its own, a lower one its own and the one below
         rows = [
-            torch.stack([found[:, row, column, :, row : row + h, column : column + w] for column in (0, 1)], dim=-1)
+            torch.stack(
+                [found[:, row, column, :, row : row + h, column : column + w] for column in (0, 1)],
+                dim=-1,
+            )
             for row in (0, 1)
         ]  # n c h w 2
-        return torch.stack(rows, dim=3).flatten(4).flatten(2, 3)  # n c h 2 w 2, then n c (2 h) (2 w)
+        return (
+            torch.stack(rows, dim=3).flatten(4).flatten(2, 3)
+        )  # n c h 2 w 2, then n c (2 h) (2 w)
 
 
 def _halves(kernel: Tensor, axis: int) -> Tensor:
@@ -108,7 +126,9 @@ def _halves(kernel: Tensor, axis: int) -> Tensor:
     two equal pixels.
     """
     first, middle, last = kernel.unbind(axis)
-    return torch.stack([torch.stack([first, middle + last], axis), torch.stack([first + middle, last], axis)])
+    return torch.stack(
+        [torch.stack([first, middle + last], axis), torch.stack([first + middle, last], axis)]
+    )
 
 
 class TextSummary(nn.Module):
@@ -119,7 +139,9 @@ class TextSummary(nn.Module):
 
     def __init__(self, width: int, embedding: int, head_width: int):
         super().__init__()
-        self.questions = nn.Parameter(torch.randn(embedding // head_width, 1, head_width))  # heads 1 d
+        self.questions = nn.Parameter(
+            torch.randn(embedding // head_width, 1, head_width)
+        )  # heads 1 d
         self.norm = nn.LayerNorm(width)
         self.to_kv = nn.Linear(width, 2 * embedding, bias=False)
         self.to_out = nn.Linear(embedding, embedding)
@@ -128,7 +150,9 @@ class TextSummary(nn.Module):
 
     def forward(self, text: Float[Tensor, "n l d"]) -> Float[Tensor, "n embedding"]:
         heads, _, width = self.questions.shape
-        k, v = self.to_kv(self.norm(text)).unflatten(-1, (2, heads, width)).permute(2, 0, 3, 1, 4)  # n heads l d
+        k, v = (
+            self.to_kv(self.norm(text)).unflatten(-1, (2, heads, width)).permute(2, 0, 3, 1, 4)
+        )  # n heads l d
         questions = self.questions.to(k).expand(len(text), -1, -1, -1)
         return self.to_out(F.scaled_dot_product_attention(questions, k, v).flatten(1))
 
@@ -146,7 +170,9 @@ class Detail(nn.Module):
     def __init__(self, channels_in: int, channels: int, channels_out: int, embedding: int):
         super().__init__()
         if channels < 1:
-            raise ValueError(f"detail: expected at least 1 channel, or None for no last look, got {channels}")
+            raise ValueError(
+                f"detail: expected at least 1 channel, or None for no last look, got {channels}"
+            )
         self.look = nn.Conv2d(channels_in + channels_out, channels, 3, padding=1)
         self.compare = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulate = nn.Linear(embedding, 4 * channels)
@@ -161,7 +187,9 @@ class Detail(nn.Module):
         embedding: Float[Tensor, "bf d"],
     ) -> Float[Tensor, "bf c_out h w"]:
         """frames: what the network was given. answer: what it said of them."""
-        scale, shift, scale_2, shift_2 = self.modulate(F.silu(embedding))[..., None, None].chunk(4, dim=1)
+        scale, shift, scale_2, shift_2 = self.modulate(F.silu(embedding))[..., None, None].chunk(
+            4, dim=1
+        )
         found = F.silu(self.look(torch.cat([frames, answer], dim=1)) * (1 + scale) + shift)
         found = F.silu(self.compare(found) * (1 + scale_2) + shift_2)
         return answer + self.say(found)
@@ -204,22 +232,30 @@ class VideoUNet(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         if len(widths) != len(attention):
-            raise ValueError(f"attention: expected one for each of {len(widths)} widths, got {len(attention)}")
+            raise ValueError(
+                f"attention: expected one for each of {len(widths)} widths, got {len(attention)}"
+            )
         embedding, square = 2 * widths[0], patch**2
 
         def stage(channels_in: int, channels: int, attends: bool) -> Stage:
-            return Stage(channels_in, channels, embedding, attends, text_width, head_width, positions)
+            return Stage(
+                channels_in, channels, embedding, attends, text_width, head_width, positions
+            )
 
         self.waves = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.embed_time = TimestepEmbedding(widths[0], embedding)
         self.embed_index = TimestepEmbedding(widths[0], embedding) if frame_index else None
         if frame_index:
-            nn.init.zeros_(self.embed_index.linear_2.weight)  # it is to begin as its own image network
+            nn.init.zeros_(
+                self.embed_index.linear_2.weight
+            )  # it is to begin as its own image network
             nn.init.zeros_(self.embed_index.linear_2.bias)
         self.embed_rate = TimestepEmbedding(widths[0], embedding) if frame_rate else None
         self.embed_level = TimestepEmbedding(widths[0], embedding) if noise_level else None
         self.summary = TextSummary(text_width, embedding, head_width) if text_width else None
-        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.mix = nn.Sequential(
+            nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
         nn.init.zeros_(self.mix[-1].weight)
         nn.init.zeros_(self.mix[-1].bias)
         self.conv_in = nn.Conv2d((in_channels + extra_channels) * square, widths[0], 3, padding=1)
@@ -229,15 +265,25 @@ class VideoUNet(ModelMixin, ConfigMixin):
         before = widths[0]
         for level, (width, attends) in enumerate(zip(widths, attention, strict=True)):
             last = level == len(widths) - 1
-            self.down.append(nn.ModuleList(stage(width if k else before, width, attends) for k in range(layers)))
-            self.shrink.append(nn.Identity() if last else Downsample2D(width, use_conv=True, name="op"))
+            self.down.append(
+                nn.ModuleList(stage(width if k else before, width, attends) for k in range(layers))
+            )
+            self.shrink.append(
+                nn.Identity() if last else Downsample2D(width, use_conv=True, name="op")
+            )
             self.up.append(nn.ModuleList(stage(2 * width, width, attends) for _ in range(layers)))
-            self.grow.append(nn.Identity() if last else Grow(widths[level + 1], use_conv=True, out_channels=width))
+            self.grow.append(
+                nn.Identity()
+                if last
+                else Grow(widths[level + 1], use_conv=True, out_channels=width)
+            )
             before = width
         self.middle = stage(widths[-1], widths[-1], attention[-1])
         self.norm_out = nn.GroupNorm(math.gcd(GROUPS, widths[0]), widths[0])
         self.conv_out = nn.Conv2d(widths[0], (out_channels or in_channels) * square, 3, padding=1)
-        self.finish = None  # by the name `detail` diffusers would answer with the configuration's number
+        self.finish = (
+            None  # by the name `detail` diffusers would answer with the configuration's number
+        )
         if detail is not None:
             seen, said = in_channels + extra_channels, out_channels or in_channels
             self.finish = Detail(seen, detail, said, embedding)
@@ -269,7 +315,14 @@ class VideoUNet(ModelMixin, ConfigMixin):
         b, _, f, h, w = sample.shape
         told = Circumstances(
             self._embedding(
-                timestep, encoder_hidden_states, frame_rate, noise_level, frame_index, f, alone, sample.dtype
+                timestep,
+                encoder_hidden_states,
+                frame_rate,
+                noise_level,
+                frame_index,
+                f,
+                alone,
+                sample.dtype,
             ),
             encoder_hidden_states,
             None if alone is None else apart(alone),
@@ -302,7 +355,15 @@ class VideoUNet(ModelMixin, ConfigMixin):
         return frames
 
     def _embedding(
-        self, timestep, text, frame_rate, noise_level, frame_index, f: int, alone, dtype: torch.dtype
+        self,
+        timestep,
+        text,
+        frame_rate,
+        noise_level,
+        frame_index,
+        f: int,
+        alone,
+        dtype: torch.dtype,
     ) -> Float[Tensor, "bf d"]:
         """One vector for each frame, of everything that is not a picture.
 
@@ -315,25 +376,39 @@ class VideoUNet(ModelMixin, ConfigMixin):
         embedding = embedding[:, None].expand(-1, f, -1)  # b f d
         if text is not None:
             each = text if text.ndim == 4 else text[:, None]  # b (f or 1) l d
-            embedding = embedding + self.summary(each.flatten(0, 1).to(dtype)).unflatten(0, each.shape[:2])
-        if self.embed_index is not None and (f > 1 or frame_index is not None):  # a picture has no place in a clip
+            embedding = embedding + self.summary(each.flatten(0, 1).to(dtype)).unflatten(
+                0, each.shape[:2]
+            )
+        if self.embed_index is not None and (
+            f > 1 or frame_index is not None
+        ):  # a picture has no place in a clip
             if frame_index is None:
                 frame_index = torch.arange(f, device=timestep.device).expand(len(timestep), -1)
-            index = self.embed_index(self.waves(frame_index.flatten()).to(dtype)).unflatten(0, frame_index.shape)
-            embedding = embedding + (index if alone is None else index.masked_fill(alone[..., None], 0))
+            index = self.embed_index(self.waves(frame_index.flatten()).to(dtype)).unflatten(
+                0, frame_index.shape
+            )
+            embedding = embedding + (
+                index if alone is None else index.masked_fill(alone[..., None], 0)
+            )
         embedding = embedding.flatten(0, 1)  # (b f) d
         return embedding + self.mix(embedding)
 
     def _check(self, sample, text, frame_rate, extra, noise_level, frame_index) -> None:
         config, (b, channels, f, h, w) = self.config, sample.shape
         if channels != config.in_channels or f < 1:
-            raise ValueError(f"sample: expected {config.in_channels} channels and frames, got {tuple(sample.shape)}")
+            raise ValueError(
+                f"sample: expected {config.in_channels} channels and frames, got {tuple(sample.shape)}"
+            )
         if h % config.patch or w % config.patch:
-            raise ValueError(f"sample: expected height and width divisible by {config.patch}, got {h} x {w}")
+            raise ValueError(
+                f"sample: expected height and width divisible by {config.patch}, got {h} x {w}"
+            )
         if (text is None) != (config.text_width is None):
             wanted = "none" if config.text_width is None else f"a text of width {config.text_width}"
             raise ValueError(f"encoder_hidden_states: expected {wanted}, got {_shape(text)}")
-        if text is not None and (text.shape[-1] != config.text_width or text.shape[:-2] not in ((b,), (b, f))):
+        if text is not None and (
+            text.shape[-1] != config.text_width or text.shape[:-2] not in ((b,), (b, f))
+        ):
             known = f"({b}, l, {config.text_width}) or ({b}, {f}, l, {config.text_width})"
             raise ValueError(f"encoder_hidden_states: expected {known}, got {_shape(text)}")
         if frame_index is not None and frame_index.shape != (b, f):
@@ -341,9 +416,15 @@ class VideoUNet(ModelMixin, ConfigMixin):
         wanted = (b, config.extra_channels, f, h, w) if config.extra_channels else None
         if (None if extra is None else tuple(extra.shape)) != wanted:
             raise ValueError(f"extra: expected {wanted or 'none'}, got {_shape(extra)}")
-        for name, number in (("frame_rate", frame_rate), ("noise_level", noise_level), ("frame_index", frame_index)):
+        for name, number in (
+            ("frame_rate", frame_rate),
+            ("noise_level", noise_level),
+            ("frame_index", frame_index),
+        ):
             if number is not None and not config[name]:
-                raise ValueError(f"{name}: this network was made without; expected None, got {number}")
+                raise ValueError(
+                    f"{name}: this network was made without; expected None, got {number}"
+                )
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -55,7 +55,9 @@ def convolution(
     frames, pixels = stride
     if how in ("2+1d", "lean"):
         middle = out_channels if how == "lean" else None
-        return R2Plus1DConv(in_channels, out_channels, 3, space, stride=stride, middle=middle, norm=norm)
+        return R2Plus1DConv(
+            in_channels, out_channels, 3, space, stride=stride, middle=middle, norm=norm
+        )
     if how == "2d":
         kernel, stride = (1, space, space), (1, pixels, pixels)
     else:
@@ -79,7 +81,9 @@ class BasicBlock(nn.Module):
             shortcut = Conv3d(in_channels, out_channels, 1, stride=strides, bias=False)
             self.downsample = nn.Sequential(shortcut, norm(out_channels))
 
-    def forward(self, x: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f_out h_out w_out"]:
+    def forward(
+        self, x: Float[Tensor, "b c_in f h w"]
+    ) -> Float[Tensor, "b c_out f_out h_out w_out"]:
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.relu(self.conv2(self.conv1(x)) + shortcut)
 
@@ -128,10 +132,14 @@ class VideoResNet(nn.Module):
     def features(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
         """What the last linear layer sees: one vector per clip, `widths[-1]` wide, averaged over f, h, w."""
         if video.shape[1] != self.in_channels:
-            raise ValueError(f"video: expected {self.in_channels} channels, got shape {tuple(video.shape)}")
+            raise ValueError(
+                f"video: expected {self.in_channels} channels, got shape {tuple(video.shape)}"
+            )
         if self.folded_frames is not None:
             if video.shape[2] != self.folded_frames:
-                raise ValueError(f"video: r2d was built for {self.folded_frames} frames, got {video.shape[2]}")
+                raise ValueError(
+                    f"video: r2d was built for {self.folded_frames} frames, got {video.shape[2]}"
+                )
             video = rearrange(video, "b c f h w -> b (f c) 1 h w")
         x = self.stem(video)  # (b, widths[0], f, h/2, w/2) with the usual stem
         x = self.layer1(x)
@@ -172,4 +180,14 @@ def video_resnet(
     if (kind == "r2d") != (frames is not None):
         need = "the clip length for 'r2d'" if kind == "r2d" else f"None for {kind!r}"
         raise ValueError(f"frames: expected {need}, got {frames}")
-    return VideoResNet(LAYOUTS[kind], num_classes, widths, layers, in_channels, stem_kernel, stem_stride, norm, frames)
+    return VideoResNet(
+        LAYOUTS[kind],
+        num_classes,
+        widths,
+        layers,
+        in_channels,
+        stem_kernel,
+        stem_stride,
+        norm,
+        frames,
+    )

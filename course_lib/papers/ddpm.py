@@ -47,7 +47,9 @@ def build_schedule(prediction_type: str = "v_prediction") -> SchedulerMixin:
     prediction_type: what the U-Net answers, see `diffusion.prediction_type`.
     """
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type=prediction_type, timestep_spacing="trailing"
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=prediction_type,
+        timestep_spacing="trailing",
     )
 
 

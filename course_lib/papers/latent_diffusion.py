@@ -12,13 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from course_lib.diffusion import Model, Step, guided, initial_noise, sample
-from course_lib.nn.compiled import compiled
+from course_lib.nn.compilation import compiled
 
 # The autoencoder
 
@@ -74,7 +80,9 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int[Tensor, "b
     """Token ids, all rows of the length that the text tower was made for. Raises ValueError for one string."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts: expected a list, got one string, {prompts!r}")
-    return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 # The U-Net
@@ -151,7 +159,13 @@ class LatentDiffusion:
     @classmethod
     def of(cls, pipeline: StableDiffusionPipeline) -> "LatentDiffusion":
         """The parts of a pipeline: `LatentDiffusion.of(zoo.load("mini-sd"))`, or any Stable Diffusion 1 or 2."""
-        return cls(pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.unet, pipeline.scheduler)
+        return cls(
+            pipeline.vae,
+            pipeline.text_encoder,
+            pipeline.tokenizer,
+            pipeline.unet,
+            pipeline.scheduler,
+        )
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The same parts as diffusers' own pipeline, without its safety checker."""
@@ -195,7 +209,9 @@ class LatentDiffusion:
         latents = latents.to(self.unet.device)
         model = guided(as_model(self.unet), self.text([negative]), scale, rescale)
         text = self.text(prompts)
-        return sample(model, self.scheduler, latents, text, steps=steps, generator=generator, **options)
+        return sample(
+            model, self.scheduler, latents, text, steps=steps, generator=generator, **options
+        )
 
     def draw(self, prompts: Sequence[str], **options: Any) -> Float[Tensor, "b 3 h w"]:
         """Images in [-1, 1], float32 on the CPU. Arguments, raises: as `steps`."""

@@ -34,7 +34,9 @@ Measure = Callable[[Tensor], Tensor]  # from a clip to what is known of it; diff
 # The network and its noise
 
 
-def build_unet(text_width: int | None = 256, widths: Sequence[int] = (128, 128), patch: int = 4) -> VideoUNet:
+def build_unet(
+    text_width: int | None = 256, widths: Sequence[int] = (128, 128), patch: int = 4
+) -> VideoUNet:
     """An untrained U-Net for RGB clips, with attention over space, text and time on every level.
 
     text_width: of the text's vectors, see `read`; None for none. widths: channels per level, multiples of 32. patch:
@@ -77,7 +79,10 @@ def build_schedule(
     squared = ratio**2 / (1 + ratio**2)  # alphas_cumprod
     betas = (1 - squared[1:] / squared[:-1]).clamp(max=0.999)
     return DDIMScheduler(
-        trained_betas=betas.tolist(), prediction_type=prediction_type, timestep_spacing="trailing", clip_sample=True
+        trained_betas=betas.tolist(),
+        prediction_type=prediction_type,
+        timestep_spacing="trailing",
+        clip_sample=True,
     )
 
 
@@ -131,7 +136,9 @@ def coherent(model: Model, scale: float | int) -> Model:
     def wrapped(x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor] | None) -> Tensor:
         told = dict(conditioning or {})
         if "alone" in told:
-            raise ValueError("conditioning: expected none of 'alone', which guidance decides itself; got it")
+            raise ValueError(
+                "conditioning: expected none of 'alone', which guidance decides itself; got it"
+            )
         alone = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
         return guided(model, told | {"alone": alone}, scale)(x, t, told | {"alone": ~alone})
 
@@ -142,7 +149,10 @@ def coherent(model: Model, scale: float | int) -> Model:
 
 
 def replacement(
-    model: Model, scheduler: SchedulerMixin, known: Float[Tensor, "b c f h w"], mask: Bool[Tensor, "*b f"]
+    model: Model,
+    scheduler: SchedulerMixin,
+    known: Float[Tensor, "b c f h w"],
+    mask: Bool[Tensor, "*b f"],
 ) -> Model:
     """The model, but what it says of known frames is what is known: the replacement method. Song et al. 2021.
 
@@ -213,7 +223,11 @@ def with_frames(
     """
     if weight is not None:
         model = reconstruction(
-            model, scheduler, known[:, :, mask], lambda clip: clip[:, :, mask.to(clip.device)], weight
+            model,
+            scheduler,
+            known[:, :, mask],
+            lambda clip: clip[:, :, mask.to(clip.device)],
+            weight,
         )
     return replacement(model, scheduler, known, mask)
 

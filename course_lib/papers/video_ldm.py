@@ -30,7 +30,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from course_lib.diffusion import Model, Step, guide, guided, in_turn, initial_noise, sample, zero_terminal_snr
+from course_lib.diffusion import (
+    Model,
+    Step,
+    guide,
+    guided,
+    in_turn,
+    initial_noise,
+    sample,
+    zero_terminal_snr,
+)
 from course_lib.nn.inflate import InflatedUNet, inflate, placed_as
 from course_lib.nn.temporal_decoder import TemporalAutoencoder
 from course_lib.papers.latent_diffusion import decode as decode_frames
@@ -45,7 +54,9 @@ FITTING = 2.0
 # The network
 
 
-def build_unet(image: UNet2DConditionModel, *, hears: bool = True, completes: bool = True) -> InflatedUNet:
+def build_unet(
+    image: UNet2DConditionModel, *, hears: bool = True, completes: bool = True
+) -> InflatedUNet:
     """An image U-Net with layers over time, which alone are to be trained; at first it is the image U-Net.
 
     image: mini-sd's, or any that `inflate` takes; it is copied. hears: whether layers over time read the text
@@ -107,13 +118,17 @@ def coherent(unet: InflatedUNet, scale: float | int, **always: Any) -> Model:
 # What is known of a clip beforehand
 
 
-def beside(latents: Float[Tensor, "b c f y x"], mask: Bool[Tensor, "b f"]) -> Float[Tensor, "b channels f y x"]:
+def beside(
+    latents: Float[Tensor, "b c f y x"], mask: Bool[Tensor, "b f"]
+) -> Float[Tensor, "b channels f y x"]:
     """Known frames beside the noise, nothing elsewhere, and a last channel that says which are known.
 
     latents: clean; what stands in other frames does not matter. mask: which frames are known; none, for a clip of
     which nothing is.
     """
-    shown = mask[:, None, :, None, None].to(latents).expand(-1, 1, -1, *latents.shape[3:])  # b 1 f y x
+    shown = (
+        mask[:, None, :, None, None].to(latents).expand(-1, 1, -1, *latents.shape[3:])
+    )  # b 1 f y x
     return torch.cat([torch.where(shown > 0, latents, 0), shown], dim=1)
 
 
@@ -137,7 +152,9 @@ class TextToVideoPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
     ):
         super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
         image_vae = vae.spatial if isinstance(vae, TemporalAutoencoder) else vae
         self.vae_scale_factor = 2 ** (len(image_vae.config.block_out_channels) - 1)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -156,7 +173,8 @@ class TextToVideoPipeline(DiffusionPipeline):
         latents: Float[Tensor, "b c f y x"] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor] | None]
+        | None = None,
         coherence: float | int | None = None,
     ) -> AnimateDiffPipelineOutput | tuple[Any]:
         """Clips, one for each prompt, as `frames`.
@@ -172,7 +190,12 @@ class TextToVideoPipeline(DiffusionPipeline):
             raise ValueError(f"output_type: expected pil, np, pt or latent; got {output_type!r}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if latents is None:
-            shape = (len(prompts), self._image_config().in_channels, num_frames, *self._size(height, width))
+            shape = (
+                len(prompts),
+                self._image_config().in_channels,
+                num_frames,
+                *self._size(height, width),
+            )
             latents = initial_noise(shape, generator or torch.default_generator)
         steps = self.steps(
             prompts,
@@ -186,12 +209,16 @@ class TextToVideoPipeline(DiffusionPipeline):
         with self.progress_bar(total=num_inference_steps) as bar:
             for step in steps:
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, step.step - 1, step.t, {"latents": step.x}) or {}
+                    changed = (
+                        callback_on_step_end(self, step.step - 1, step.t, {"latents": step.x}) or {}
+                    )
                     step.x.copy_(changed.get("latents", step.x))  # where sampling goes on from
                 bar.update()
         frames = step.x
         if output_type != "latent":
-            frames = self.video_processor.postprocess_video(self.decode(frames), output_type=output_type)
+            frames = self.video_processor.postprocess_video(
+                self.decode(frames), output_type=output_type
+            )
         return AnimateDiffPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
@@ -230,26 +257,38 @@ class TextToVideoPipeline(DiffusionPipeline):
         """
         ours = isinstance(self.unet, InflatedUNet)
         if temporal_scale != 1 and not ours:
-            raise ValueError(f"temporal_scale: expected 1, only an InflatedUNet has a dial; got {temporal_scale}")
+            raise ValueError(
+                f"temporal_scale: expected 1, only an InflatedUNet has a dial; got {temporal_scale}"
+            )
         if coherence is not None and not ours:
-            raise ValueError(f"coherence: expected None, only an InflatedUNet has layers to leave out; got {coherence}")
+            raise ValueError(
+                f"coherence: expected None, only an InflatedUNet has layers to leave out; got {coherence}"
+            )
         if (known is None) != (mask is None):
-            raise ValueError(f"known, mask: expected both or neither, got {'no known' if known is None else 'no mask'}")
+            raise ValueError(
+                f"known, mask: expected both or neither, got {'no known' if known is None else 'no mask'}"
+            )
         negative = [negative] if isinstance(negative, str) else negative
         if len(negative) not in (1, len(prompts)):
-            raise ValueError(f"negative: expected one prompt, or one for each of {len(prompts)}; got {len(negative)}")
+            raise ValueError(
+                f"negative: expected one prompt, or one for each of {len(prompts)}; got {len(negative)}"
+            )
         told, negatives = {"text": self.text(prompts)}, {"text": self.text(negative)}
         negatives["text"] = negatives["text"].expand_as(told["text"])
         if frame_index is not None:
             told["frame_index"] = negatives["frame_index"] = frame_index.to(self.unet.device)
         latents = latents.to(self.unet.device)
         if ours and (self.unet.config.options or {}).get("extra_channels"):
-            nothing = torch.zeros(len(latents), latents.shape[2], dtype=torch.bool, device=latents.device)
+            nothing = torch.zeros(
+                len(latents), latents.shape[2], dtype=torch.bool, device=latents.device
+            )
             told["extra"] = negatives["extra"] = beside(latents, nothing)
             if known is not None and mask is not None:
                 told["extra"] = beside(known.to(latents), mask.to(latents.device))
         elif known is not None:
-            raise ValueError("known: expected none, since this U-Net cannot be shown frames; got some")
+            raise ValueError(
+                "known: expected none, since this U-Net cannot be shown frames; got some"
+            )
         always = {"temporal_scale": temporal_scale} if ours else {}
         model = guided(as_model(self.unet, **always), negatives, scale, rescale)
         if coherence is not None:
@@ -267,21 +306,32 @@ class TextToVideoPipeline(DiffusionPipeline):
             frames = decode_frames(self.vae, latents.transpose(1, 2).flatten(0, 1))  # (b f) 3 h w
             return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
 
-    def draw(self, prompts: Sequence[str], *, frames: int = 16, **options: Any) -> Float[Tensor, "b 3 f h w"]:
+    def draw(
+        self, prompts: Sequence[str], *, frames: int = 16, **options: Any
+    ) -> Float[Tensor, "b 3 f h w"]:
         """Clips in [-1, 1], float32 on the CPU. Arguments, raises: as `steps`, which gets all but `frames`."""
         return self.decode(self.latents(prompts, frames=frames, **options)).float().cpu()
 
     def latents(
-        self, prompts: Sequence[str], *, generator: torch.Generator, frames: int = 16, **options: Any
+        self,
+        prompts: Sequence[str],
+        *,
+        generator: torch.Generator,
+        frames: int = 16,
+        **options: Any,
     ) -> Float[Tensor, "b c f y x"]:
         """As `draw`, but not decoded; frames that were known are what they were, and decide the size."""
         known = options.get("known")
         size = self._size(None, None) if known is None else known.shape[3:]
-        noise = initial_noise((len(prompts), self._image_config().in_channels, frames, *size), generator)
+        noise = initial_noise(
+            (len(prompts), self._image_config().in_channels, frames, *size), generator
+        )
         *_, last = self.steps(prompts, noise, generator=generator, **options)
         if known is None:
             return last.x
-        return torch.where(options["mask"][:, None, :, None, None].to(last.x.device), known.to(last.x), last.x)
+        return torch.where(
+            options["mask"][:, None, :, None, None].to(last.x.device), known.to(last.x), last.x
+        )
 
     def _image_config(self) -> Any:
         return (self.unet.spatial if isinstance(self.unet, InflatedUNet) else self.unet).config
@@ -293,7 +343,9 @@ class TextToVideoPipeline(DiffusionPipeline):
         sizes = []
         for name, pixels, side in (("height", height, sides[0]), ("width", width, sides[1])):
             if pixels is not None and (pixels < 1 or pixels % self.vae_scale_factor):
-                raise ValueError(f"{name}: expected a multiple of {self.vae_scale_factor} pixels, got {pixels}")
+                raise ValueError(
+                    f"{name}: expected a multiple of {self.vae_scale_factor} pixels, got {pixels}"
+                )
             sizes.append(side if pixels is None else pixels // self.vae_scale_factor)
         return sizes[0], sizes[1]
 
@@ -309,7 +361,9 @@ def save_layers(model: InflatedUNet | TemporalAutoencoder, folder: Path) -> None
     folder: where to; it must exist.
     """
     model.save_config(folder)
-    weights = {name: value.half().contiguous() for name, value in model.temporal.state_dict().items()}
+    weights = {
+        name: value.half().contiguous() for name, value in model.temporal.state_dict().items()
+    }
     save_file(weights, folder / LAYERS)
 
 
@@ -357,9 +411,13 @@ def between(
     """
     b, _, n, _, _ = keys.shape
     if window < 2 or n < window or (n - 1) % (window - 1):
-        raise ValueError(f"window: expected 2 or more, with one less a divisor of {n} - 1; got {window}")
+        raise ValueError(
+            f"window: expected 2 or more, with one less a divisor of {n} - 1; got {window}"
+        )
     count = (n - 1) // (window - 1)
-    pieces = keys.unfold(2, window, window - 1).permute(0, 2, 1, 5, 3, 4).flatten(0, 1)  # (b count) c window y x
+    pieces = (
+        keys.unfold(2, window, window - 1).permute(0, 2, 1, 5, 3, 4).flatten(0, 1)
+    )  # (b count) c window y x
     length = factor * (window - 1) + 1
     mask = every(length, factor).expand(len(pieces), -1)
     known = keys.new_zeros(len(pieces), keys.shape[1], length, *keys.shape[3:])
@@ -367,8 +425,12 @@ def between(
     index = (torch.arange(length) * spacing / factor).expand(len(pieces), -1)
     repeated = [prompt for prompt in prompts for _ in range(count)]
     options = {"scale": FITTING} | options
-    filled = pipeline.latents(repeated, frames=length, known=known, mask=mask, frame_index=index, **options)
-    inner = filled[:, :, :-1].unflatten(0, (b, count))  # the last frame of each is the first of the next
+    filled = pipeline.latents(
+        repeated, frames=length, known=known, mask=mask, frame_index=index, **options
+    )
+    inner = filled[:, :, :-1].unflatten(
+        0, (b, count)
+    )  # the last frame of each is the first of the next
     inner = inner.transpose(1, 2).flatten(2, 3)  # b c (count · (length - 1)) y x
     return torch.cat([inner, keys[:, :, -1:].to(inner)], dim=2)
 
@@ -395,6 +457,8 @@ def onwards(
     mask = first(block, past).expand(len(clip), -1)
     while clip.shape[2] < frames:
         known = nn.functional.pad(clip[:, :, -past:], (0, 0, 0, 0, 0, block - past))
-        made = pipeline.latents(prompts, frames=block, known=known, mask=mask, **{"scale": FITTING} | options)
+        made = pipeline.latents(
+            prompts, frames=block, known=known, mask=mask, **{"scale": FITTING} | options
+        )
         clip = torch.cat([clip, made[:, :, past:].to(clip)], dim=2)
     return clip[:, :, :frames]

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from course_lib import runtime
 from course_lib.recipes import RECIPES, Recipe, run_recipe
 from course_lib.recipes.recipe import measure_again, reached
-from course_lib.training_state import StateError
+from course_lib.training.state import StateError
 from course_lib.zoo import card, names
 
 
@@ -30,23 +30,45 @@ def find(name: str) -> Recipe:
         module, attribute = name.split(":", 1)
         return getattr(importlib.import_module(module), attribute)
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}, or package.module:ATTRIBUTE")
+        raise ValueError(
+            f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}, or package.module:ATTRIBUTE"
+        )
     return RECIPES[name]
 
 
 def parser() -> argparse.ArgumentParser:
     """The options, with their help."""
-    made = argparse.ArgumentParser(prog="python -m course_lib.recipes", description=__doc__.splitlines()[0])
-    made.add_argument("name", nargs="?", help=f"{', '.join(RECIPES)}, or package.module:ATTRIBUTE for your own")
-    made.add_argument("--list", action="store_true", help="say which recipes there are")
-    made.add_argument("--profile", choices=runtime.PROFILES, help="sizes and steps (default: what the machine has)")
-    made.add_argument("--minutes", type=float, help="stop training after these; the same command goes on")
+    made = argparse.ArgumentParser(
+        prog="python -m course_lib.recipes", description=__doc__.splitlines()[0]
+    )
     made.add_argument(
-        "--measure", action="store_true", help="train nothing: measure what is stored, and write its card"
+        "name", nargs="?", help=f"{', '.join(RECIPES)}, or package.module:ATTRIBUTE for your own"
+    )
+    made.add_argument("--list", action="store_true", help="say which recipes there are")
+    made.add_argument(
+        "--profile",
+        choices=runtime.PROFILES,
+        help="sizes and steps (default: what the machine has)",
+    )
+    made.add_argument(
+        "--minutes", type=float, help="stop training after these; the same command goes on"
+    )
+    made.add_argument(
+        "--measure",
+        action="store_true",
+        help="train nothing: measure what is stored, and write its card",
     )
     made.add_argument("--fresh", action="store_true", help="forget what was trained before")
-    made.add_argument("--out", type=Path, help="folder of checkpoints (default: data/checkpoints; for ci, in --work)")
-    made.add_argument("--work", type=Path, help="folder of training states (default: $COURSE_WORK or build/training)")
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="folder of checkpoints (default: data/checkpoints; for ci, in --work)",
+    )
+    made.add_argument(
+        "--work",
+        type=Path,
+        help="folder of training states (default: $COURSE_WORK or build/training)",
+    )
     made.add_argument("--log", type=Path, help="folder for a TensorBoard log")
     return made
 
@@ -70,20 +92,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.profile:  # for device() and pick(), too
         os.environ["COURSE_PROFILE"] = options.profile
     profile = runtime.profile()
-    again = "python -m course_lib.recipes " + shlex.join(word for word in arguments if word != "--fresh")
+    again = "python -m course_lib.recipes " + shlex.join(
+        word for word in arguments if word != "--fresh"
+    )
     folders = {"root": options.out, "work": options.work, "log": options.log}
     try:
         if options.measure:
             if recipe.name not in names(options.out):
-                parser().error(f"--measure: no checkpoint {recipe.name!r} is stored; train it first")
+                parser().error(
+                    f"--measure: no checkpoint {recipe.name!r} is stored; train it first"
+                )
             folder = measure_again(recipe, options.out)
         else:
-            last, folder = run_recipe(recipe, profile, minutes=options.minutes, fresh=options.fresh, **folders)
+            last, folder = run_recipe(
+                recipe, profile, minutes=options.minutes, fresh=options.fresh, **folders
+            )
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on: {again}", file=sys.stderr)
         return 130
     except (StateError, FloatingPointError, OSError) as error:
-        if _speaks() or not isinstance(error, FloatingPointError):  # which all processes meet at once
+        if _speaks() or not isinstance(
+            error, FloatingPointError
+        ):  # which all processes meet at once
             print(f"{recipe.name}: {error}", file=sys.stderr)
         return 1
     finally:
@@ -93,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ok = [f"{name} {('missed', 'reached')[met]}" for name, met in reached(facts).items()]
         print(f"stored in {folder}" + (f"; bars: {', '.join(ok)}" if ok else ""))
     elif last.step < recipe.settings[profile].steps and _speaks():
-        print(f"stopped at step {last.step} of {recipe.settings[profile].steps}; the same command goes on: {again}")
+        print(
+            f"stopped at step {last.step} of {recipe.settings[profile].steps}; the same command goes on: {again}"
+        )
     return 0
 
 

@@ -37,7 +37,9 @@ def build_image() -> VideoClassifier:
 
 def build_video() -> VideoClassifier:
     """The untrained video net: 3D throughout."""
-    return VideoClassifier("r3d", HEADS, widths=(32, 64, 128, 64), stem_kernel=7, stem_stride=(1, 4))
+    return VideoClassifier(
+        "r3d", HEADS, widths=(32, 64, 128, 64), stem_kernel=7, stem_stride=(1, 4)
+    )
 
 
 def batches(number: int, settings: Settings, frames: int) -> dict[str, Any]:
@@ -50,14 +52,20 @@ def batches(number: int, settings: Settings, frames: int) -> dict[str, Any]:
 def loss(model: nn.Module, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
     """Cross-entropy, summed over the heads."""
     heads = model(batch["video"]).items()
-    return torch.stack([F.cross_entropy(logits.float(), batch["labels"][name]) for name, logits in heads]).sum()
+    return torch.stack(
+        [F.cross_entropy(logits.float(), batch["labels"][name]) for name, logits in heads]
+    ).sum()
 
 
 def weigh_texture(model: VideoClassifier, settings: Settings, frames: int) -> None:
     """Give the texture its share of the variance, measured on clips of the training split that training did not see."""
-    clips = World("train", part="all", seed=22, frames=frames, anytime=frames == 1).batch(range(count_for(settings)))
+    clips = World("train", part="all", seed=22, frames=frames, anytime=frames == 1).batch(
+        range(count_for(settings))
+    )
     model.register_to_config(texture=0.0)
-    learned, fine = (some.var(0).sum() for some in (vectors(model, clips.video), texture(clips.video)))
+    learned, fine = (
+        some.var(0).sum() for some in (vectors(model, clips.video), texture(clips.video))
+    )
     weight = (SHARE / (1 - SHARE) * learned / fine).sqrt().item()
     model.register_to_config(texture=float(f"{weight:.3g}"))
 
@@ -65,7 +73,9 @@ def weigh_texture(model: VideoClassifier, settings: Settings, frames: int) -> No
 @torch.no_grad()
 def vectors(model: VideoClassifier, video: Tensor) -> Tensor:
     """Features, a few clips at a time, in float64 on the CPU."""
-    return torch.cat([model.features(some.to(model.device)).cpu() for some in video.split(64)]).double()
+    return torch.cat(
+        [model.features(some.to(model.device)).cpu() for some in video.split(64)]
+    ).double()
 
 
 def count_for(settings: Settings) -> int:
@@ -82,14 +92,19 @@ def evaluate(model: VideoClassifier, settings: Settings, frames: int) -> Mapping
     count = count_for(settings)
 
     def draw(seed: int) -> Clips:
-        return World("test", part="all", seed=seed, frames=frames, anytime=frames == 1).batch(range(count))
+        return World("test", part="all", seed=seed, frames=frames, anytime=frames == 1).batch(
+            range(count)
+        )
 
     clips = draw(0)
     logits = answers(model, clips.video)
     found: dict[str, Any] = {
-        f"{name} accuracy": (logits[name].argmax(1) == clips.labels[name]).double().mean().item() for name in logits
+        f"{name} accuracy": (logits[name].argmax(1) == clips.labels[name]).double().mean().item()
+        for name in logits
     }
-    real = [vectors(model, draw(seed).video) for seed in range(1, 5)]  # one at a time: a set of clips fills 1 GB
+    real = [
+        vectors(model, draw(seed).video) for seed in range(1, 5)
+    ]  # one at a time: a set of clips fills 1 GB
     whole = vectors(model, clips.video)
     floors = torch.tensor([frechet_distance(whole, some) for some in real], dtype=torch.float64)
     floor, spread = floors.mean().item(), floors.std().item()
@@ -104,7 +119,9 @@ def evaluate(model: VideoClassifier, settings: Settings, frames: int) -> Mapping
     return found
 
 
-def _recipe(name: str, about: str, build, frames: int, steps: int, batch: int, lr: float, bars, notes: str) -> Recipe:
+def _recipe(
+    name: str, about: str, build, frames: int, steps: int, batch: int, lr: float, bars, notes: str
+) -> Recipe:
     return Recipe(
         name=name,
         about=about,

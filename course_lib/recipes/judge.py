@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.metrics.judge import auroc, expected_calibration_error
+from course_lib.metrics.prompt_accuracy import auroc, expected_calibration_error
 from course_lib.nn.classifier import VideoClassifier
 from course_lib.recipes.recipe import Recipe, Settings
 from course_lib.world import BACKGROUNDS, MOTIONS, SUBJECTS, Clips, World, films, load_film
 from course_lib.world.corruption import blur, codec, jpeg, noise, shuffle, swap_halves, wobble
-from course_lib.world.impostors import IMPOSTORS, NONE, UNKNOWN, impostors
+from course_lib.world.ood import IMPOSTORS, NONE, UNKNOWN, impostors
 from course_lib.world.motions import MOTION_INDEX, REVERSED
 
 ORDERS = ("in order", "shuffled", "halves swapped")
@@ -26,20 +26,30 @@ HEADS = {
     "background": len(BACKGROUNDS) + 1,
     "order": len(ORDERS),
 }
-FOREIGN, DISTURBED, BAD_CAMERA = 0.25, 0.35, 0.7  # shares of clips: impostors, time disturbed, picture spoilt
+FOREIGN, DISTURBED, BAD_CAMERA = (
+    0.25,
+    0.35,
+    0.7,
+)  # shares of clips: impostors, time disturbed, picture spoilt
 STILL = MOTION_INDEX["standing still"]
 # With their halves swapped these may go on as if nothing had happened
 PERIODIC = torch.tensor([MOTION_INDEX["bouncing"], MOTION_INDEX["spinning"]])
 STILLS = 3  # single pictures for every clip: they are cheap, and there are many subjects
-BACKWARDS = torch.tensor([MOTION_INDEX[REVERSED.get(name, name)] for name in MOTIONS] + [len(MOTIONS)])
+BACKWARDS = torch.tensor(
+    [MOTION_INDEX[REVERSED.get(name, name)] for name in MOTIONS] + [len(MOTIONS)]
+)
 
 
 def build() -> VideoClassifier:
     """The untrained judge: a 3D stem with steps of four pixels, then (2+1)D blocks."""
-    return VideoClassifier("lean", HEADS, widths=(32, 64, 128, 256), stem_kernel=7, stem_stride=(1, 4))
+    return VideoClassifier(
+        "lean", HEADS, widths=(32, 64, 128, 256), stem_kernel=7, stem_stride=(1, 4)
+    )
 
 
-def disturb_time(video: Tensor, labels: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+def disturb_time(
+    video: Tensor, labels: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
     """Reverse, shuffle or swap the halves of some clips (b, c, f, h, w), in place; returns labels (b,) with "order".
 
     A reversed clip is in order and its motion the opposite; a shuffled one has none that is known. A clip that stands
@@ -112,7 +122,10 @@ def spoil(clips: Clips, generator: torch.Generator) -> tuple[Tensor, dict[str, T
     if len(where) > 1:
         changed, true = impostors(clips.take(where), [names[which[i]] for i in where], generator)
         video[where] = changed
-        labels = {name: label.index_put((torch.tensor(where),), true[name]) for name, label in labels.items()}
+        labels = {
+            name: label.index_put((torch.tensor(where),), true[name])
+            for name, label in labels.items()
+        }
     if video.shape[2] > 2:
         labels = disturb_time(video, labels, generator)
     else:
@@ -130,10 +143,14 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
     frames, size = (16 if number % 4 == 3 else 8), (32 if number % 3 == 2 else 64)
     count = settings.batch
     first = number * count
-    clips = World("train", part="all", seed=1, frames=frames, size=size).batch(range(first, first + count))
+    clips = World("train", part="all", seed=1, frames=frames, size=size).batch(
+        range(first, first + count)
+    )
     stills = World("train", part="all", seed=2, frames=1, size=size, anytime=True)
     video, labels = spoil(clips, generator)
-    image, image_labels = spoil(stills.batch(range(STILLS * first, STILLS * (first + count))), generator)
+    image, image_labels = spoil(
+        stills.batch(range(STILLS * first, STILLS * (first + count))), generator
+    )
     # a row for every clip, so that processes share pictures as they share clips
     image_labels = {name: label.view(count, STILLS) for name, label in image_labels.items()}
     return {
@@ -148,7 +165,10 @@ def loss(model: nn.Module, batch: dict[str, Any], generator: torch.Generator) ->
     """Cross-entropy of every head that has an answer, on clips and on pictures."""
     total = batch["video"].new_zeros(())
     image_labels = {name: label.flatten() for name, label in batch["image_labels"].items()}
-    for picture, labels in ((batch["video"], batch["labels"]), (batch["image"].flatten(0, 1), image_labels)):
+    for picture, labels in (
+        (batch["video"], batch["labels"]),
+        (batch["image"].flatten(0, 1), image_labels),
+    ):
         for name, logits in model(picture).items():
             known = labels[name] != UNKNOWN
             if known.any():
@@ -173,7 +193,10 @@ def calibrate(model: VideoClassifier, settings: Settings) -> None:
     impostors and all, so that "none of these" is calibrated too.
     """
     clean = World("train", part="all", seed=3).batch(range(count_for(settings)))
-    video, labels = spoil(World("train", part="all", seed=4).batch(range(len(clean))), torch.Generator().manual_seed(3))
+    video, labels = spoil(
+        World("train", part="all", seed=4).batch(range(len(clean))),
+        torch.Generator().manual_seed(3),
+    )
     moving = clean.labels["motion"] != STILL
     known = clean.labels | {"order": torch.where(moving, 0, UNKNOWN)}
     logits = [answers(model, some) for some in (clean.video, video)]
@@ -181,7 +204,9 @@ def calibrate(model: VideoClassifier, settings: Settings) -> None:
         target = torch.cat([known[name], labels[name]])
         rows = torch.cat([some[name] for some in logits])[target != UNKNOWN]
         grid = torch.linspace(-2, 2, 401).exp()
-        losses = torch.stack([F.cross_entropy(rows / heat, target[target != UNKNOWN]) for heat in grid])
+        losses = torch.stack(
+            [F.cross_entropy(rows / heat, target[target != UNKNOWN]) for heat in grid]
+        )
         model.temperature(name).mul_(grid[losses.argmin()].to(model.device))
 
 
@@ -201,24 +226,36 @@ def evaluate(model: VideoClassifier, settings: Settings) -> Mapping[str, Any]:
     clips = World("test", part="all").batch(range(count_for(settings)))
     spoilt = bad_camera(clips.video, torch.Generator().manual_seed(4))
     found |= _accuracy(model, clips, spoilt, "bad camera", with_error=True)
-    found |= _accuracy(model, clips, codec(clips.video, 36), "H.264 at crf 36 (never trained on)", with_error=False)
+    found |= _accuracy(
+        model, clips, codec(clips.video, 36), "H.264 at crf 36 (never trained on)", with_error=False
+    )
     return found | _order(model, clips) | _refusal(model, clips, spoilt)
 
 
-def _accuracy(model: nn.Module, clips: Clips, video: Tensor, what: str, *, with_error: bool) -> dict[str, float]:
+def _accuracy(
+    model: nn.Module, clips: Clips, video: Tensor, what: str, *, with_error: bool
+) -> dict[str, float]:
     logits, found = answers(model, video), {}
     for name, label in clips.labels.items():
         if name != "motion" or video.shape[2] > 1:
-            found[f"{name} accuracy, {what}"] = (logits[name].argmax(1) == label).double().mean().item()
+            found[f"{name} accuracy, {what}"] = (
+                (logits[name].argmax(1) == label).double().mean().item()
+            )
             if with_error:
-                found[f"{name} ECE, {what}"] = expected_calibration_error(logits[name].softmax(1), label).value
+                found[f"{name} ECE, {what}"] = expected_calibration_error(
+                    logits[name].softmax(1), label
+                ).value
     return found
 
 
 def _order(model: nn.Module, clips: Clips) -> dict[str, float]:
     motion, generator = clips.labels["motion"], torch.Generator().manual_seed(5)
     moving, seamed = motion != STILL, (motion != STILL) & ~torch.isin(motion, PERIODIC)
-    cases = (clips.video[moving], shuffle(clips.video[moving], generator), swap_halves(clips.video[seamed]))
+    cases = (
+        clips.video[moving],
+        shuffle(clips.video[moving], generator),
+        swap_halves(clips.video[seamed]),
+    )
     logits = [answers(model, video) for video in cases]
     right = [(some["order"].argmax(1) == number).double() for number, some in enumerate(logits)]
     doubt = [refusal(some, "motion") for some in logits]
@@ -236,7 +273,9 @@ def _refusal(model: nn.Module, clips: Clips, spoilt: Tensor) -> dict[str, float]
 
     def ask(kind: str, video: Tensor, head: str, group: str) -> None:
         doubt = refusal(answers(model, video), head)
-        found[f"none AUROC, {kind} ({group}, n = {len(doubt)})"] = _auroc(doubt, refusal(real, head))
+        found[f"none AUROC, {kind} ({group}, n = {len(doubt)})"] = _auroc(
+            doubt, refusal(real, head)
+        )
         if head == "subject":
             strange[group].append(doubt[: few // 2])
 
@@ -246,7 +285,10 @@ def _refusal(model: nn.Module, clips: Clips, spoilt: Tensor) -> dict[str, float]
         ask(kind, video[labels[head] == NONE[head]], head, "known")
     for kind, video in unseen_impostors(few).items():
         ask(kind, video, "subject", "never trained on")
-    doubts = {group: _auroc(torch.cat(values), refusal(real, "subject")) for group, values in strange.items()}
+    doubts = {
+        group: _auroc(torch.cat(values), refusal(real, "subject"))
+        for group, values in strange.items()
+    }
     return {f"none AUROC, {group}": value for group, value in doubts.items()} | found
 
 
@@ -266,7 +308,9 @@ def unseen_impostors(count: int) -> dict[str, Tensor]:
     Returns clips (n, 3, 16, 64, 64) by kind; film has only as many as the shipped reels hold.
     """
     reels = [load_film(name, size=64, fps=8) for name in films()]
-    film = [reel[:, start : start + 16] for reel in reels for start in range(0, reel.shape[1] - 15, 16)]
+    film = [
+        reel[:, start : start + 16] for reel in reels for start in range(0, reel.shape[1] - 15, 16)
+    ]
     small = World("test", part="all", size=32, seed=9).batch(range(4 * (count // 4)))
     four = small.video.unflatten(0, (-1, 2, 2))  # b rows columns c f h w
     mosaic = four.permute(0, 3, 4, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)
@@ -297,8 +341,15 @@ RECIPE = Recipe(
             for frames in (16, 8)
             for name in ("subject", "motion", "background")
         },
-        **{f"{name} ECE, {what}": ("<=", 0.03) for what in TEMPERED for name in ("subject", "motion", "background")},
-        **{f"{name} accuracy, bad camera": (">=", 0.95) for name in ("subject", "motion", "background")},
+        **{
+            f"{name} ECE, {what}": ("<=", 0.03)
+            for what in TEMPERED
+            for name in ("subject", "motion", "background")
+        },
+        **{
+            f"{name} accuracy, bad camera": (">=", 0.95)
+            for name in ("subject", "motion", "background")
+        },
         "none AUROC, known": (">=", 0.95),
         "none AUROC, never trained on": (">=", 0.95),
     },

@@ -37,7 +37,14 @@ from course_lib.world import (
 from course_lib.world.backgrounds import BACKGROUND_INDEX
 from course_lib.world.captions import IMAGE_TEMPLATES, VIDEO_TEMPLATES
 from course_lib.world.hashing import mix
-from course_lib.world.subjects import COLOURED_SHAPES, COLOURS, SEEN_EMOJI, SHAPES, SUBJECT_INDEX, looks_round
+from course_lib.world.subjects import (
+    COLOURED_SHAPES,
+    COLOURS,
+    SEEN_EMOJI,
+    SHAPES,
+    SUBJECT_INDEX,
+    looks_round,
+)
 
 SIZE, PATCH, WIDTH, LAYERS, HEADS = 64, 8, 128, 4, 4
 TOKENS = 32  # the longest prompt, ends included: "a video of a birthday cake …" in letters and syllables still fits
@@ -59,7 +66,10 @@ def captions_to_read() -> list[str]:
 
 def build_tokenizer() -> CLIPTokenizer:
     """CLIP's own tokenizer over this world's words: every word of a caption is one token, others are spelt."""
-    words = sorted({word for text in captions_to_read() for word in text.replace(",", "").split()} | {"an", "in"})
+    words = sorted(
+        {word for text in captions_to_read() for word in text.replace(",", "").split()}
+        | {"an", "in"}
+    )
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = [*bytes_, *(byte + "</w>" for byte in bytes_)]  # inside a word, or at its end
     # Byte-pair merges are learned as CLIP's were: each word ends in a mark of its own
@@ -120,15 +130,22 @@ def families(number: int, count: int) -> list[Scene]:
     by chance, it told all colours apart and 58 % of the forms. Every second family is of shapes, for the same reason.
     Only what generators may see.
     """
-    scenes, samplers = [], (Sampler("train", seed=11), Sampler("train", seed=12, subjects=COLOURED_SHAPES))
+    scenes, samplers = (
+        [],
+        (Sampler("train", seed=11), Sampler("train", seed=12, subjects=COLOURED_SHAPES)),
+    )
     for family in range(count // FAMILY):
         index = number * (count // FAMILY) + family
         first, *others = (samplers[index % 2](FAMILY * index + k) for k in range(FAMILY))
         draw = [int(mix(5, index, k)[0] >> np.uint64(1)) for k in range(3)]
-        elsewhere = [name for name in BACKGROUNDS if name != first.background][draw[0] % (len(BACKGROUNDS) - 1)]
+        elsewhere = [name for name in BACKGROUNDS if name != first.background][
+            draw[0] % (len(BACKGROUNDS) - 1)
+        ]
         scenes += [first, Scene(first.subject, first.motion, elsewhere, others[0].variant)]
         for names, chance, other in zip(relatives(first), draw[1:], others[1:], strict=True):
-            scenes.append(Scene(names[chance % len(names)], first.motion, first.background, other.variant))
+            scenes.append(
+                Scene(names[chance % len(names)], first.motion, first.background, other.variant)
+            )
     return scenes
 
 
@@ -157,7 +174,9 @@ def batches(number: int, settings: Settings) -> dict[str, Tensor]:
         caption(scene, word % 4) if word < 4 else image_caption(scene, word % 4)
         for scene, word in zip(scenes, words, strict=True)
     ]
-    meaning = [SUBJECT_INDEX[s.subject] * len(BACKGROUNDS) + BACKGROUND_INDEX[s.background] for s in scenes]
+    meaning = [
+        SUBJECT_INDEX[s.subject] * len(BACKGROUNDS) + BACKGROUND_INDEX[s.background] for s in scenes
+    ]
     return {"pixel_values": images, "input_ids": tokenize(texts), "meaning": torch.tensor(meaning)}
 
 
@@ -182,7 +201,9 @@ def save(model: CLIPModel, folder: Path) -> None:
     save_half(model, folder)
     _tokenizer().save_pretrained(folder)
     square = {"height": SIZE, "width": SIZE}
-    processor = CLIPImageProcessor(size=square, crop_size=square, image_mean=list(MEAN), image_std=list(STD))
+    processor = CLIPImageProcessor(
+        size=square, crop_size=square, image_mean=list(MEAN), image_std=list(STD)
+    )
     processor.save_pretrained(folder)
 
 
@@ -192,8 +213,13 @@ def save(model: CLIPModel, folder: Path) -> None:
 @torch.no_grad()
 def embed(model: CLIPModel, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Unit vectors of pictures (b, c, h, w) and of captions."""
-    image = [model.get_image_features(some.to(model.device)).pooler_output for some in images.split(128)]
-    text = [model.get_text_features(some.to(model.device)).pooler_output for some in tokenize(texts).split(128)]
+    image = [
+        model.get_image_features(some.to(model.device)).pooler_output for some in images.split(128)
+    ]
+    text = [
+        model.get_text_features(some.to(model.device)).pooler_output
+        for some in tokenize(texts).split(128)
+    ]
     return tuple(F.normalize(torch.cat(parts).float().cpu(), dim=-1) for parts in (image, text))
 
 
@@ -207,7 +233,9 @@ def distinct(world: World, count: int) -> Clips:
             return world.batch(seen.values())
 
 
-def retrieval(model: CLIPModel, pictures: Clips, texts: Sequence[str], group: int = 64) -> dict[str, float]:
+def retrieval(
+    model: CLIPModel, pictures: Clips, texts: Sequence[str], group: int = 64
+) -> dict[str, float]:
     """R@1 within groups of 64: the share of pictures whose own caption is nearest, and of captions likewise."""
     image, text = embed(model, pictures.video[:, :, 0], texts)
     cosine = torch.einsum("gid,gjd->gij", *(x.unflatten(0, (-1, group)) for x in (image, text)))
@@ -222,15 +250,24 @@ def evaluate(model: CLIPModel, settings: Settings) -> Mapping[str, Any]:
     """What the card prints: retrieval among 64 on the test split, and one-word contrasts."""
     count = 64 if settings.steps < 100 else 768
     pictures = distinct(World("test", frames=1, anytime=True), count)
-    found = {f"R@1 of 64, {way}": value for way, value in retrieval(model, pictures, pictures.image_captions).items()}
+    found = {
+        f"R@1 of 64, {way}": value
+        for way, value in retrieval(model, pictures, pictures.image_captions).items()
+    }
     with_motion = retrieval(model, pictures, pictures.captions)
-    found |= {f"R@1 of 64, {way}, motion in the caption": value for way, value in with_motion.items()}
+    found |= {
+        f"R@1 of 64, {way}, motion in the caption": value for way, value in with_motion.items()
+    }
     worlds = {
         "seen": World("test", frames=1, anytime=True, subjects=COLOURED_SHAPES),
-        "held-out": World("test", frames=1, anytime=True, part="composed", subjects=HELD_OUT_SHAPES),
+        "held-out": World(
+            "test", frames=1, anytime=True, part="composed", subjects=HELD_OUT_SHAPES
+        ),
     }
     for name, world in worlds.items():
-        found[f"{name} colour x shape, right among 48"] = among_shapes(model, world.batch(range(count)))
+        found[f"{name} colour x shape, right among 48"] = among_shapes(
+            model, world.batch(range(count))
+        )
     pictures = World("test", frames=1, anytime=True).batch(range(count))
     return found | {"background, right among 10": among_backgrounds(model, pictures)}
 
@@ -247,7 +284,9 @@ def among_shapes(model: CLIPModel, pictures: Clips) -> float:
 
 def among_backgrounds(model: CLIPModel, pictures: Clips) -> float:
     """Share of pictures for which, of ten captions with the right subject, the one with its background fits best."""
-    prompts = [f"a {scene.subject} on a {b} background" for scene in pictures.scenes for b in BACKGROUNDS]
+    prompts = [
+        f"a {scene.subject} on a {b} background" for scene in pictures.scenes for b in BACKGROUNDS
+    ]
     image, text = embed(model, pictures.video[:, :, 0], prompts)
     cosine = torch.einsum("bd,bsd->bs", image, text.unflatten(0, (-1, len(BACKGROUNDS))))
     right = torch.tensor([BACKGROUND_INDEX[scene.background] for scene in pictures.scenes])
@@ -268,7 +307,10 @@ RECIPE = Recipe(
         "ci": Settings(steps=3, batch=8, lr=1e-3),
     },
     bars={
-        **{f"R@1 of 64, {way}": (">=", 0.95) for way in ("picture to caption", "caption to picture")},
+        **{
+            f"R@1 of 64, {way}": (">=", 0.95)
+            for way in ("picture to caption", "caption to picture")
+        },
         "seen colour x shape, right among 48": (">=", 0.9),
     },
     notes="""

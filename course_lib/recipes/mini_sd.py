@@ -20,7 +20,7 @@ from transformers import CLIPModel, CLIPTextModel
 from course_lib import runtime, zoo
 from course_lib.diffusion import Example, denoising_loss, drop_conditioning, training_example
 from course_lib.papers.latent_diffusion import LatentDiffusion, build_schedule, build_unet, embed
-from course_lib.recipes.drawn import compared, judged
+from course_lib.evaluation import compared, judged
 from course_lib.recipes.mini_clip import build_tokenizer, tokenize
 from course_lib.recipes.recipe import Recipe, Settings
 from course_lib.world import HELD_OUT_SHAPES, World
@@ -57,10 +57,17 @@ def chunk(number: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns mean and standard deviation (n, 16, 8, 8) in the U-Net's unit, and token ids (n, 32), all on the CPU.
     """
-    clips = World("train", frames=1, anytime=True, seed=51).batch(range(number * CHUNK, (number + 1) * CHUNK))
-    posteriors = [vae().encode(some.to(vae().device)).latent_dist for some in clips.video[:, :, 0].split(64)]
+    clips = World("train", frames=1, anytime=True, seed=51).batch(
+        range(number * CHUNK, (number + 1) * CHUNK)
+    )
+    posteriors = [
+        vae().encode(some.to(vae().device)).latent_dist for some in clips.video[:, :, 0].split(64)
+    ]
     unit = vae().config.scaling_factor
-    mean, std = (torch.cat([getattr(one, name).cpu() for one in posteriors]) * unit for name in ("mean", "std"))
+    mean, std = (
+        torch.cat([getattr(one, name).cpu() for one in posteriors]) * unit
+        for name in ("mean", "std")
+    )
     return mean, std, tokenize(clips.image_paraphrases)
 
 
@@ -80,7 +87,9 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
 def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
     """The squared error of one batch."""
     example = Example(*(batch[name] for name in Example._fields))
-    return denoising_loss(model(example.x_t, example.t, encoder_hidden_states=batch["text"]).sample, example)
+    return denoising_loss(
+        model(example.x_t, example.t, encoder_hidden_states=batch["text"]).sample, example
+    )
 
 
 def system(model: UNet2DConditionModel) -> LatentDiffusion:
@@ -96,15 +105,23 @@ def save(model: UNet2DConditionModel, folder: Path) -> None:
     whole.pipeline().save_pretrained(folder)
     # diffusers notes whence a part was loaded: a folder of this machine, which means nothing elsewhere
     config = folder / "vae" / "config.json"
-    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    kept = {
+        key: value
+        for key, value in json.loads(config.read_text()).items()
+        if key != "_name_or_path"
+    }
     config.write_text(json.dumps(kept, indent=2) + "\n")
     # Unless told otherwise diffusers loads its parts in float32, and transformers in what the config says:
     # a pipeline of both kinds would stop at the first layer that gets text
     config = folder / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n"
+    )
 
 
-def draw(model: UNet2DConditionModel, prompts: list[str], seed: int, scale: float | int = GUIDANCE) -> Tensor:
+def draw(
+    model: UNet2DConditionModel, prompts: list[str], seed: int, scale: float | int = GUIDANCE
+) -> Tensor:
     """A picture (b, 3, 1, 64, 64) for each prompt, in the arithmetic of this machine."""
     whole, generator, parts = system(model), torch.Generator().manual_seed(seed), []
     with runtime.autocast(model.device):
@@ -117,14 +134,20 @@ def draw(model: UNet2DConditionModel, prompts: list[str], seed: int, scale: floa
 def evaluate(model: UNet2DConditionModel, settings: Settings) -> Mapping[str, Any]:
     """The judge's view of a thousand pictures, seen shapes and held-out ones apart, and the distance from real ones."""
     count = 80 if settings.steps < 100 else 1024
-    real, other = (World("test", frames=1, anytime=True, seed=seed).batch(range(count)) for seed in (1, 2))
+    real, other = (
+        World("test", frames=1, anytime=True, seed=seed).batch(range(count)) for seed in (1, 2)
+    )
     pictures = draw(model, real.image_captions, seed=0)
     found = judged(pictures, real.image_captions)
-    held_out = World("test", frames=1, anytime=True, part="composed", subjects=HELD_OUT_SHAPES).batch(range(count))
+    held_out = World(
+        "test", frames=1, anytime=True, part="composed", subjects=HELD_OUT_SHAPES
+    ).batch(range(count))
     unseen = judged(draw(model, held_out.image_captions, seed=1), held_out.image_captions)
     found |= {f"held-out colour x shape: {name}": value for name, value in unseen.items()}
     found |= compared(pictures, other.video, real.video, name="guided")
-    return found | compared(draw(model, [""] * count, seed=2, scale=1), other.video, real.video, name="empty prompt")
+    return found | compared(
+        draw(model, [""] * count, seed=2, scale=1), other.video, real.video, name="empty prompt"
+    )
 
 
 RECIPE = Recipe(

@@ -17,7 +17,7 @@ from transformers import CLIPModel
 from course_lib import zoo
 from course_lib.metrics import PSNR, SSIM, perceptual_distance
 from course_lib.papers.latent_diffusion import build_autoencoder
-from course_lib.recipes.drawn import compared
+from course_lib.evaluation import compared
 from course_lib.recipes.recipe import Recipe, Settings, save_half
 from course_lib.world import NOVEL_EMOJI, Sampler, World, render
 from course_lib.world.hashing import mix
@@ -49,7 +49,9 @@ def batches(number: int, settings: Settings) -> dict[str, Tensor]:
     """One global batch: "images" (b, 3, 64, 64) in [-1, 1], and the "noise" of their latents."""
     sampler = Sampler("train", seed=41)
     rows = range(number * settings.batch, (number + 1) * settings.batch)
-    images = render([sampler(row) for row in rows], size=SIZE, frames=1, anytime=True).video[:, :, 0]
+    images = render([sampler(row) for row in rows], size=SIZE, frames=1, anytime=True).video[
+        :, :, 0
+    ]
     generator = torch.Generator().manual_seed(int(mix(41, number)[0] >> np.uint64(1)))
     return {"images": images, "noise": torch.randn(len(images), 16, 8, 8, generator=generator)}
 
@@ -76,15 +78,26 @@ def maps(clip: CLIPModel, images: Float[Tensor, "b 3 64 64"]) -> list[Float[Tens
     """What every layer of CLIP's image tower makes of the patches of a picture. images: in [-1, 1]."""
     layers = clip.vision_model(images, output_hidden_states=True).hidden_states[1:]
     side = clip.config.vision_config.image_size // clip.config.vision_config.patch_size
-    return [layer[:, 1:].transpose(1, 2).unflatten(2, (side, side)) for layer in layers]  # without the class token
+    return [
+        layer[:, 1:].transpose(1, 2).unflatten(2, (side, side)) for layer in layers
+    ]  # without the class token
 
 
 @torch.no_grad()
 def scale(model: Autoencoding, settings: Settings) -> None:
     """Measure the latents' unit, on training pictures: what the U-Net sees should have variance 1."""
     count = 32 if settings.steps < 100 else 1024
-    images = World("train", size=SIZE, frames=1, anytime=True, seed=42).batch(range(count)).video[:, :, 0]
-    latents = torch.cat([model.vae.encode(some.to(model.vae.device)).latent_dist.mode() for some in images.split(64)])
+    images = (
+        World("train", size=SIZE, frames=1, anytime=True, seed=42)
+        .batch(range(count))
+        .video[:, :, 0]
+    )
+    latents = torch.cat(
+        [
+            model.vae.encode(some.to(model.vae.device)).latent_dist.mode()
+            for some in images.split(64)
+        ]
+    )
     model.vae.register_to_config(scaling_factor=float(f"{1 / latents.std().item():.4g}"))
 
 
@@ -95,7 +108,9 @@ def evaluate(model: Autoencoding, settings: Settings) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     worlds = {
         "unseen pictures": World("test", size=SIZE, frames=1, anytime=True),
-        "the 12 unseen emoji": World("test", size=SIZE, frames=1, anytime=True, part="novel", subjects=NOVEL_EMOJI),
+        "the 12 unseen emoji": World(
+            "test", size=SIZE, frames=1, anytime=True, part="novel", subjects=NOVEL_EMOJI
+        ),
     }
     for name, world in worlds.items():
         video = world.batch(range(count)).video
@@ -107,16 +122,25 @@ def evaluate(model: Autoencoding, settings: Settings) -> Mapping[str, Any]:
         found[f"PSNR of {name}, dB, mean of frames"] = scores["PSNR"].compute()["frame_mean"].value
         found[f"SSIM of {name}"] = scores["SSIM"].compute().value
         if name == "unseen pictures":
-            other = World("test", size=SIZE, frames=1, anytime=True, seed=1).batch(range(count)).video
+            other = (
+                World("test", size=SIZE, frames=1, anytime=True, seed=1).batch(range(count)).video
+            )
             found |= compared(again, video, other, name="reconstructed, to the very same pictures")
     return found | {"scaling factor": model.vae.config.scaling_factor}
 
 
-def reconstructed(vae: AutoencoderKL, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b 3 f h w"]:
+def reconstructed(
+    vae: AutoencoderKL, video: Float[Tensor, "b 3 f h w"]
+) -> Float[Tensor, "b 3 f h w"]:
     """Every frame through the latents and back, by the posterior's mean; in [-1, 1], float32 on the CPU."""
     frames = video.transpose(1, 2).flatten(0, 1)
-    again = [vae.decode(vae.encode(some.to(vae.device)).latent_dist.mode()).sample for some in frames.split(64)]
-    return torch.cat(again).float().cpu().clamp(-1, 1).unflatten(0, (len(video), -1)).transpose(1, 2)
+    again = [
+        vae.decode(vae.encode(some.to(vae.device)).latent_dist.mode()).sample
+        for some in frames.split(64)
+    ]
+    return (
+        torch.cat(again).float().cpu().clamp(-1, 1).unflatten(0, (len(video), -1)).transpose(1, 2)
+    )
 
 
 RECIPE = Recipe(

@@ -28,14 +28,21 @@ from course_lib.papers.video_ldm import (
     save_layers,
 )
 from course_lib.recipes import mini_sd
-from course_lib.recipes.drawn import compared, features, judged, judged_by_motion
+from course_lib.evaluation import compared, features, judged, judged_by_motion
 from course_lib.recipes.mini_clip import build_tokenizer, tokenize
 from course_lib.recipes.recipe import Recipe, Settings
 from course_lib.world import Clips, Sampler, World, render
 from course_lib.world.hashing import mix
 
 FRAMES, SPARSE = 16, 4
-RATES = (8, 8, 8, 8, 16, 32)  # frames a second: of most clips the canonical 8; faster ones show a part of the film
+RATES = (
+    8,
+    8,
+    8,
+    8,
+    16,
+    32,
+)  # frames a second: of most clips the canonical 8; faster ones show a part of the film
 CHUNK, CHUNKS = 510, 16  # clips are encoded by the chunk, and met again after so many
 SCHEDULE = build_schedule(mini_sd.SCHEDULE)
 DROPPED = 0.1  # share of texts that training forgets, for guidance
@@ -72,7 +79,9 @@ def chunk(number: int) -> Latents:
         part = render(scenes[start :: len(RATES)], frames=FRAMES, fps=rate, anytime=True)
         captions[start :: len(RATES)] = part.paraphrases
         made = [
-            encode(vae, clips.transpose(1, 2).flatten(0, 1).to(vae.device)).unflatten(0, (len(clips), FRAMES)).cpu()
+            encode(vae, clips.transpose(1, 2).flatten(0, 1).to(vae.device))
+            .unflatten(0, (len(clips), FRAMES))
+            .cpu()
             for clips in part.video.split(8)
         ]
         latents[start :: len(RATES)] = torch.cat(made).transpose(1, 2).half()  # b c f y x
@@ -90,12 +99,18 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(int(mix(71, number)[0] >> np.uint64(1)))
     sparse = settings.options["sparse steps"]
     count = settings.batch * (SPARSE if number < sparse else 1)
-    start = number * count if number < sparse else sparse * settings.batch * SPARSE + (number - sparse) * count
+    start = (
+        number * count
+        if number < sparse
+        else sparse * settings.batch * SPARSE + (number - sparse) * count
+    )
     rows = torch.arange(start, start + count) % (CHUNK * CHUNKS)
     if number < sparse:
         clips = _clips(rows)
         first = int(torch.randint(SPARSE, (), generator=generator))
-        clips = clips._replace(latents=clips.latents[:, :, first::SPARSE], index=clips.index[:, first::SPARSE])
+        clips = clips._replace(
+            latents=clips.latents[:, :, first::SPARSE], index=clips.index[:, first::SPARSE]
+        )
         mask = torch.zeros(clips.index.shape, dtype=torch.bool)
         # Motion is decided where noise is high
         t = torch.randint(len(SCHEDULE.alphas_cumprod), (2, count), generator=generator).amax(dim=0)
@@ -127,7 +142,9 @@ def known(count: int, generator: torch.Generator) -> Tensor:
     return torch.stack(rows)[torch.randperm(count, generator=generator)]
 
 
-def practised(number: int, rows: Tensor, t: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def practised(
+    number: int, rows: Tensor, t: Tensor, mask: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Rows and timesteps of a batch, where clips of which nothing is known take turns: one of each motion of `HARD`,
     and one that stays as it is.
 
@@ -147,7 +164,11 @@ def practised(number: int, rows: Tensor, t: Tensor, mask: Tensor, generator: tor
 def _of(motion: str) -> list[int]:
     """The whole films, 8 frames a second, that have this motion."""
     sampler = Sampler("train", seed=71)
-    return [row for row in range(CHUNK * CHUNKS) if RATES[row % len(RATES)] == 8 and sampler(row).motion == motion]
+    return [
+        row
+        for row in range(CHUNK * CHUNKS)
+        if RATES[row % len(RATES)] == 8 and sampler(row).motion == motion
+    ]
 
 
 def _clips(rows: Tensor) -> Latents:
@@ -169,7 +190,9 @@ def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator)
 
 def system(model: InflatedUNet) -> TextToVideoPipeline:
     """The U-Net with the other parts."""
-    return TextToVideoPipeline(mini_sd.vae(), mini_sd.text_tower(), build_tokenizer(), model, SCHEDULE)
+    return TextToVideoPipeline(
+        mini_sd.vae(), mini_sd.text_tower(), build_tokenizer(), model, SCHEDULE
+    )
 
 
 def save(model: InflatedUNet, folder: Path) -> None:
@@ -179,7 +202,9 @@ def save(model: InflatedUNet, folder: Path) -> None:
     zoo.write_base(folder, "mini-sd", "unet", model.spatial)
 
 
-def draw(model: InflatedUNet, prompts: Sequence[str], generator: torch.Generator, **options: Any) -> Tensor:
+def draw(
+    model: InflatedUNet, prompts: Sequence[str], generator: torch.Generator, **options: Any
+) -> Tensor:
     """A clip (b, 3, f, 64, 64) in [-1, 1], on the CPU, for each prompt.
 
     options: of `TextToVideoPipeline.draw`; tensors have a row for each prompt. steps and scale are those of the
@@ -189,7 +214,10 @@ def draw(model: InflatedUNet, prompts: Sequence[str], generator: torch.Generator
     parts = []
     for start in range(0, len(prompts), ROWS):
         rows = slice(start, start + ROWS)
-        some = {name: value[rows] if isinstance(value, Tensor) else value for name, value in options.items()}
+        some = {
+            name: value[rows] if isinstance(value, Tensor) else value
+            for name, value in options.items()
+        }
         with runtime.autocast(model.device):
             parts.append(pipeline.draw(prompts[rows], generator=generator, **some))
     return torch.cat(parts)
@@ -202,7 +230,9 @@ def evaluate(model: InflatedUNet, settings: Settings) -> Mapping[str, Any]:
     clips = draw(model, real.captions, torch.Generator().manual_seed(0))
     found = judged(clips, real.captions) | judged_by_motion(clips, real)
     found |= compared(clips, other.video, real.video, name="guided")
-    found["KVD, guided"] = kernel_distance(*(features("features/video", some) for some in (other.video, clips)))
+    found["KVD, guided"] = kernel_distance(
+        *(features("features/video", some) for some in (other.video, clips))
+    )
     return found | frames(clips, real, other, model)
 
 
@@ -214,12 +244,19 @@ def frames(clips: Tensor, real: Clips, other: Clips, model: InflatedUNet) -> dic
     """
     # Not the first frame alone: where a clip begins is a special place
     moments = torch.arange(len(clips)) % clips.shape[2]
-    single, real_single = (part[torch.arange(len(clips)), :, moments][:, :, None] for part in (clips, other.video))
+    single, real_single = (
+        part[torch.arange(len(clips)), :, moments][:, :, None] for part in (clips, other.video)
+    )
     pictures = mini_sd.draw(model.spatial, real.image_captions, seed=3)
-    reference, *drawn = (features("features/image", some) for some in (real_single, single, pictures))
+    reference, *drawn = (
+        features("features/image", some) for some in (real_single, single, pictures)
+    )
     kid = [kernel_distance(reference, some) for some in drawn]
     encoder = ClipEncoder.from_pretrained(zoo.path("mini-clip"))
-    likeness, consistency = TextAlignment(encoder, "mini-clip"), FrameConsistency(encoder.image, "mini-clip")
+    likeness, consistency = (
+        TextAlignment(encoder, "mini-clip"),
+        FrameConsistency(encoder.image, "mini-clip"),
+    )
     for rows in torch.arange(len(clips)).split(64):
         likeness.update(clips[rows], [real.image_captions[row] for row in rows])
         consistency.update(clips[rows])

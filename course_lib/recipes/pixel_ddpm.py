@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from course_lib import runtime
 from course_lib.diffusion import Example, denoising_loss, guided, initial_noise, sample
 from course_lib.papers.ddpm import as_model, build_schedule, build_unet, learn_from, null_class
-from course_lib.recipes.drawn import compared, judged
+from course_lib.evaluation import compared, judged
 from course_lib.recipes.recipe import Recipe, Settings, save_half
 from course_lib.world import Sampler, World, render
 from course_lib.world.hashing import mix
 
 SIZE = 32
-ANIMALS = "tiger lion owl octopus frog penguin elephant poodle pig butterfly giraffe flamingo".split()
+ANIMALS = (
+    "tiger lion owl octopus frog penguin elephant poodle pig butterfly giraffe flamingo".split()
+)
 THINGS = "rocket bus helicopter sailboat".split()
 SHAPES = "red heart, pink heart, blue star, yellow star, green circle, purple circle, orange square, blue triangle"
 CLASSES = (*ANIMALS, *THINGS, *SHAPES.split(", "))
@@ -44,7 +46,9 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
     clips = render([sampler(row) for row in rows], size=SIZE, frames=1, anytime=True)
     classes = torch.tensor([CLASSES.index(scene.subject) for scene in clips.scenes])
     generator = torch.Generator().manual_seed(int(mix(31, number)[0] >> np.uint64(1)))
-    example, told = learn_from(SCHEDULE, clips.video[:, :, 0], classes, torch.tensor([len(CLASSES)]), generator)
+    example, told = learn_from(
+        SCHEDULE, clips.video[:, :, 0], classes, torch.tensor([len(CLASSES)]), generator
+    )
     return {**example._asdict(), "classes": told}
 
 
@@ -80,7 +84,9 @@ def draw(
     noise = initial_noise((len(classes), 3, SIZE, SIZE), generator).to(model.device)
     for some, x in zip(classes.split(64), noise.split(64), strict=True):
         with runtime.autocast(model.device):
-            *_, last = sample(known, scheduler, x, some.to(model.device), steps=steps, generator=generator)
+            *_, last = sample(
+                known, scheduler, x, some.to(model.device), steps=steps, generator=generator
+            )
         parts.append(last.x.float().cpu().clamp(-1, 1))
     return torch.cat(parts)[:, :, None]
 
@@ -94,11 +100,14 @@ def evaluate(model: UNet2DModel, settings: Settings) -> Mapping[str, Any]:
     pictures = draw(model, asked, torch.Generator().manual_seed(0))
     found = judged(pictures, [f"a {CLASSES[number]}" for number in asked])
     real, other = (
-        World("test", size=SIZE, frames=1, anytime=True, seed=seed, **SCENES).batch(range(count)) for seed in (1, 2)
+        World("test", size=SIZE, frames=1, anytime=True, seed=seed, **SCENES).batch(range(count))
+        for seed in (1, 2)
     )
     shares = torch.tensor([CLASSES.index(scene.subject) for scene in real.scenes])
     likewise = draw(model, shares, torch.Generator().manual_seed(1))
-    free = draw(model, null_class(model).cpu().expand(count), torch.Generator().manual_seed(2), scale=1.0)
+    free = draw(
+        model, null_class(model).cpu().expand(count), torch.Generator().manual_seed(2), scale=1.0
+    )
     found |= compared(likewise, other.video, real.video, name="guided")
     return found | compared(free, other.video, real.video, name="without a class")
 

@@ -69,8 +69,12 @@ def save_half(model: nn.Module, folder: Path) -> None:
     Raises ValueError for any other model.
     """
     if not isinstance(model, ModelMixin | PreTrainedModel):
-        raise ValueError(f"model: expected a ModelMixin or a PreTrainedModel, got {type(model).__name__}")
-    copy.deepcopy(model).half().save_pretrained(folder)  # both write safetensors unless told otherwise
+        raise ValueError(
+            f"model: expected a ModelMixin or a PreTrainedModel, got {type(model).__name__}"
+        )
+    copy.deepcopy(model).half().save_pretrained(
+        folder
+    )  # both write safetensors unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,13 @@ class Recipe:
     def __post_init__(self):
         bad = {how for how, _ in self.bars.values()} - set(COMPARE)
         if bad:
-            raise ValueError(f"bars: expected {' or '.join(map(repr, COMPARE))}, got {', '.join(map(repr, bad))}")
+            raise ValueError(
+                f"bars: expected {' or '.join(map(repr, COMPARE))}, got {', '.join(map(repr, bad))}"
+            )
         if set(self.settings) != set(runtime.PROFILES):
-            raise ValueError(f"settings: expected {', '.join(runtime.PROFILES)}; got {', '.join(self.settings)}")
+            raise ValueError(
+                f"settings: expected {', '.join(runtime.PROFILES)}; got {', '.join(self.settings)}"
+            )
 
 
 def default_work() -> Path:
@@ -147,7 +155,11 @@ def run_recipe(
     runtime.seed_everything(settings.seed)
     model = recipe.build()
     options = asdict(settings)
-    identity = {"recipe": recipe.name, "batch": options.pop("batch"), "options": options.pop("options")}
+    identity = {
+        "recipe": recipe.name,
+        "batch": options.pop("batch"),
+        "options": options.pop("options"),
+    }
     last = fit(
         model,
         lambda number: recipe.batches(number, settings),
@@ -164,7 +176,9 @@ def run_recipe(
     return last, _store(recipe, settings, profile, model, last, root)
 
 
-def _store(recipe: Recipe, settings: Settings, profile: str, model: nn.Module, last: Step, root: Path) -> Path:
+def _store(
+    recipe: Recipe, settings: Settings, profile: str, model: nn.Module, last: Step, root: Path
+) -> Path:
     """Finish, evaluate what will be shipped (half precision), write it down."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model.eval().requires_grad_(False)
@@ -187,7 +201,11 @@ def _store(recipe: Recipe, settings: Settings, profile: str, model: nn.Module, l
         "trained parameters": trained,
     } | measured
     return zoo.store(
-        recipe.name, lambda folder: recipe.save(model, folder), facts, card_text(facts, recipe.notes), root
+        recipe.name,
+        lambda folder: recipe.save(model, folder),
+        facts,
+        card_text(facts, recipe.notes),
+        root,
     )
 
 
@@ -199,7 +217,9 @@ def measure_again(recipe: Recipe, root: Path | None = None) -> Path:
     """
     facts = dict(zoo.card(recipe.name, root).facts)
     model = recipe.trained(zoo.load(recipe.name, device=runtime.device(), root=root))
-    facts |= _measured(recipe, Settings(**facts["settings"]), model) | {"measured on": runtime.machine_summary()}
+    facts |= _measured(recipe, Settings(**facts["settings"]), model) | {
+        "measured on": runtime.machine_summary()
+    }
     save = partial(shutil.copytree, zoo.path(recipe.name, root), dirs_exist_ok=True)
     return zoo.store(recipe.name, save, facts, card_text(facts, recipe.notes), root)
 
@@ -209,7 +229,9 @@ def _measured(recipe: Recipe, settings: Settings, model: nn.Module) -> dict[str,
     measured = dict(recipe.evaluate(model, settings))
     unknown = set(recipe.bars) - set(measured)
     if unknown:
-        raise ValueError(f"bars: {', '.join(sorted(unknown))} not among what was measured: {', '.join(measured)}")
+        raise ValueError(
+            f"bars: {', '.join(sorted(unknown))} not among what was measured: {', '.join(measured)}"
+        )
     return {"evaluation": measured, "bars": {name: list(bar) for name, bar in recipe.bars.items()}}
 
 
@@ -246,11 +268,18 @@ def card_text(facts: Mapping[str, Any], notes: str) -> str:
             if (interval := facts["evaluation"].get(f"{name}, 95 % interval")) is not None:
                 found += f" ({_number(interval[0])} to {_number(interval[1])})"
                 brackets = "; in brackets 95 % intervals"
-            rows.append(f"| {name} | {found} | {bar} | {('missed', 'reached')[ok[name]] if name in ok else ''} |")
+            rows.append(
+                f"| {name} | {found} | {bar} | {('missed', 'reached')[ok[name]] if name in ok else ''} |"
+            )
     settings = {name: value for name, value in facts["settings"].items() if value not in (None, {})}
     lines = [
         *(f"# {facts['name']}", "", facts["about"], ""),
-        *("## Measured", "", f"On the test split, with the weights as they are stored{brackets}.", ""),
+        *(
+            "## Measured",
+            "",
+            f"On the test split, with the weights as they are stored{brackets}.",
+            "",
+        ),
         *("| what | measured | bar | |", "|---|---:|---:|---|", *rows, ""),
         *("## Use and limits", "", notes.strip(), "") * bool(notes.strip()),
         *("## Made by", "", "```", facts["command"], "```", ""),
@@ -265,8 +294,18 @@ def card_text(facts: Mapping[str, Any], notes: str) -> str:
 
 def _stored(facts: Mapping[str, Any]) -> str:
     trained = facts.get("trained parameters", facts["parameters"])
-    return "stored" if trained == facts["parameters"] else f"of which {trained:,} were trained and are stored here,"
+    return (
+        "stored"
+        if trained == facts["parameters"]
+        else f"of which {trained:,} were trained and are stored here,"
+    )
 
 
 def _number(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if math.isfinite(value) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:.4g}"
+        if math.isfinite(value)
+        else str(value)
+    )

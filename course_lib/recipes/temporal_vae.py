@@ -20,7 +20,7 @@ from course_lib.metrics import PSNR, Flicker, frechet_distance, perceptual_dista
 from course_lib.nn.temporal_decoder import TemporalAutoencoder, inflate_decoder
 from course_lib.papers.video_ldm import save_layers
 from course_lib.recipes import mini_vae
-from course_lib.recipes.drawn import features
+from course_lib.evaluation import features
 from course_lib.recipes.recipe import Recipe, Settings
 from course_lib.world import Sampler, World, render
 from course_lib.world.hashing import mix
@@ -40,7 +40,10 @@ def batches(number: int, settings: Settings) -> dict[str, Tensor]:
         torch.Generator().manual_seed(int(mix(81, number)[0] >> np.uint64(1))),
     )
     rows = range(number * settings.batch, (number + 1) * settings.batch)
-    clips = [render([sampler(row)], frames=FRAMES, fps=RATES[row % len(RATES)], anytime=True).video for row in rows]
+    clips = [
+        render([sampler(row)], frames=FRAMES, fps=RATES[row % len(RATES)], anytime=True).video
+        for row in rows
+    ]
     strength = SHAKEN * torch.rand(len(rows), 1, 1, 1, 1, generator=generator)
     noise = strength * torch.randn(len(rows), 16, FRAMES, 8, 8, generator=generator)
     return {"video": torch.cat(clips), "noise": noise}
@@ -74,8 +77,13 @@ def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator)
     """
     video = batch["video"]
     drawn = model(video, batch["noise"]).float()
-    pixels, changes = ((a - b).square().mean() for a, b in ((drawn, video), (drawn.diff(dim=2), video.diff(dim=2))))
-    maps = [mini_vae.maps(_tower(video.device), part.transpose(1, 2).flatten(0, 1)) for part in (drawn, video)]
+    pixels, changes = (
+        (a - b).square().mean() for a, b in ((drawn, video), (drawn.diff(dim=2), video.diff(dim=2)))
+    )
+    maps = [
+        mini_vae.maps(_tower(video.device), part.transpose(1, 2).flatten(0, 1))
+        for part in (drawn, video)
+    ]
     return pixels + CHANGES * changes + mini_vae.LOOKS * perceptual_distance(*maps).mean()
 
 
@@ -105,12 +113,18 @@ def evaluate(model: Decoding, settings: Settings) -> Mapping[str, Any]:
             score = PSNR()
             score.update(again, video)
             psnr[name] = score.compute()["frame_mean"].value
-            fvd[name] = frechet_distance(*(features("features/video", part) for part in (video, again)))
+            fvd[name] = frechet_distance(
+                *(features("features/video", part) for part in (video, again))
+            )
             found[f"PSNR, dB, {name}, {kind}"] = psnr[name]
-            found[f"changes, times the film's own, {name}, {kind}"] = changes(again) / changes(video)
+            found[f"changes, times the film's own, {name}, {kind}"] = changes(again) / changes(
+                video
+            )
             found[f"FVD from the films themselves, {name}, {kind}"] = fvd[name]
         found[f"PSNR gained together, dB, {kind}"] = psnr["together"] - psnr["frame by frame"]
-        found[f"FVD together, times that frame by frame, {kind}"] = fvd["together"] / fvd["frame by frame"]
+        found[f"FVD together, times that frame by frame, {kind}"] = (
+            fvd["together"] / fvd["frame by frame"]
+        )
     floor = frechet_distance(*(features("features/video", part) for part in (video, other)))
     return found | {f"FVD between films, n = {count}": floor}
 
@@ -123,7 +137,10 @@ def changes(video: Float[Tensor, "b 3 f h w"]) -> float:
 
 
 def reconstructed(
-    vae: TemporalAutoencoder, video: Float[Tensor, "b 3 f h w"], strength: float = 0.0, temporal_scale: float | int = 1
+    vae: TemporalAutoencoder,
+    video: Float[Tensor, "b 3 f h w"],
+    strength: float = 0.0,
+    temporal_scale: float | int = 1,
 ) -> Float[Tensor, "b 3 f h w"]:
     """Clips through their latents and back, on the CPU; equal clips are shaken equally.
 
@@ -133,7 +150,12 @@ def reconstructed(
     for some in video.split(16):
         latents = vae.encode(some.to(vae.device))
         noise = torch.randn(latents.shape, generator=generator)
-        parts.append(vae.decode(latents + strength * noise.to(latents), temporal_scale).float().cpu().clamp(-1, 1))
+        parts.append(
+            vae.decode(latents + strength * noise.to(latents), temporal_scale)
+            .float()
+            .cpu()
+            .clamp(-1, 1)
+        )
     return torch.cat(parts)
 
 

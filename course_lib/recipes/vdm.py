@@ -26,8 +26,16 @@ from course_lib.diffusion import (
 )
 from course_lib.metrics import Flicker
 from course_lib.nn.unet import VideoUNet
-from course_lib.papers.vdm import as_model, build_schedule, build_unet, coherent, extend, read, with_pictures
-from course_lib.recipes.drawn import compared, judged, judged_by_motion
+from course_lib.papers.vdm import (
+    as_model,
+    build_schedule,
+    build_unet,
+    coherent,
+    extend,
+    read,
+    with_pictures,
+)
+from course_lib.evaluation import compared, judged, judged_by_motion
 from course_lib.recipes.mini_clip import tokenize
 from course_lib.recipes.mini_sd import text_tower
 from course_lib.recipes.pixel_ddpm import CLASSES
@@ -36,7 +44,14 @@ from course_lib.world import Clips, Sampler, World, render
 from course_lib.world.hashing import mix
 
 SIZE, FRAMES, PICTURES = 32, 16, 4
-RATES = (8, 8, 8, 8, 16, 32)  # frames a second: of most clips the canonical 8; faster ones show a part of the film
+RATES = (
+    8,
+    8,
+    8,
+    8,
+    16,
+    32,
+)  # frames a second: of most clips the canonical 8; faster ones show a part of the film
 SCENES = {"subjects": CLASSES}  # of its world, see `world.Sampler`
 # Shifted to more noise: sixteen frames see through more of it than one picture does, see `build_schedule`
 SCHEDULE = build_schedule(shift=4)
@@ -44,7 +59,9 @@ CHUNK, CHUNKS = 1020, 16  # clips are rendered by the chunk, and met again after
 # Every fourth frame, of four times as many clips: four frames tell a motion as well as sixteen. In 400 such steps a
 # network that had read the text tower alone, and drew 19 % of motions, learnt to tell those of 50 clips in 54
 SPARSE = 4
-SLOW = torch.tensor([row for row in range(CHUNK * CHUNKS) if RATES[row % len(RATES)] == 8])  # whole films
+SLOW = torch.tensor(
+    [row for row in range(CHUNK * CHUNKS) if RATES[row % len(RATES)] == 8]
+)  # whole films
 # Of whole clips, those whose motion is hard to draw: their share of a batch, and the timesteps at which they are met.
 # Real clips under noise were finished by a network that drew 99 % of the other motions: from timestep 150 on 15 of 18
 # turned as told, from 300 on 10; from 700 on 12 of 14 bounced, from 850 on 6
@@ -72,8 +89,12 @@ def chunk(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         render(scenes[start :: len(RATES)], size=SIZE, frames=FRAMES, fps=rate, anytime=True)
         for start, rate in enumerate(RATES)
     ]
-    video = torch.stack([part.video for part in parts], dim=1).flatten(0, 1)  # back in the order of the scenes
-    texts = [[getattr(part, kind) for part in parts] for kind in ("paraphrases", "image_paraphrases")]
+    video = torch.stack([part.video for part in parts], dim=1).flatten(
+        0, 1
+    )  # back in the order of the scenes
+    texts = [
+        [getattr(part, kind) for part in parts] for kind in ("paraphrases", "image_paraphrases")
+    ]
     tokens = [tokenize([text for row in zip(*kind, strict=True) for text in row]) for kind in texts]
     return video.add(1).mul(127.5).round().byte(), torch.tensor(rates), *tokens
 
@@ -92,7 +113,10 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
     if number < first:
         rows = torch.arange(number * count, (number + 1) * count)
         frames, captions = _pictures(rows[:, None], generator)
-        clips, conditioning = _unpacked(frames).transpose(1, 2), {"text": _read(captions[:, 0], generator)}
+        clips, conditioning = (
+            _unpacked(frames).transpose(1, 2),
+            {"text": _read(captions[:, 0], generator)},
+        )
         t = _timesteps(count, generator)
     elif number < sparse:
         many = SPARSE * settings.batch
@@ -110,7 +134,9 @@ def batches(number: int, settings: Settings) -> dict[str, Any]:
         frames, captions = _pictures(others, generator)
         text = _read(torch.cat([tokens[:, None], captions], dim=1).flatten(0, 1), generator)
         text = text.unflatten(0, (len(rows), -1))  # b (1 + n) l d
-        clips, conditioning = with_pictures(_unpacked(video), text[:, 0], _unpacked(frames), text[:, 1:])
+        clips, conditioning = with_pictures(
+            _unpacked(video), text[:, 0], _unpacked(frames), text[:, 1:]
+        )
         conditioning |= {"frame_rate": rates}
     example = training_example(SCHEDULE, clips, generator, t=t)
     return {**example._asdict(), **conditioning}
@@ -123,7 +149,11 @@ def _timesteps(count: int, generator: torch.Generator, noisiest: bool = False) -
     and one timestep in 25 has less: where they were rare in training, the network left grain in its clips.
     """
     t = torch.randint(len(SCHEDULE.alphas_cumprod), (3, count), generator=generator)
-    return t.amax(dim=0) if noisiest else torch.where(torch.arange(count) % 2 == 0, t[0], t.amin(dim=0))
+    return (
+        t.amax(dim=0)
+        if noisiest
+        else torch.where(torch.arange(count) % 2 == 0, t[0], t.amin(dim=0))
+    )
 
 
 def _practice(number: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -163,7 +193,9 @@ def _clip(row: int) -> list[Tensor]:
 
 
 def _clips(rows: Tensor) -> list[Tensor]:
-    return [torch.stack(parts) for parts in zip(*(_clip(row) for row in rows.tolist()), strict=True)]
+    return [
+        torch.stack(parts) for parts in zip(*(_clip(row) for row in rows.tolist()), strict=True)
+    ]
 
 
 def _pictures(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -201,7 +233,10 @@ def save(model: VideoUNet, folder: Path) -> None:
 def told(prompts: Sequence[str], frame_rate: float | int = 8) -> dict[str, Tensor]:
     """What the network is told: "text" (b, 32, 256) and "frame_rate" (b,)."""
     text = read(text_tower(), tokenize(prompts))
-    return {"text": text, "frame_rate": torch.full((len(prompts),), float(frame_rate), device=text.device)}
+    return {
+        "text": text,
+        "frame_rate": torch.full((len(prompts),), float(frame_rate), device=text.device),
+    }
 
 
 def draw(
@@ -236,7 +271,9 @@ def draw(
             *_, last = sample(known, SCHEDULE, x, asked, **how)
             clip = last.x.float()
             if frames > FRAMES:
-                clip = extend(known, SCHEDULE, clip, asked, frames=frames, past=PAST, weight=weight, **how)
+                clip = extend(
+                    known, SCHEDULE, clip, asked, frames=frames, past=PAST, weight=weight, **how
+                )
         parts.append(clip.cpu().clamp(-1, 1))
     return torch.cat(parts)
 
@@ -281,7 +318,12 @@ def longer(model: VideoUNet, count: int) -> dict[str, float]:
     Arguments: as for `prompted`.
     """
     prompts, generator = _real(count, 1).captions, torch.Generator().manual_seed(2)
-    video, found, shares, changes = draw(model, prompts, generator, frame_rate=32, frames=LONG), {}, [], []
+    video, found, shares, changes = (
+        draw(model, prompts, generator, frame_rate=32, frames=LONG),
+        {},
+        [],
+        [],
+    )
     for name, part in (("first", video[:, :, :FRAMES]), ("last", video[:, :, -FRAMES:])):
         shares.append(judged(part, prompts)["subject, judge"])
         flicker = Flicker()
@@ -318,7 +360,10 @@ RECIPE = Recipe(
             options={"picture steps": 2000, "pictures a step": 1024, "sparse steps": 3000},
         ),
         "ci": Settings(
-            steps=3, batch=2, lr=1e-3, options={"picture steps": 1, "pictures a step": 4, "sparse steps": 1}
+            steps=3,
+            batch=2,
+            lr=1e-3,
+            options={"picture steps": 1, "pictures a step": 4, "sparse steps": 1},
         ),
     },
     bars={

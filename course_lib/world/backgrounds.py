@@ -35,14 +35,18 @@ def _mint(y, x, u):
 
 def _sunset(y, x, u):
     """Violet above, orange below."""
-    return _mix((0.45, 0.25, 0.55), (1.0, 0.62, 0.30), ((y + 1) / 2 + 0.3 * (u("shade") - 0.5)).clamp(0, 1))
+    return _mix(
+        (0.45, 0.25, 0.55), (1.0, 0.62, 0.30), ((y + 1) / 2 + 0.3 * (u("shade") - 0.5)).clamp(0, 1)
+    )
 
 
 def _grass(y, x, u):
     """A meadow under a blue sky."""
     hill = 0.15 + 0.35 * u("horizon") + 0.08 * torch.sin(3 * x + 6.3 * u("shift"))
     meadow = _mix((0.42, 0.72, 0.28), (0.26, 0.55, 0.18), (y + 1) / 2)
-    return _over(_mix((0.45, 0.70, 0.95), (0.80, 0.91, 0.99), (y + 1) / 1.5), meadow, (y > hill).float())
+    return _over(
+        _mix((0.45, 0.70, 0.95), (0.80, 0.91, 0.99), (y + 1) / 1.5), meadow, (y > hill).float()
+    )
 
 
 def _night_sky(y, x, u):
@@ -50,14 +54,22 @@ def _night_sky(y, x, u):
     sky = _mix((0.03, 0.04, 0.16), (0.13, 0.13, 0.36), (y + 1) / 2)
     for star in range(14):
         dy, dx = y - (2 * u(f"star y{star}") - 1), x - (2 * u(f"star x{star}") - 1)
-        sky = _over(sky, (1.0, 0.97, 0.80), (dx**2 + dy**2 < (0.022 + 0.028 * u(f"star r{star}")) ** 2).float())
+        sky = _over(
+            sky,
+            (1.0, 0.97, 0.80),
+            (dx**2 + dy**2 < (0.022 + 0.028 * u(f"star r{star}")) ** 2).float(),
+        )
     return sky
 
 
 def _sea(y, x, u):
     """Blue water in bands of waves."""
     waves = torch.sin(22 * (y + 0.04 * torch.sin(7 * x + 6.3 * u("shift")) + u("tide")))
-    return _over(_mix((0.16, 0.50, 0.76), (0.03, 0.25, 0.52), (y + 1) / 2), (0.35, 0.68, 0.88), (waves > 0.8).float())
+    return _over(
+        _mix((0.16, 0.50, 0.76), (0.03, 0.25, 0.52), (y + 1) / 2),
+        (0.35, 0.68, 0.88),
+        (waves > 0.8).float(),
+    )
 
 
 def _checkerboard(y, x, u):
@@ -90,13 +102,29 @@ def _forest(y, x, u):
     return _over(leaves, (0.25, 0.16, 0.10), trunks.float())
 
 
-_PAINTERS = (_white, _mint, _sunset, _grass, _night_sky, _sea, _checkerboard, _desert, _snow, _forest)
-BACKGROUNDS: tuple[str, ...] = tuple(painter.__name__[1:].replace("_", " ") for painter in _PAINTERS)
+_PAINTERS = (
+    _white,
+    _mint,
+    _sunset,
+    _grass,
+    _night_sky,
+    _sea,
+    _checkerboard,
+    _desert,
+    _snow,
+    _forest,
+)
+BACKGROUNDS: tuple[str, ...] = tuple(
+    painter.__name__[1:].replace("_", " ") for painter in _PAINTERS
+)
 BACKGROUND_INDEX: dict[str, int] = {name: i for i, name in enumerate(BACKGROUNDS)}
 
 
 def paint(
-    background: Int[np.ndarray, "b"], variant: Int[np.ndarray, "b"], size: int, device: torch.device | str = "cpu"
+    background: Int[np.ndarray, "b"],
+    variant: Int[np.ndarray, "b"],
+    size: int,
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "b 3 h w"]:
     """Paint one still background per clip.
 
@@ -110,7 +138,9 @@ def paint(
         red, green, blue in [0, 1].
     """
     fine = 2 * size
-    line = (torch.arange(fine, device=device, dtype=torch.float32) * 2 + 1) / fine - 1  # pixel centres
+    line = (
+        torch.arange(fine, device=device, dtype=torch.float32) * 2 + 1
+    ) / fine - 1  # pixel centres
     y, x = line[None, :, None], line[None, None, :]  # (1, h, 1), (1, 1, w)
     out = torch.zeros(len(background), 3, size, size, device=device)
     for index, painter in enumerate(_PAINTERS):
@@ -122,7 +152,10 @@ def paint(
             draws = uniform(f"background {name}", np.asarray(variant)[chosen])
             return torch.from_numpy(draws).float().to(device)[:, None, None]  # (n, 1, 1)
 
-        rgb = [torch.as_tensor(c, device=device).expand(len(chosen), fine, fine) for c in painter(y, x, u)]
+        rgb = [
+            torch.as_tensor(c, device=device).expand(len(chosen), fine, fine)
+            for c in painter(y, x, u)
+        ]
         picture = torch.stack(rgb, dim=1)  # (n, 3, 2 size, 2 size)
         out[torch.from_numpy(chosen).to(device)] = torch.nn.functional.avg_pool2d(picture, 2)
     return out

@@ -62,14 +62,22 @@ def parse_caption(text: str) -> dict[str, str | None]:
     """
     rest = " ".join(text.lower().split())
     found: dict[str, str | None] = {}
-    for attribute, names in (("background", BACKGROUNDS), ("motion", MOTIONS), ("subject", SUBJECTS)):
+    for attribute, names in (
+        ("background", BACKGROUNDS),
+        ("motion", MOTIONS),
+        ("subject", SUBJECTS),
+    ):
         hits = []
         for name in sorted(names, key=len, reverse=True):  # "tropical fish" before "fish"
-            pattern = rf"\b{re.escape(name)}\b" + (" background" if attribute == "background" else "")
+            pattern = rf"\b{re.escape(name)}\b" + (
+                " background" if attribute == "background" else ""
+            )
             rest, count = re.subn(pattern, " ", rest)
             hits += [name] * min(count, 1)
         if len(hits) > 1:
-            raise ValueError(f"the caption {text!r} names {len(hits)} values of {attribute}: {', '.join(hits)}")
+            raise ValueError(
+                f"the caption {text!r} names {len(hits)} values of {attribute}: {', '.join(hits)}"
+            )
         found[attribute] = hits[0] if hits else None
     return found
 

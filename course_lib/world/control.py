@@ -8,7 +8,9 @@ from skimage.feature import canny
 from torch import Tensor
 
 
-def canny_edges(video: Float[Tensor, "b 3 f h w"], sigma: float = 1.0) -> Float[Tensor, "b 1 f h w"]:
+def canny_edges(
+    video: Float[Tensor, "b 3 f h w"], sigma: float = 1.0
+) -> Float[Tensor, "b 1 f h w"]:
     """Find the edges of every frame.
 
     Args:
@@ -20,7 +22,9 @@ def canny_edges(video: Float[Tensor, "b 3 f h w"], sigma: float = 1.0) -> Float[
 
     Source: Canny 1986, as implemented in scikit-image.
     """
-    frames = video.detach().float().cpu().add(1).div(2).permute(0, 2, 3, 4, 1).numpy()  # (b, f, h, w, 3)
+    frames = (
+        video.detach().float().cpu().add(1).div(2).permute(0, 2, 3, 4, 1).numpy()
+    )  # (b, f, h, w, 3)
     edges = np.zeros(frames.shape[:-1], dtype=np.float32)
     for b, f in np.ndindex(*frames.shape[:2]):
         edges[b, f] = canny(rgb2gray(frames[b, f]), sigma=sigma)

@@ -39,7 +39,9 @@ def blur(video: Float[Tensor, "b c f h w"], sigma: float | int) -> Float[Tensor,
     """
     if sigma <= 0:
         raise ValueError(f"sigma: expected a positive number of pixels, got {sigma}")
-    reach = min(int(np.ceil(3 * sigma)), min(video.shape[-2:]) - 1)  # reflection needs more picture than reach
+    reach = min(
+        int(np.ceil(3 * sigma)), min(video.shape[-2:]) - 1
+    )  # reflection needs more picture than reach
     taps = torch.exp(-(torch.arange(-reach, reach + 1, device=video.device) ** 2) / (2 * sigma**2))
     taps = (taps / taps.sum()).to(video.dtype).view(1, 1, 1, -1)
     # rows, then columns: torchvision's gaussian_blur gives the same with a square kernel, many times slower
@@ -49,7 +51,9 @@ def blur(video: Float[Tensor, "b c f h w"], sigma: float | int) -> Float[Tensor,
     return planes.view(video.shape)
 
 
-def noise(video: Float[Tensor, "b c f h w"], std: float | int, generator: torch.Generator) -> Tensor:
+def noise(
+    video: Float[Tensor, "b c f h w"], std: float | int, generator: torch.Generator
+) -> Tensor:
     """Grain: independent normal noise on every value, cut to [-1, 1].
 
     Args:
@@ -68,7 +72,10 @@ def recolour(video: Float[Tensor, "b c f h w"], hue: float | int) -> Float[Tenso
         video: in [-1, 1], three channels.
         hue: share of the circle, in [-0.5, 0.5]; a third makes red green.
     """
-    return _clips(TF.adjust_hue(_frames(video).add(1).div(2).clamp(0, 1), float(hue)).mul(2).sub(1), len(video))
+    return _clips(
+        TF.adjust_hue(_frames(video).add(1).div(2).clamp(0, 1), float(hue)).mul(2).sub(1),
+        len(video),
+    )
 
 
 def jpeg(video: Float[Tensor, "b 3 f h w"], quality: int) -> Float[Tensor, "b 3 f h w"]:
@@ -92,7 +99,14 @@ def codec(video: Float[Tensor, "b 3 f h w"], crf: int) -> Float[Tensor, "b 3 f h
     """
     pixels = video.add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
     played = [_play(_encode(clip.permute(1, 2, 3, 0).numpy(), crf)) for clip in pixels]  # f h w 3
-    return torch.from_numpy(np.stack(played)).to(video).div(127.5).sub(1).permute(0, 4, 1, 2, 3).contiguous()
+    return (
+        torch.from_numpy(np.stack(played))
+        .to(video)
+        .div(127.5)
+        .sub(1)
+        .permute(0, 4, 1, 2, 3)
+        .contiguous()
+    )
 
 
 def _encode(pictures: np.ndarray, crf: int) -> io.BytesIO:
@@ -102,7 +116,11 @@ def _encode(pictures: np.ndarray, crf: int) -> io.BytesIO:
         stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
         stream.options = {"crf": str(crf)}
         for picture in pictures:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                )
+            )
         out.mux(stream.encode())
     file.seek(0)
     return file
@@ -114,7 +132,11 @@ def _play(file: io.BytesIO) -> np.ndarray:
 
 
 def wobble(
-    video: Float[Tensor, "b c f h w"], reach: float | int, generator: torch.Generator, *, steady: bool
+    video: Float[Tensor, "b c f h w"],
+    reach: float | int,
+    generator: torch.Generator,
+    *,
+    steady: bool,
 ) -> Float[Tensor, "b c f h w"]:
     """Look through bad glass: smooth random displacements, the same in all frames of a clip, or new in every frame.
 
@@ -128,13 +150,23 @@ def wobble(
         steady: one glass per clip, not one per frame.
     """
     b, _, f, h, w = video.shape
-    coarse = torch.randn(b, 1 if steady else f, 2, 5, 5, generator=generator)  # a bend every fourth of the picture
-    fields = F.interpolate(coarse.flatten(0, 1), (h, w), mode="bicubic", align_corners=True).view(b, -1, 2, h, w)
-    fields = fields / fields.square().mean(dim=(2, 3, 4), keepdim=True).sqrt() * reach  # each frame bent as much
+    coarse = torch.randn(
+        b, 1 if steady else f, 2, 5, 5, generator=generator
+    )  # a bend every fourth of the picture
+    fields = F.interpolate(coarse.flatten(0, 1), (h, w), mode="bicubic", align_corners=True).view(
+        b, -1, 2, h, w
+    )
+    fields = (
+        fields / fields.square().mean(dim=(2, 3, 4), keepdim=True).sqrt() * reach
+    )  # each frame bent as much
     shift = fields.expand(b, f, 2, h, w).flatten(0, 1).permute(0, 2, 3, 1)  # (b f) h w 2
-    straight = F.affine_grid(torch.eye(2, 3).expand(b * f, 2, 3), [b * f, 1, h, w], align_corners=False)
+    straight = F.affine_grid(
+        torch.eye(2, 3).expand(b * f, 2, 3), [b * f, 1, h, w], align_corners=False
+    )
     grid = (straight + shift * 2 / torch.tensor([w, h])).to(video)
-    return _clips(F.grid_sample(_frames(video), grid, padding_mode="border", align_corners=False), b)
+    return _clips(
+        F.grid_sample(_frames(video), grid, padding_mode="border", align_corners=False), b
+    )
 
 
 # Time
@@ -150,7 +182,9 @@ def reverse(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
     return video.flip(2)
 
 
-def shuffle(video: Float[Tensor, "b c f h w"], generator: torch.Generator) -> Float[Tensor, "b c f h w"]:
+def shuffle(
+    video: Float[Tensor, "b c f h w"], generator: torch.Generator
+) -> Float[Tensor, "b c f h w"]:
     """Show each clip's frames in an order of its own that is neither the right one nor its reverse.
 
     Args:
@@ -168,7 +202,11 @@ def shuffle(video: Float[Tensor, "b c f h w"], generator: torch.Generator) -> Fl
         order = torch.randperm(f, generator=generator)
         if not torch.equal(order, straight) and not torch.equal(order, straight.flip(0)):
             orders.append(order)
-    return torch.stack([clip[:, order] for clip, order in zip(video, orders, strict=True)]) if orders else video
+    return (
+        torch.stack([clip[:, order] for clip, order in zip(video, orders, strict=True)])
+        if orders
+        else video
+    )
 
 
 def swap_halves(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:

@@ -17,7 +17,15 @@ from course_lib.world.corruption import blur
 from course_lib.world.rendering import Clips
 from course_lib.world.scenes import Scene
 
-DEFECTS: tuple[str, ...] = ("hard cut", "static", "text", "blur", "noise", "wrong caption", "letterbox")
+DEFECTS: tuple[str, ...] = (
+    "hard cut",
+    "static",
+    "text",
+    "blur",
+    "noise",
+    "wrong caption",
+    "letterbox",
+)
 _WORDS = ("SUBSCRIBE", "SALE -50%", "LIVE", "PREVIEW", "CHANNEL 5", "© STOCK")
 
 
@@ -48,12 +56,16 @@ def damage(clips: Clips, defects: list[str], generator: torch.Generator) -> Dama
             defect that would change nothing: its label would be false.
     """
     if len(defects) != len(clips):
-        raise ValueError(f"defects must name one defect per clip: got {len(defects)} for {len(clips)} clips")
+        raise ValueError(
+            f"defects must name one defect per clip: got {len(defects)} for {len(clips)} clips"
+        )
     unknown = set(defects) - {*DEFECTS, "clean"}
     if unknown:
         raise ValueError(f"defects {sorted(unknown)} are not among: clean, {', '.join(DEFECTS)}")
     if len(clips) < 2 and {"hard cut", "wrong caption"} & set(defects):
-        raise ValueError("clips: a hard cut or a wrong caption needs a second clip to borrow from, got 1")
+        raise ValueError(
+            "clips: a hard cut or a wrong caption needs a second clip to borrow from, got 1"
+        )
     if clips.video.shape[2] < 2 and {"hard cut", "static"} & set(defects):
         raise ValueError("clips: a hard cut or a static clip needs at least two frames, got 1")
     video, captions = clips.video.clone(), clips.captions
@@ -61,7 +73,9 @@ def damage(clips: Clips, defects: list[str], generator: torch.Generator) -> Dama
     for i, defect in enumerate(defects):
         other = (i + 1) % len(clips)
         if defect == "hard cut":
-            frames = clips.video.shape[2]  # cut in the middle half: one stray frame at either end is no shot
+            frames = clips.video.shape[
+                2
+            ]  # cut in the middle half: one stray frame at either end is no shot
             cuts[i] = _integer(generator, max(1, frames // 4), frames - frames // 4)
             video[i, :, cuts[i] :] = clips.video[other, :, cuts[i] :]
             if torch.equal(video[i], clips.video[i]):
@@ -108,14 +122,21 @@ def damage_some(clips: Clips, share: float | int, generator: torch.Generator) ->
         ValueError: share outside [0, 1], clips of one frame, or as `damage`.
     """
     if clips.video.shape[2] < 2:
-        raise ValueError("clips: one frame can be neither static nor moving; at least two are needed, got 1")
+        raise ValueError(
+            "clips: one frame can be neither static nor moving; at least two are needed, got 1"
+        )
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")
     spoilt = torch.rand(len(clips), generator=generator) < share
     kinds = torch.randint(len(DEFECTS), (len(clips),), generator=generator)
-    names = [DEFECTS[k] if bad else "clean" for bad, k in zip(spoilt.tolist(), kinds.tolist(), strict=True)]
+    names = [
+        DEFECTS[k] if bad else "clean"
+        for bad, k in zip(spoilt.tolist(), kinds.tolist(), strict=True)
+    ]
     still = [is_still(clip) for clip in clips.video]
-    damaged = damage(clips, ["clean" if s else name for s, name in zip(still, names, strict=True)], generator)
+    damaged = damage(
+        clips, ["clean" if s else name for s, name in zip(still, names, strict=True)], generator
+    )
     labels = ["static" if s else name for s, name in zip(still, damaged.labels, strict=True)]
     return replace(damaged, labels=labels)
 
@@ -139,5 +160,7 @@ def _write(clip: Tensor, words: str, generator: torch.Generator) -> Tensor:
     y = _integer(generator, 0, 2) * (h - h // 4) + h // 32
     ImageDraw.Draw(canvas).text((w // 2, y), words, fill=255, font=font, anchor="mt")
     ink = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(h, w).to(clip) / 255
-    shadow = F.max_pool2d(ink[None, None], 3, 1, 1)[0, 0]  # a dark rim, so that white text shows on white
+    shadow = F.max_pool2d(ink[None, None], 3, 1, 1)[
+        0, 0
+    ]  # a dark rim, so that white text shows on white
     return (clip * (1 - shadow) - shadow) * (1 - ink) + ink

@@ -39,7 +39,10 @@ def films() -> dict[str, FilmCard]:
         FileNotFoundError: `data/clips/clips.json` is missing.
     """
     listing = json.loads((data_dir() / "clips" / "clips.json").read_text())
-    return {name: FilmCard(name, **card | {"cuts": tuple(card["cuts"])}) for name, card in listing.items()}
+    return {
+        name: FilmCard(name, **card | {"cuts": tuple(card["cuts"])})
+        for name, card in listing.items()
+    }
 
 
 def load_film(
@@ -75,11 +78,15 @@ def load_film(
         if pictures is None:
             pictures = _read(path, start, frames, fps, size, seek=False)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a video (damaged, or not a video at all?): {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a video (damaged, or not a video at all?): {error}"
+        ) from error
     if not pictures:
         raise ValueError(f"{path} has no frame at or after {start} s")
     if frames is not None and len(pictures) < frames:
-        raise ValueError(f"{path} has only {len(pictures)} of the {frames} frames asked for after {start} s")
+        raise ValueError(
+            f"{path} has only {len(pictures)} of the {frames} frames asked for after {start} s"
+        )
     video = torch.from_numpy(np.stack(pictures))  # (f, h, w, 3) uint8
     return video.permute(3, 0, 1, 2).float().div(127.5).sub(1).contiguous()
 
@@ -133,8 +140,14 @@ def _read(
             if seek and number == 0 and (frame.time is None or now > start + 1e-4):
                 return None
             if frame.is_corrupt:
-                raise ValueError(f"{path} is damaged: its picture at {now:.2f} s cannot be decoded whole")
-            while previous is not None and len(pictures) != frames and start + len(pictures) / rate < now - 1e-4:
+                raise ValueError(
+                    f"{path} is damaged: its picture at {now:.2f} s cannot be decoded whole"
+                )
+            while (
+                previous is not None
+                and len(pictures) != frames
+                and start + len(pictures) / rate < now - 1e-4
+            ):
                 pictures.append(_to_rgb(previous, size, path))
             if len(pictures) == frames:
                 return pictures
@@ -142,9 +155,15 @@ def _read(
         if previous is None and seek:
             return None
         if not seek and number + 1 < stream.frames:
-            raise ValueError(f"{path} is damaged: it ends after {number + 1} of {stream.frames} frames")
+            raise ValueError(
+                f"{path} is damaged: it ends after {number + 1} of {stream.frames} frames"
+            )
         end = now + 1 / own  # the last frame stays for one frame's time
-        while previous is not None and len(pictures) != frames and start + len(pictures) / rate < end - 1e-4:
+        while (
+            previous is not None
+            and len(pictures) != frames
+            and start + len(pictures) / rate < end - 1e-4
+        ):
             pictures.append(_to_rgb(previous, size, path))
     return pictures
 
@@ -153,7 +172,9 @@ def _to_rgb(frame: av.VideoFrame, size: int | tuple[int, int] | None, path: Path
     try:
         rgb = frame.to_ndarray(format="rgb24")
     except (ValueError, av.error.FFmpegError) as error:
-        raise ValueError(f"{path} has pixel format {frame.format.name}, which cannot be turned into rgb") from error
+        raise ValueError(
+            f"{path} has pixel format {frame.format.name}, which cannot be turned into rgb"
+        ) from error
     if size is None:
         return rgb
     if isinstance(size, int):
@@ -178,7 +199,9 @@ def save_film(path: str | Path, video: Float[Tensor, "3 f h w"], fps: float | in
     """
     c, f, h, w = video.shape
     if f < 1 or h % 2 or w % 2:
-        raise ValueError(f"video must have at least one frame and even height and width, got f={f}, h={h}, w={w}")
+        raise ValueError(
+            f"video must have at least one frame and even height and width, got f={f}, h={h}, w={w}"
+        )
     if fps <= 0:
         raise ValueError(f"fps must be positive, got {fps}")
     pixels = video.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
@@ -186,5 +209,9 @@ def save_film(path: str | Path, video: Float[Tensor, "3 f h w"], fps: float | in
         stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt, stream.options = w, h, "yuv420p", {"crf": "14"}
         for picture in pixels.permute(1, 2, 3, 0).numpy():
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            file.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                )
+            )
         file.mux(stream.encode())

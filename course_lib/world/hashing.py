@@ -29,7 +29,9 @@ def mix(*keys: int | np.ndarray) -> np.ndarray:
     return state
 
 
-def uniform(name: str, *keys: int | np.ndarray, low: float | int = 0, high: float | int = 1) -> np.ndarray:
+def uniform(
+    name: str, *keys: int | np.ndarray, low: float | int = 0, high: float | int = 1
+) -> np.ndarray:
     """Draw uniform float64 numbers in [low, high) that depend only on `name` and `keys`.
 
     Args:

@@ -37,7 +37,10 @@ REVERSED: dict[str, str] = {
     "shrinking": "growing",
 }
 CANONICAL_SECONDS = 15 / 8  # from the first to the last of 16 frames at 8 fps
-SMALL, LARGE = 0.45, 0.85  # a subject fills this share of the frame: small sprites teach a VAE nothing
+SMALL, LARGE = (
+    0.45,
+    0.85,
+)  # a subject fills this share of the frame: small sprites teach a VAE nothing
 
 
 def check_rate(frames: int, fps: float | int) -> None:
@@ -89,8 +92,12 @@ def path(
 
     drift = uniform("x", variant, low=-0.1, high=0.1)
     travel = uniform("travel", variant, low=0.55, high=0.95) * progress
-    x = np.where(among("moving right"), drift + travel, np.where(among("moving left"), drift - travel, x))
-    y = np.where(among("moving down"), drift + travel, np.where(among("moving up"), drift - travel, y))
+    x = np.where(
+        among("moving right"), drift + travel, np.where(among("moving left"), drift - travel, x)
+    )
+    y = np.where(
+        among("moving down"), drift + travel, np.where(among("moving up"), drift - travel, y)
+    )
 
     beat = t / uniform("hop", variant, low=0.75, high=1.05) + uniform("phase", variant)
     height = uniform("height", variant, low=0.55, high=0.75)
@@ -108,7 +115,10 @@ def _size(among, variant: np.ndarray, progress: np.ndarray) -> np.ndarray:
     """The share of the frame that the subject covers, (b, f)."""
     size = uniform("size", variant, low=0.5, high=0.65)  # leaves room to travel
     size = np.where(among("standing still"), uniform("size", variant, low=0.5, high=LARGE), size)
-    size = np.where(among("spinning"), uniform("size", variant, low=0.5, high=0.75), size) + 0 * progress
+    size = (
+        np.where(among("spinning"), uniform("size", variant, low=0.5, high=0.75), size)
+        + 0 * progress
+    )
     ratio, middle = uniform("growth", variant, low=1.6, high=LARGE / SMALL), np.sqrt(SMALL * LARGE)
     size = np.where(among("growing"), middle * ratio**progress, size)
     return np.where(among("shrinking"), middle * ratio**-progress, size)

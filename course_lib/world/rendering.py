@@ -50,13 +50,17 @@ class Clips:
         """Some of the clips, in the order of `rows` (indices into this batch)."""
         rows = list(rows)
         scenes = tuple(self.scenes[i] for i in rows)
-        return Clips(self.video[rows], scenes, self.path[rows], self.alpha[rows], self.flow_exact[rows])
+        return Clips(
+            self.video[rows], scenes, self.path[rows], self.alpha[rows], self.flow_exact[rows]
+        )
 
     @staticmethod
     def join(parts: Sequence["Clips"]) -> "Clips":
         """One batch of several, all of the same size and length."""
         scenes = tuple(scene for part in parts for scene in part.scenes)
-        video, path, alpha = (torch.cat([getattr(part, n) for part in parts]) for n in ("video", "path", "alpha"))
+        video, path, alpha = (
+            torch.cat([getattr(part, n) for part in parts]) for n in ("video", "path", "alpha")
+        )
         return Clips(video, scenes, path, alpha, torch.cat([part.flow_exact for part in parts]))
 
     @property
@@ -74,8 +78,14 @@ class Clips:
         here, there = self.path[:, :-1], self.path[:, 1:]
         point = _pixel_grid(size, self.video.device)  # (h, w, 2)
         # into the sprite by this frame's path, out of it by the next one's
-        inside = _rotate(point - here[:, :, None, None, :2], -here[..., 3]) / here[..., 2, None, None, None]
-        moved = _rotate(inside, there[..., 3]) * there[..., 2, None, None, None] + there[:, :, None, None, :2]
+        inside = (
+            _rotate(point - here[:, :, None, None, :2], -here[..., 3])
+            / here[..., 2, None, None, None]
+        )
+        moved = (
+            _rotate(inside, there[..., 3]) * there[..., 2, None, None, None]
+            + there[:, :, None, None, :2]
+        )
         flow = (moved - point).permute(0, 4, 1, 2, 3) * (size / 2)  # (b, 2, f-1, h, w), pixels
         return flow * self.mask[:, :, :-1]
 
@@ -105,7 +115,9 @@ class Clips:
         tables = {"subject": SUBJECT_INDEX, "motion": MOTION_INDEX, "background": BACKGROUND_INDEX}
         return {
             name: torch.tensor(
-                [table[getattr(scene, name)] for scene in self.scenes], dtype=torch.int64, device=self.video.device
+                [table[getattr(scene, name)] for scene in self.scenes],
+                dtype=torch.int64,
+                device=self.video.device,
             )
             for name, table in tables.items()
         }
@@ -151,20 +163,35 @@ def render(
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")
     if len(scenes) > AT_ONCE:  # what is made on the way takes several times the memory of the clips
-        how = {"size": size, "frames": frames, "fps": fps, "frozen": frozen, "anytime": anytime, "device": device}
-        return Clips.join([render(scenes[i : i + AT_ONCE], **how) for i in range(0, len(scenes), AT_ONCE)])
+        how = {
+            "size": size,
+            "frames": frames,
+            "fps": fps,
+            "frozen": frozen,
+            "anytime": anytime,
+            "device": device,
+        }
+        return Clips.join(
+            [render(scenes[i : i + AT_ONCE], **how) for i in range(0, len(scenes), AT_ONCE)]
+        )
     fine = 64 if 64 % size == 0 else size
     variant = np.array([scene.variant for scene in scenes], dtype=np.int64)
     motion = np.array([MOTION_INDEX[scene.motion] for scene in scenes], dtype=np.int64)
     check_rate(frames, fps)
     spare = max(0.0, CANONICAL_SECONDS - (frames - 1) / fps)
-    moment = uniform("moment", variant, low=-spare / 2, high=spare / 2) if anytime else np.zeros(len(scenes))
+    moment = (
+        uniform("moment", variant, low=-spare / 2, high=spare / 2)
+        if anytime
+        else np.zeros(len(scenes))
+    )
     places = path(motion, variant, frames, fps, moment)  # (b, f, 4) float64
     background = np.array([BACKGROUND_INDEX[scene.background] for scene in scenes], dtype=np.int64)
 
     behind = paint(background, variant, fine, device)[:, None]  # (b, 1, 3, h, w)
     where = torch.from_numpy(places).float().to(device)
-    moved = _move(_sprites(scenes, variant, places, moment, fine, fps, frozen, device), where, fine)  # (b, f, 4, h, w)
+    moved = _move(
+        _sprites(scenes, variant, places, moment, fine, fps, frozen, device), where, fine
+    )  # (b, f, 4, h, w)
     alpha = moved[:, :, 3:]
     video = moved[:, :, :3] + (1 - alpha) * behind  # (b, f, 3, h, w)
     still = [frozen or is_shape(scene.subject) for scene in scenes]
@@ -177,23 +204,31 @@ def render(
     )
 
 
-def _sprites(scenes, variant, places, moment, size, fps, frozen, device) -> Float[Tensor, "b f 4 64 64"]:
+def _sprites(
+    scenes, variant, places, moment, size, fps, frozen, device
+) -> Float[Tensor, "b f 4 64 64"]:
     """Pick each frame's picture of the subject: its animation runs to and fro, from a start of its own."""
     frames = places.shape[1]
     start = np.floor(uniform("animation", variant, high=2 * SPRITE_FRAMES - 2))[:, None]
     # drawn at 8 frames a second, and counted from the middle of the clip, as time on the path is
-    elapsed = np.floor((np.arange(frames) - frames // 2) * 8 / fps)[None] + np.floor(8 * moment)[:, None]
+    elapsed = (
+        np.floor((np.arange(frames) - frames // 2) * 8 / fps)[None] + np.floor(8 * moment)[:, None]
+    )
     period = 2 * SPRITE_FRAMES - 2
     step = (start + (0 if frozen else elapsed)) % period
     step = np.broadcast_to(step, (len(scenes), frames))
     frame = np.where(step < SPRITE_FRAMES, step, period - step).astype(np.int64)  # (b, f)
     subject = np.array([SUBJECT_INDEX[scene.subject] for scene in scenes], dtype=np.int64)[:, None]
-    level = level_for(places[:, :, 2].mean(1), size)[:, None]  # one per clip: a change would look like motion
+    level = level_for(places[:, :, 2].mean(1), size)[
+        :, None
+    ]  # one per clip: a change would look like motion
     pictures, table = sprite_bank()
     return pictures[level, table[subject, frame]].to(device).float().div(255)  # (b, f, 4, 64, 64)
 
 
-def _move(sprites: Float[Tensor, "b f 4 64 64"], where: Float[Tensor, "b f 4"], size: int) -> Tensor:
+def _move(
+    sprites: Float[Tensor, "b f 4 64 64"], where: Float[Tensor, "b f 4"], size: int
+) -> Tensor:
     """Place every sprite by the inverse of its path: for each pixel of the frame, where in the sprite it lies."""
     if where.numel() == 0:  # affine_grid refuses an empty batch
         return sprites.new_zeros(*where.shape[:2], 4, size, size)
@@ -206,7 +241,9 @@ def _move(sprites: Float[Tensor, "b f 4 64 64"], where: Float[Tensor, "b f 4"], 
     return moved.unflatten(0, where.shape[:2])
 
 
-def _rotate(vector: Float[Tensor, "*n h w 2"], angle: Float[Tensor, "b f"]) -> Float[Tensor, "b f h w 2"]:
+def _rotate(
+    vector: Float[Tensor, "*n h w 2"], angle: Float[Tensor, "b f"]
+) -> Float[Tensor, "b f h w 2"]:
     cos, sin = angle.cos()[..., None, None], angle.sin()[..., None, None]
     x, y = vector[..., 0], vector[..., 1]
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
@@ -256,7 +293,9 @@ class World(torch.utils.data.Dataset):
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         self.length = length
-        self.sampler = Sampler(split, part=part, seed=seed, subjects=subjects, motions=motions, backgrounds=backgrounds)
+        self.sampler = Sampler(
+            split, part=part, seed=seed, subjects=subjects, motions=motions, backgrounds=backgrounds
+        )
         self.how = {
             "size": size,
             "frames": frames,

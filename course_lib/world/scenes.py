@@ -48,12 +48,20 @@ class Scene:
     variant: int = 0
 
     def __post_init__(self) -> None:
-        known = (("subject", SUBJECT_INDEX), ("motion", MOTION_INDEX), ("background", BACKGROUND_INDEX))
+        known = (
+            ("subject", SUBJECT_INDEX),
+            ("motion", MOTION_INDEX),
+            ("background", BACKGROUND_INDEX),
+        )
         for field, names in known:
             if getattr(self, field) not in names:
-                raise ValueError(f"{field} {getattr(self, field)!r} is not one of: {', '.join(names)}")
+                raise ValueError(
+                    f"{field} {getattr(self, field)!r} is not one of: {', '.join(names)}"
+                )
         if self.motion == "spinning" and looks_round(self.subject):
-            raise ValueError(f"a spinning {self.subject} looks the same as one standing still: no such scene")
+            raise ValueError(
+                f"a spinning {self.subject} looks the same as one standing still: no such scene"
+            )
         if not 0 <= self.variant < 2**32:
             raise ValueError(f"variant must be in [0, 2**32), got {self.variant}")
 
@@ -126,8 +134,13 @@ class Sampler:
         pairs = [(s, m) for s in subjects for m in motions if _exists((s, m))]
         pairs = [pair for pair in pairs if part == "all" or part_of(*pair) == part]
         if not pairs:
-            raise ValueError(f"no {part!r} scene is left among subjects={subjects} and motions={motions}")
-        self.pairs = {False: [p for p in pairs if not is_shape(p[0])], True: [p for p in pairs if is_shape(p[0])]}
+            raise ValueError(
+                f"no {part!r} scene is left among subjects={subjects} and motions={motions}"
+            )
+        self.pairs = {
+            False: [p for p in pairs if not is_shape(p[0])],
+            True: [p for p in pairs if is_shape(p[0])],
+        }
 
     def __call__(self, index: int) -> Scene:
         """Return the scene of this index.

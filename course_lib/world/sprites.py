@@ -19,7 +19,9 @@ from course_lib.world.subjects import COLOURS, EMOJI, SHAPES
 
 SPRITE_SIZE = 64
 SPRITE_FRAMES = 16
-EXTENT = 60 / SPRITE_SIZE  # share of the sprite that the subject's longer side covers; the rest is empty margin
+EXTENT = (
+    60 / SPRITE_SIZE
+)  # share of the sprite that the subject's longer side covers; the rest is empty margin
 # Blur (in texels) for subjects drawn about as large as the texture, a little smaller, and half as large.
 # Without it, shrinking skips texels: thin lines flicker as they move, and no flow field can explain flicker.
 LEVELS: tuple[float, ...] = (0.6, 0.8, 1.05)
@@ -42,7 +44,9 @@ def sprite_bank() -> tuple[Tensor, np.ndarray]:
     sharp = torch.cat([emoji.flatten(0, 1), shapes])  # (picture, 4, 64, 64)
     levels = [_blur(sharp, sigma).mul(255).round().to(torch.uint8) for sigma in LEVELS]
     animated = np.arange(len(EMOJI) * SPRITE_FRAMES).reshape(len(EMOJI), SPRITE_FRAMES)
-    still = np.repeat(len(EMOJI) * SPRITE_FRAMES + np.arange(len(shapes))[:, None], SPRITE_FRAMES, axis=1)
+    still = np.repeat(
+        len(EMOJI) * SPRITE_FRAMES + np.arange(len(shapes))[:, None], SPRITE_FRAMES, axis=1
+    )
     return torch.stack(levels), np.concatenate([animated, still])
 
 
@@ -105,7 +109,9 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if shape == "star":
         angles = np.pi * np.arange(10) / 5
         reach = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
-        return _polygon(x, y, list(zip(reach * np.sin(angles), 0.05 - reach * np.cos(angles), strict=True)))
+        return _polygon(
+            x, y, list(zip(reach * np.sin(angles), 0.05 - reach * np.cos(angles), strict=True))
+        )
     if shape == "heart":
         px, py = np.abs(x) * 0.62, 0.58 - y * 0.62  # Quilez's heart stands on its tip at the origin
         lobe = np.hypot(px - 0.25, py - 0.75) - np.sqrt(2) / 4
@@ -138,11 +144,19 @@ def _load_emoji() -> Tensor:
     folder = data_dir() / "sprites"
     listed = [entry["name"] for entry in json.loads((folder / "emoji.json").read_text())["emoji"]]
     if listed != [emoji.name for emoji in EMOJI]:
-        raise ValueError(f"{folder / 'emoji.json'} lists other emoji than this version of the course; rebuild data/")
+        raise ValueError(
+            f"{folder / 'emoji.json'} lists other emoji than this version of the course; rebuild data/"
+        )
     atlas = np.asarray(Image.open(folder / "emoji.webp").convert("RGBA"), dtype=np.float32) / 255
     expected = (len(EMOJI) * SPRITE_SIZE, SPRITE_FRAMES * SPRITE_SIZE, 4)
     if atlas.shape != expected:
-        raise ValueError(f"{folder / 'emoji.webp'} has shape {atlas.shape}, expected {expected}; rebuild data/")
-    tiles = atlas.reshape(len(EMOJI), SPRITE_SIZE, SPRITE_FRAMES, SPRITE_SIZE, 4).transpose(0, 2, 4, 1, 3)
-    tiles = np.concatenate([tiles[:, :, :3] * tiles[:, :, 3:], tiles[:, :, 3:]], axis=2)  # premultiply
+        raise ValueError(
+            f"{folder / 'emoji.webp'} has shape {atlas.shape}, expected {expected}; rebuild data/"
+        )
+    tiles = atlas.reshape(len(EMOJI), SPRITE_SIZE, SPRITE_FRAMES, SPRITE_SIZE, 4).transpose(
+        0, 2, 4, 1, 3
+    )
+    tiles = np.concatenate(
+        [tiles[:, :, :3] * tiles[:, :, 3:], tiles[:, :, 3:]], axis=2
+    )  # premultiply
     return torch.from_numpy(tiles)  # (n, 16, 4, 64, 64)

@@ -13,7 +13,9 @@ class Emoji:
 
     name: str
     codepoint: str
-    novel: bool = False  # never seen in pre-training: the subject of DreamBooth, LoRA and editing lessons
+    novel: bool = (
+        False  # never seen in pre-training: the subject of DreamBooth, LoRA and editing lessons
+    )
 
 
 _SEEN = """
@@ -54,13 +56,21 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "brown": (0.48, 0.29, 0.13),
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "ring")
-COLOURED_SHAPES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+COLOURED_SHAPES: tuple[str, ...] = tuple(
+    f"{colour} {shape}" for shape in SHAPES for colour in COLOURS
+)
 
 SUBJECTS: tuple[str, ...] = tuple(e.name for e in EMOJI) + COLOURED_SHAPES
 SUBJECT_INDEX: dict[str, int] = {name: i for i, name in enumerate(SUBJECTS)}
 
 # 10 % of colour x shape pairs, a different colour for each shape, are kept for measuring composition
-HELD_OUT_SHAPES: tuple[str, ...] = ("red star", "blue heart", "green ring", "yellow square", "purple triangle")
+HELD_OUT_SHAPES: tuple[str, ...] = (
+    "red star",
+    "blue heart",
+    "green ring",
+    "yellow square",
+    "purple triangle",
+)
 
 
 def is_shape(subject: str) -> bool:

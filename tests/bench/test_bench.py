@@ -22,7 +22,10 @@ def fakes(monkeypatch):
 def test_writes_a_table_and_json(fakes, tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     assert command.main(["--out", str(out)]) == 0
-    assert "| case 1 | ours | 12 ms | theirs | 2.00 (1.50 to 2.50) | a note |" in capsys.readouterr().out
+    assert (
+        "| case 1 | ours | 12 ms | theirs | 2.00 (1.50 to 2.50) | a note |"
+        in capsys.readouterr().out
+    )
     found = json.loads(out.read_text())
     assert [len(found[name]["rows"]) for name in ("one", "two")] == [1, 2]
     assert found["one"]["rows"][0]["ratio"] == 2.0
@@ -60,7 +63,11 @@ def test_convolution_compares_every_way_in_both_directions(monkeypatch):
     assert len(rows) == 2 * 2 * 7 + 2 * 2
     assert all(row.value > 0 and row.low <= row.ratio <= row.high for row in rows)
     assert all(row.ratio == 1 for row in rows if row.subject == "3D")
-    assert {row.peer for row in rows} == {"3D", "torchvision Conv2Plus1D", "diffusers CogVideoXCausalConv3d"}
+    assert {row.peer for row in rows} == {
+        "3D",
+        "torchvision Conv2Plus1D",
+        "diffusers CogVideoXCausalConv3d",
+    }
     assert "FLOPs promise 3.00" in next(row.note for row in rows if row.subject == "2D")
 
 
@@ -83,7 +90,14 @@ def test_world_reports_a_rate_against_its_target(monkeypatch):
 
 
 def test_metrics_agree_with_their_peers(monkeypatch):
-    for name, value in (("WIDTH", 12), ("SAMPLES", 40), ("FEW", 5), ("CLIPS", 1), ("FRAMES", 2), ("PIXELS", 16)):
+    for name, value in (
+        ("WIDTH", 12),
+        ("SAMPLES", 40),
+        ("FEW", 5),
+        ("CLIPS", 1),
+        ("FRAMES", 2),
+        ("PIXELS", 16),
+    ):
         monkeypatch.setattr(metrics_bench, name, value)
     rows = metrics_bench.bench_metrics()
     assert [(row.subject, row.peer) for row in rows] == [

@@ -57,7 +57,10 @@ def stopped(monkeypatch):
     def alternate(functions, repeats, budget_s):
         for function in functions.values():
             function()
-        return {name: [6.0 if name in (bench.PIPELINE, bench.LOOP) else 3.0] * repeats for name in functions}
+        return {
+            name: [6.0 if name in (bench.PIPELINE, bench.LOOP) else 3.0] * repeats
+            for name in functions
+        }
 
     monkeypatch.setattr(bench, "alternate", alternate)
 
@@ -69,13 +72,18 @@ def test_every_way_in_every_case_and_whether_the_pictures_are_the_same(small):
     assert [(row.case, row.subject) for row in rows] == expected
     assert {row.benchmark for row in rows} == {"sampling"}
     assert all(row.value > 0 and row.low <= row.ratio <= row.high for row in rows)
-    assert all(row.peer == ("diffusers float32" if row.case in CASES[:2] else SAMPLERS[0]) for row in rows)
+    assert all(
+        row.peer == ("diffusers float32" if row.case in CASES[:2] else SAMPLERS[0]) for row in rows
+    )
     notes = {(row.case, row.subject): row.note for row in rows}
     for case, bar, double in ((CASES[0], "0.5", "1"), (CASES[1], "0.15", "0.3")):
         assert notes[case, "ours float32"] == f"bar {double} s; 0.00 of 255 levels apart"
         assert notes[case, "ours bfloat16"].startswith(f"bar {bar} s; ")
         assert re.match(rf"bar {bar} s; the first after \d+ s; ", notes[case, TEXT_TO_IMAGE[4]])
-        assert notes[case, "diffusers float32"] == "" and "bar" not in notes[case, "diffusers bfloat16"]
+        assert (
+            notes[case, "diffusers float32"] == ""
+            and "bar" not in notes[case, "diffusers bfloat16"]
+        )
         for name in TEXT_TO_IMAGE[2:]:  # coarser arithmetic, but the same picture
             distance = float(notes[case, name].split("; ")[-1].removesuffix(" of 255 levels apart"))
             assert 0 < distance < 8
@@ -84,9 +92,16 @@ def test_every_way_in_every_case_and_whether_the_pictures_are_the_same(small):
         assert notes[CASES[2], name] == ("0.00 of 255 levels apart" if same else "")
 
 
-def test_the_pipeline_gets_the_same_noise_prompts_steps_and_guidance(small, untrained_diffusion, monkeypatch):
-    parts, noise = untrained_diffusion(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (by(parts, ["a tiger", "a star"], noise) for by in (bench.by_us, bench.by_diffusers))
+def test_the_pipeline_gets_the_same_noise_prompts_steps_and_guidance(
+    small, untrained_diffusion, monkeypatch
+):
+    parts, noise = (
+        untrained_diffusion(),
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+    )
+    ours, theirs = (
+        by(parts, ["a tiger", "a star"], noise) for by in (bench.by_us, bench.by_diffusers)
+    )
     pictures = ours()
     torch.testing.assert_close(theirs(), pictures, atol=1e-4, rtol=0)
     assert pictures.shape == (2, 3, 64, 64) and pictures.min() < 0
@@ -103,7 +118,12 @@ def test_seconds_are_a_pictures_and_microseconds_a_steps(small, stopped):
         assert [row.ratio for row in found] == [1] + [2] * (len(found) - 1)
         assert {row.unit for row in found} == {"s/picture"}
     idle = rows[CASES[3], "sample, DDIMScheduler"]
-    assert (idle.value, idle.unit, idle.ratio, idle.note) == (0.75e6, "µs/step", 2, "-750000 µs a step")
+    assert (idle.value, idle.unit, idle.ratio, idle.note) == (
+        0.75e6,
+        "µs/step",
+        2,
+        "-750000 µs a step",
+    )
     assert rows[CASES[3], bench.LOOP].note == ""
 
 

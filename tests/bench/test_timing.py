@@ -33,7 +33,9 @@ def test_order_alternates_and_warm_up_is_not_counted():
 
 def test_each_function_gets_its_own_time():
     clock = Clock()
-    times = alternate({"slow": clock.spend(0.5), "quick": clock.spend(0.125)}, repeats=4, clock=clock)
+    times = alternate(
+        {"slow": clock.spend(0.5), "quick": clock.spend(0.125)}, repeats=4, clock=clock
+    )
     assert times == {"slow": [0.5] * 4, "quick": [0.125] * 4}
 
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from course_lib.bench import unet as bench
-from course_lib.nn.cost import count_parameters
+from course_lib.nn.profiling import count_parameters
 from course_lib.nn.unet import VideoUNet
 
 try:
     import video_diffusion_pytorch
 except ImportError:  # only `make bench` installs it
     video_diffusion_pytorch = None
-peer = pytest.mark.skipif(video_diffusion_pytorch is None, reason="video-diffusion-pytorch is not installed")
+peer = pytest.mark.skipif(
+    video_diffusion_pytorch is None, reason="video-diffusion-pytorch is not installed"
+)
 
 
 @pytest.fixture
@@ -21,26 +23,42 @@ def small(monkeypatch):
     """Tiny networks without the peer, tiny clips, one round."""
     monkeypatch.setattr(bench, "SIZE", 8)
     monkeypatch.setattr(bench, "FRAMES", (2,))
-    monkeypatch.setattr(bench, "build", lambda name: VideoUNet(widths=(8, 8), attention=(True, True), head_width=8))
+    monkeypatch.setattr(
+        bench, "build", lambda name: VideoUNet(widths=(8, 8), attention=(True, True), head_width=8)
+    )
     monkeypatch.setattr(bench, "SECONDS_A_CASE", 0)
     monkeypatch.setattr(bench, "matmul_peak", lambda half: 1e9)
-    monkeypatch.setattr(bench, "peak_memory", lambda name, frames, half: 100.0 if name == bench.OURS else 250.0)
+    monkeypatch.setattr(
+        bench, "peak_memory", lambda name, frames, half: 100.0 if name == bench.OURS else 250.0
+    )
 
 
-@pytest.mark.parametrize("fast, names", [(torch.bfloat16, ("float32", "bfloat16")), (torch.float32, ("float32",))])
+@pytest.mark.parametrize(
+    "fast, names", [(torch.bfloat16, ("float32", "bfloat16")), (torch.float32, ("float32",))]
+)
 def test_every_case_has_a_row_for_everybody_and_one_for_memory(small, monkeypatch, fast, names):
     monkeypatch.setattr(bench.runtime, "dtype", lambda device: fast)
     rows = bench.bench_unet()
-    steps = [f"{what}{kept}" for what in ("training step", "sampling step") for kept in ("", ", freed memory kept")]
+    steps = [
+        f"{what}{kept}"
+        for what in ("training step", "sampling step")
+        for kept in ("", ", freed memory kept")
+    ]
     cases = [f"4x3x2x8x8 {name} {step}" for name in names for step in steps]
     assert {row.case for row in rows if not row.case.endswith("memory")} == set(cases)
     for case in cases:
-        assert [row.subject for row in rows if row.case == case] == [bench.OURS, bench.STEM, bench.THEIRS]
+        assert [row.subject for row in rows if row.case == case] == [
+            bench.OURS,
+            bench.STEM,
+            bench.THEIRS,
+        ]
     memory = [row for row in rows if row.case.endswith("memory")]
     assert [(row.value, row.ratio, row.unit) for row in memory] == [(100.0, 2.5, "MB")] * len(names)
     assert all(row.peer == bench.THEIRS for row in rows)
     training = [row for row in rows if row.case.endswith("training step")]
-    assert all("of the machine's largest product" in row.note and "GFLOP" in row.note for row in training)
+    assert all(
+        "of the machine's largest product" in row.note and "GFLOP" in row.note for row in training
+    )
 
 
 def test_flops_of_a_step_are_three_times_those_of_a_forward_pass(small):
@@ -70,13 +88,17 @@ def test_without_the_peer_it_says_how_to_get_it(monkeypatch):
         return real(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ImportError, match="video-diffusion-pytorch is missing; `make bench` installs it"):
+    with pytest.raises(
+        ImportError, match="video-diffusion-pytorch is missing; `make bench` installs it"
+    ):
         bench.build(bench.THEIRS)
 
 
 @peer
 def test_the_networks_are_equally_large():
-    sizes = {name: count_parameters(bench.build(name)) for name in (bench.OURS, bench.STEM, bench.THEIRS)}
+    sizes = {
+        name: count_parameters(bench.build(name)) for name in (bench.OURS, bench.STEM, bench.THEIRS)
+    }
     assert all(abs(size / sizes[bench.THEIRS] - 1) < 0.05 for size in sizes.values())
 
 
@@ -93,7 +115,9 @@ def test_the_peers_mask_leaks_and_ours_does_not():
     other = torch.cat([clip[:, :, :2], clip[:, :, 2:] + 1], dim=2)
     alone = torch.ones(1, 4, dtype=torch.bool)
     with torch.no_grad():
-        leaked = theirs(clip, t, focus_present_mask=alone[:, 0]) - theirs(other, t, focus_present_mask=alone[:, 0])
+        leaked = theirs(clip, t, focus_present_mask=alone[:, 0]) - theirs(
+            other, t, focus_present_mask=alone[:, 0]
+        )
         kept = ours(clip, t, alone=alone).sample - ours(other, t, alone=alone).sample
     assert leaked[:, :, :2].abs().max() > 0.01
     assert kept[:, :, :2].abs().max() == 0 and kept[:, :, 2:].abs().max() > 0.01

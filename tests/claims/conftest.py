@@ -14,13 +14,17 @@ def tiny(monkeypatch):
     whole = convolution.left_or_right
     for name, value in {"TRAIN_CLIPS": 24, "TEST_CLIPS": 12, "BATCH": 4}.items():
         monkeypatch.setattr(convolution, name, value)
-    monkeypatch.setattr(convolution, "left_or_right", lambda split, count, seed: whole(split, min(count, 16), seed))
+    monkeypatch.setattr(
+        convolution, "left_or_right", lambda split, count, seed: whole(split, min(count, 16), seed)
+    )
     for name, value in {"LEAST": 12, "COUNTS": (16, 32, 48), "DRAWS": 3}.items():
         monkeypatch.setattr(metrics, name, value)
     for name, value in {"POINTS": 32, "BATCH": 8, "WALK": 4, "LEAST": 8, "FEW": 2}.items():
         monkeypatch.setattr(diffusion, name, value)
     draw = diffusion.pixel_ddpm.draw
-    monkeypatch.setattr(diffusion.pixel_ddpm, "draw", lambda *given, **how: draw(*given, **{**how, "steps": 2}))
+    monkeypatch.setattr(
+        diffusion.pixel_ddpm, "draw", lambda *given, **how: draw(*given, **{**how, "steps": 2})
+    )
     for name, value in {"PICTURES": 8, "BATCH": 2, "WALK": 2, "WIDTHS": (32, 32)}.items():
         monkeypatch.setattr(latents, name, value)
     for name, value in {"CLIPS": 6, "BATCH": 2, "WALK": 2, "WIDTHS": (32, 32)}.items():

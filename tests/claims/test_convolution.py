@@ -22,7 +22,9 @@ def test_the_same_seed_gives_the_same_result(tiny):
 
 
 def test_the_factorised_nets_have_the_parameters_of_the_3d_one():
-    full, factorised = (convolution.count_parameters(convolution.build(k, 9, 0)) for k in ("r3d", "r2plus1d"))
+    full, factorised = (
+        convolution.count_parameters(convolution.build(k, 9, 0)) for k in ("r3d", "r2plus1d")
+    )
     assert factorised == pytest.approx(full, rel=0.05)
 
 
@@ -32,7 +34,9 @@ def test_mirrored_pairs_hold_the_same_frames_in_opposite_order(split):
     assert torch.equal(labels, torch.arange(64) % 2)
     left, right = videos[0::2], videos[1::2]
     assert torch.equal(left.flip(2), right)
-    assert (left != right).flatten(1).any(1).all(), "a pair that looks the same both ways teaches nothing"
+    assert (left != right).flatten(1).any(1).all(), (
+        "a pair that looks the same both ways teaches nothing"
+    )
 
 
 def test_whoever_is_blind_to_order_is_right_exactly_half_of_the_time():

@@ -27,7 +27,9 @@ def test_energy_distance_of_two_points_and_of_equals():
     x, y = torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]])
     assert diffusion.energy_distance(x, y) == 10  # 2 |x - y|
     points = torch.randn(50, 2, generator=rng())
-    assert diffusion.energy_distance(points, points[torch.randperm(50, generator=rng(1))]) == pytest.approx(0, abs=1e-9)
+    assert diffusion.energy_distance(
+        points, points[torch.randperm(50, generator=rng(1))]
+    ) == pytest.approx(0, abs=1e-9)
     near, far = (diffusion.energy_distance(points, points + shift) for shift in (0.1, 1.0))
     assert 0 < near < far
 
@@ -38,7 +40,9 @@ def test_a_schedule_ends_where_its_arm_says(arm):
     end = scheduler.alphas_cumprod[-1].item()
     assert end == pytest.approx(diffusion.NUDGE if "zero" in arm else 0.00466, rel=1e-2)
     assert prediction_type(scheduler) == ("epsilon" if arm.startswith("ε") else "v_prediction")
-    assert scheduler.alphas_cumprod[0].item() == pytest.approx(1 - 0.00085, abs=1e-5)  # the other end stays
+    assert scheduler.alphas_cumprod[0].item() == pytest.approx(
+        1 - 0.00085, abs=1e-5
+    )  # the other end stays
 
 
 @pytest.mark.parametrize("arm", diffusion.ENDS)
@@ -46,7 +50,9 @@ def test_no_arm_is_hopeless_by_construction(arm):
     """With the perfect answer, every schedule and either prediction lead back to the spiral."""
     scheduler, data = diffusion.schedule(*diffusion.ENDS[arm]), diffusion.spiral(400, rng())
     x = torch.randn(400, 2, generator=rng(1))
-    *_, last = ddim(optimal_model(finite_data(data.double()), scheduler), scheduler, x.double(), steps=50)
+    *_, last = ddim(
+        optimal_model(finite_data(data.double()), scheduler), scheduler, x.double(), steps=50
+    )
     assert diffusion.energy_distance(last.x, data) < 0.05
 
 
@@ -57,7 +63,9 @@ def test_an_error_in_the_first_answer_is_fatal_for_noise_and_not_for_velocity():
         scheduler, data = diffusion.schedule(*diffusion.ENDS[arm]), diffusion.spiral(400, rng())
         oracle = optimal_model(finite_data(data.double()), scheduler)
         x = torch.randn(400, 2, generator=rng(1)).double()
-        *_, last = ddim(lambda x, t, c, oracle=oracle: oracle(x, t, c) + 0.05, scheduler, x, steps=50)
+        *_, last = ddim(
+            lambda x, t, c, oracle=oracle: oracle(x, t, c) + 0.05, scheduler, x, steps=50
+        )
         found[arm[0]] = diffusion.energy_distance(last.x, data)
     assert found["ε"] > 10 * found["v"]
 
@@ -76,7 +84,9 @@ def test_all_arms_of_a_seed_begin_with_equal_weights_and_learn_their_own_targets
     (first, noise), (second, velocity), (_, ended) = seen.values()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(noise["x_t"], velocity["x_t"]) and torch.equal(noise["t"], ended["t"])
-    assert not torch.equal(noise["target"], velocity["target"]) and not torch.equal(velocity["x_t"], ended["x_t"])
+    assert not torch.equal(noise["target"], velocity["target"]) and not torch.equal(
+        velocity["x_t"], ended["x_t"]
+    )
     plain = diffusion.schedule("epsilon", False)
     x0 = diffusion.spiral(8, rng(400_000))
     torch.testing.assert_close(add_noise(plain, x0, noise["target"], noise["t"]), noise["x_t"])
@@ -101,8 +111,15 @@ def test_samplers_get_equal_noise_classes_and_steps(drawn):
         assert math.isfinite(numbers["Fréchet distance"])
     assert all(torch.equal(call["state"], drawn[0]["state"]) for call in drawn)
     assert all(torch.equal(call["classes"], drawn[0]["classes"]) for call in drawn)
-    assert [type(call["scheduler"]).__name__[:4] for call in drawn] == ["DDIM", "DDPM", "DDIM", "DDPM"]
-    assert [call["scale"] for call in drawn] == [1.0, 1.0, 2.0, 2.0] and {call["steps"] for call in drawn} == {2}
+    assert [type(call["scheduler"]).__name__[:4] for call in drawn] == [
+        "DDIM",
+        "DDPM",
+        "DDIM",
+        "DDPM",
+    ]
+    assert [call["scale"] for call in drawn] == [1.0, 1.0, 2.0, 2.0] and {
+        call["steps"] for call in drawn
+    } == {2}
     for call in drawn:
         for name in ("beta_schedule", "prediction_type", "clip_sample", "timestep_spacing"):
             assert call["scheduler"].config[name] == pixel_ddpm.SCHEDULE.config[name]
@@ -114,7 +131,8 @@ def test_scales_get_equal_noise_and_one_drawing_serves_both_claims(drawn):
     assert [call["scale"] for call in drawn] == [1.0, 2.0, 6.0]
     assert all(torch.equal(call["state"], drawn[0]["state"]) for call in drawn)
     assert all(
-        {"recall", "precision", "share that shows its subject", "minutes"} == numbers.keys() for numbers in found
+        {"recall", "precision", "share that shows its subject", "minutes"} == numbers.keys()
+        for numbers in found
     )
 
 

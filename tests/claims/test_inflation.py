@@ -40,13 +40,23 @@ def test_arms_see_the_same_clips_and_noise(monkeypatch):
             assert torch.equal(alone[name], nothing[name]) and torch.equal(alone[name], deaf[name])
         assert torch.equal(alone["text"], nothing["text"])
         width = deaf["text"].shape[-1]  # what the tower says; the others are told the words as well
-        assert torch.equal(alone["text"][..., :width], deaf["text"]) and alone["text"].shape[-1] == 2 * width
+        assert (
+            torch.equal(alone["text"][..., :width], deaf["text"])
+            and alone["text"].shape[-1] == 2 * width
+        )
         signal, noise = level_at(inflation.mini_video.SCHEDULE, alone["t"]).beside(alone["x_t"])
         clean = signal * alone["x_t"] - noise * alone["target"]
         assert all((latents - clip).abs().amax(dim=(1, 2, 3, 4)).min() < 1e-3 for clip in clean)
 
 
-ARMS = [inflation.ALONE, inflation.DEAF, inflation.TUNED, inflation.WORDLESS, inflation.EVERYTHING, inflation.NOTHING]
+ARMS = [
+    inflation.ALONE,
+    inflation.DEAF,
+    inflation.TUNED,
+    inflation.WORDLESS,
+    inflation.EVERYTHING,
+    inflation.NOTHING,
+]
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -56,14 +66,20 @@ def test_what_is_frozen_stays_and_the_rest_learns(arm):
     after = inflation.learned(arm, 3, 3)[0].state_dict()
     image = zoo.load("mini-sd").unet.state_dict()
     began = all(torch.equal(first[f"spatial.{name}"], value) for name, value in image.items())
-    moved = {name for name, value in image.items() if not torch.equal(after[f"spatial.{name}"], value)}
+    moved = {
+        name for name, value in image.items() if not torch.equal(after[f"spatial.{name}"], value)
+    }
     assert began == (arm != inflation.NOTHING)
     projections = {name for name in image if "attn2.to_k" in name or "attn2.to_v" in name}
     nothing: set[str] = set()
     frozen = dict.fromkeys((inflation.ALONE, inflation.DEAF, inflation.WORDLESS), nothing)
     expected = (frozen | {inflation.TUNED: projections}).get(arm, set(image))
     assert projections and moved == expected
-    assert any(not torch.equal(after[name], value) for name, value in first.items() if name.startswith("temporal."))
+    assert any(
+        not torch.equal(after[name], value)
+        for name, value in first.items()
+        if name.startswith("temporal.")
+    )
 
 
 @torch.no_grad()
@@ -74,11 +90,19 @@ def test_layers_told_no_words_are_as_large_and_hear_nothing():
         torch.manual_seed(4)
         for parameter in unet.temporal.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-        width = unet.text_width // 2  # the image model reads the first half, the layers over time all of it
+        width = (
+            unet.text_width // 2
+        )  # the image model reads the first half, the layers over time all of it
         text = torch.randn(1, 32, 2 * width)
         other = torch.cat([text[..., :width], torch.randn(1, 32, width)], dim=-1)
-        clip, size = torch.randn(1, 16, 4, 8, 8), sum(parameter.numel() for parameter in unet.parameters())
-        said = [unet(clip, 500, some, frame_index=inflation.INDEX[None]).sample for some in (text, other)]
+        clip, size = (
+            torch.randn(1, 16, 4, 8, 8),
+            sum(parameter.numel() for parameter in unet.parameters()),
+        )
+        said = [
+            unet(clip, 500, some, frame_index=inflation.INDEX[None]).sample
+            for some in (text, other)
+        ]
         heard[arm] = (size, (said[0] - said[1]).abs().max().item())
     assert heard[inflation.WORDLESS] == (heard[inflation.ALONE][0], 0)
     assert heard[inflation.ALONE][1] > 1e-3
@@ -105,7 +129,9 @@ def test_the_decoder_is_measured_with_its_layers_on_and_off(monkeypatch):
     load, decoder = zoo.load, inflate_decoder(zoo.load("mini-vae"))
     for parameter in decoder.temporal.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    monkeypatch.setattr(inflation.zoo, "load", lambda name: decoder if name == "temporal-vae" else load(name))
+    monkeypatch.setattr(
+        inflation.zoo, "load", lambda name: decoder if name == "temporal-vae" else load(name)
+    )
     apart, together = "frame by frame", "together"
     off, on = (inflation._decoded(arm, 0, 0.001) for arm in (apart, together))
     assert off["changes, times the film's own"] == pytest.approx(1.0, abs=0.3)
@@ -114,4 +140,6 @@ def test_the_decoder_is_measured_with_its_layers_on_and_off(monkeypatch):
         assert found["flicker"] == pytest.approx(abs(found["changes, times the film's own"] - 1))
     shaken = inflation._decoded(inflation.SHAKEN[apart], 0, 0.001)
     assert shaken["flicker"] > off["flicker"] + 0.3
-    assert inflation._decoded(inflation.SHAKEN[together], 0, 0.001)["flicker"] != pytest.approx(shaken["flicker"])
+    assert inflation._decoded(inflation.SHAKEN[together], 0, 0.001)["flicker"] != pytest.approx(
+        shaken["flicker"]
+    )

@@ -18,7 +18,12 @@ def pictures():
 def test_pixels_come_back_exactly_and_latents_nearly():
     images = pictures()
     pixels, latent = (latents.SPACES[name] for name in ("pixels", "latents"))
-    assert pixels.enter(images).shape == (4, 48, 16, 16) and latent.enter(images).shape == (4, 16, 8, 8)
+    assert pixels.enter(images).shape == (4, 48, 16, 16) and latent.enter(images).shape == (
+        4,
+        16,
+        8,
+        8,
+    )
     assert torch.equal(pixels.leave(pixels.enter(images)), images)
     back = latent.leave(latent.enter(images))
     assert psnr(back[:, :, None], images[:, :, None]).mean() > 25
@@ -33,7 +38,11 @@ def test_a_set_knows_no_order_a_bag_is_one_vector_and_a_tower_hears_the_neighbou
     said, turned = tokenize(["a red star"]), tokenize(["a star red"])
     torch.manual_seed(0)
     bag, each = latents.Words(averaged=True), latents.Words(averaged=False)
-    assert bag(said).shape == (1, 1, latents.WIDTH) and each(said).shape == (1, said.shape[1], latents.WIDTH)
+    assert bag(said).shape == (1, 1, latents.WIDTH) and each(said).shape == (
+        1,
+        said.shape[1],
+        latents.WIDTH,
+    )
     torch.testing.assert_close(bag(said), bag(turned))
     torch.testing.assert_close(each(said)[:, 2], each(turned)[:, 3])  # "red", wherever it stands
     tower = latents.Tower()
@@ -63,13 +72,17 @@ def test_both_spaces_learn_from_the_same_pictures_captions_and_noise_levels(monk
     assert torch.equal(first["t"], second["t"]) and torch.equal(first["tokens"], second["tokens"])
     assert found[1]["GFLOP a picture and step"] > 2 * found[0]["GFLOP a picture and step"]
     subjects = ("owl", "red heart")
-    near, exact = (latents.SPACES[arm].leave(latents._data(0, subjects, arm)[0]) for arm in latents.SPACES)
+    near, exact = (
+        latents.SPACES[arm].leave(latents._data(0, subjects, arm)[0]) for arm in latents.SPACES
+    )
     assert psnr(near[:, :, None], exact[:, :, None]).mean() > 25
 
 
 def test_held_out_pairs_are_asked_for_and_never_learned(monkeypatch):
     asked = []
-    monkeypatch.setattr(latents, "obeyed", lambda model, space, prompts, seed: asked.append(prompts) or 0.5)
+    monkeypatch.setattr(
+        latents, "obeyed", lambda model, space, prompts, seed: asked.append(prompts) or 0.5
+    )
     latents._composed("bag of words", 0, 0.05)
     unseen, seen = ([parse_caption(prompt)["subject"] for prompt in prompts] for prompts in asked)
     assert set(unseen) <= set(HELD_OUT_SHAPES) and len(set(unseen)) > 1
@@ -83,7 +96,12 @@ def test_what_learned_nothing_is_obeyed_by_chance_and_the_true_pictures_are_obey
     prompts = latents._prompts(16, 0, subjects=latents.SHAPED)
     model = latents.TextToImage(latents.Words(True), latents.SPACES["pixels"])
     assert latents.obeyed(model, "pixels", prompts, 0) < 0.3
-    options = {"frames": 1, "anytime": True, "backgrounds": latents.BACKGROUNDS, "subjects": latents.SHAPED}
+    options = {
+        "frames": 1,
+        "anytime": True,
+        "backgrounds": latents.BACKGROUNDS,
+        "subjects": latents.SHAPED,
+    }
     true = World("test", seed=0, **options).batch(range(16)).video[:, :, 0]
 
     def perfect(net, scheduler, x, tokens, **how):

@@ -66,7 +66,11 @@ def test_one_value_has_no_interval():
         ([0.5, 0.4, 0.46], [0.9, 0.8, 0.85], OPPOSITE),
         ([0.9, 0.3, 0.6], [0.5, 0.4, 0.6], NOT),
         ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], NOT),
-        ([0.91, 0.51, 0.11], [0.9, 0.5, 0.1], REPRODUCED),  # paired: the seeds differ, the arms do so evenly
+        (
+            [0.91, 0.51, 0.11],
+            [0.9, 0.5, 0.1],
+            REPRODUCED,
+        ),  # paired: the seeds differ, the arms do so evenly
     ],
 )
 def test_verdicts(better, worse, verdict):
@@ -76,9 +80,13 @@ def test_verdicts(better, worse, verdict):
     assert low <= effect <= high
 
 
-@pytest.mark.parametrize(("better", "worse"), [([1.0, 2.0], [0.0, 1.0]), ([1.0, 2.0, 3.0], [1.0, 2.0])])
+@pytest.mark.parametrize(
+    ("better", "worse"), [([1.0, 2.0], [0.0, 1.0]), ([1.0, 2.0, 3.0], [1.0, 2.0])]
+)
 def test_a_verdict_needs_three_pairs(better, worse):
-    with pytest.raises(ValueError, match=f"same three or more seeds in both arms, got {len(better)}, {len(worse)}"):
+    with pytest.raises(
+        ValueError, match=f"same three or more seeds in both arms, got {len(better)}, {len(worse)}"
+    ):
         judge(better, worse)
 
 
@@ -87,12 +95,23 @@ def test_a_verdict_needs_three_pairs(better, worse):
 
 def fake(run, **changes):
     """A claim whose runs cost nothing."""
-    words = {"id": "fake", "lesson": "01", "source": "this course", "statement": "Up is more.", "setting": "none"}
-    return Claim(**words, arms=("down", "up"), run=run, metric="height", better="up", worse="down", **changes)
+    words = {
+        "id": "fake",
+        "lesson": "01",
+        "source": "this course",
+        "statement": "Up is more.",
+        "setting": "none",
+    }
+    return Claim(
+        **words, arms=("down", "up"), run=run, metric="height", better="up", worse="down", **changes
+    )
 
 
 def heights(arm, seed, scale):
-    return {"height": scale * (seed + (10 if arm == "up" else 1) + seed**2 * (arm == "up") / 100), "seed": float(seed)}
+    return {
+        "height": scale * (seed + (10 if arm == "up" else 1) + seed**2 * (arm == "up") / 100),
+        "seed": float(seed),
+    }
 
 
 def test_run_claim_records_every_run_and_judges_the_pairs():
@@ -104,7 +123,9 @@ def test_run_claim_records_every_run_and_judges_the_pairs():
     assert list(record.runs) == ["down", "up"]
     assert record.values("down") == [4, 6, 5]
     assert record.values("up", "seed") == [3, 5, 4]
-    assert (record.effect, record.interval, record.verdict) == judge(record.values("up"), record.values("down"))
+    assert (record.effect, record.interval, record.verdict) == judge(
+        record.values("up"), record.values("down")
+    )
     assert record.verdict == REPRODUCED
     assert set(record.versions) == {"torch", "torchvision", "diffusers", "python"}
     assert record.minutes > 0
@@ -123,7 +144,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_claim(fake(failing), keep=tmp_path)
     record = run_claim(fake(failing), keep=tmp_path)
-    assert calls == [("down", 0), ("up", 0), ("down", 1), ("up", 1), ("up", 1), ("down", 2), ("up", 2)]
+    assert calls == [
+        ("down", 0),
+        ("up", 0),
+        ("down", 1),
+        ("up", 1),
+        ("up", 1),
+        ("down", 2),
+        ("up", 2),
+    ]
     assert record.values("up") == run_claim(fake(heights)).values("up")
 
 
@@ -173,7 +202,9 @@ def test_the_command_adds_to_the_ledger(monkeypatch, tmp_path, capsys):
         __main__.main([id, "--seeds", "1", "2", "3", "4"])
     assert list(load_ledger()) == ["one", "two"]
     assert load_ledger()["two"].seeds == [1, 2, 3, 4]
-    monkeypatch.setitem(__main__.CLAIMS, "two", dataclasses.replace(fake(heights), id="two", seeds=(1, 3, 4)))
+    monkeypatch.setitem(
+        __main__.CLAIMS, "two", dataclasses.replace(fake(heights), id="two", seeds=(1, 3, 4))
+    )
     __main__.main(["two"])
     assert load_ledger()["two"].seeds == [1, 3, 4]  # its own, unless told otherwise
     assert "two: reproduced (effect +9.075, 95 %" in capsys.readouterr().out
@@ -237,20 +268,37 @@ def test_the_shipped_ledger_holds_every_claim_and_no_other():
 @pytest.mark.parametrize("id", CLAIMS)
 def test_the_shipped_ledger_follows_from_its_runs(id):
     record, claim = load_ledger()[id], CLAIMS[id]
-    for name in ("lesson", "source", "statement", "setting", "metric", "better", "worse", "lower_is_better"):
+    for name in (
+        "lesson",
+        "source",
+        "statement",
+        "setting",
+        "metric",
+        "better",
+        "worse",
+        "lower_is_better",
+    ):
         assert getattr(record, name) == getattr(claim, name), f"{name} changed: run `make claims`"
     assert set(record.runs) == set(claim.arms)
     assert record.seeds == list(claim.seeds) and len(set(record.seeds)) == len(record.seeds) >= 3
     assert all(len(runs) == len(record.seeds) for runs in record.runs.values())
     sign = -1 if record.lower_is_better else 1
-    values = [[sign * value for value in record.values(arm)] for arm in (record.better, record.worse)]
+    values = [
+        [sign * value for value in record.values(arm)] for arm in (record.better, record.worse)
+    ]
     effect, interval, verdict = judge(*values)
     assert record.verdict == verdict
-    rounding = 1e-4 * max(1, *(abs(value) for arm in values for value in arm))  # the file keeps five digits of a run
-    assert (record.effect, *record.interval) == pytest.approx((effect, *interval), rel=1e-3, abs=rounding)
+    rounding = 1e-4 * max(
+        1, *(abs(value) for arm in values for value in arm)
+    )  # the file keeps five digits of a run
+    assert (record.effect, *record.interval) == pytest.approx(
+        (effect, *interval), rel=1e-3, abs=rounding
+    )
     assert record.minutes > 0 and record.machine and record.versions["torch"]
 
 
 def test_the_shipped_ledger_is_written_as_the_code_would(tmp_path):
     save_ledger(load_ledger(), tmp_path / "claims.json")
-    assert json.loads((tmp_path / "claims.json").read_text()) == json.loads((data_dir() / "claims.json").read_text())
+    assert json.loads((tmp_path / "claims.json").read_text()) == json.loads(
+        (data_dir() / "claims.json").read_text()
+    )

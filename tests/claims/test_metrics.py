@@ -13,7 +13,10 @@ pytestmark = pytest.mark.usefixtures("tiny")
 def untrained(monkeypatch):
     """Nets that have learned nothing: what follows may not depend on their weights."""
     torch.manual_seed(0)
-    nets = {"features/image": features.build_image().eval(), "features/video": features.build_video().eval()}
+    nets = {
+        "features/image": features.build_image().eval(),
+        "features/video": features.build_video().eval(),
+    }
     monkeypatch.setattr(metrics, "net", nets.__getitem__)
 
 
@@ -28,7 +31,9 @@ def test_features_of_the_image_net_are_the_mean_over_frames():
     net = metrics.net("features/image")
     with torch.no_grad():
         expected = torch.stack([net.features(video[:, :, [f]]) for f in range(16)]).mean(0).double()
-    torch.testing.assert_close(metrics.features("features/image", video), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        metrics.features("features/image", video), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_same_pictures_are_drawn_for_both_arms_and_others_for_another_seed():
@@ -47,7 +52,9 @@ def test_the_power_of_n_is_one_measurement_held_against_two_laws():
 
 
 def test_glass_that_bends_nothing_changes_nothing_and_flicker_is_change():
-    whole, steady, flickering = (metrics._content(arm, 0, 0.01) for arm in ("whole", "steady", "flickering"))
+    whole, steady, flickering = (
+        metrics._content(arm, 0, 0.01) for arm in ("whole", "steady", "flickering")
+    )
     change = "change from frame to frame, times the real"
     assert whole[change] == pytest.approx(1)
     assert steady[change] < 1.2 < flickering[change]
@@ -57,7 +64,9 @@ def test_glass_that_bends_nothing_changes_nothing_and_flicker_is_change():
 def test_collapsed_pictures_keep_their_subjects(monkeypatch):
     """Every collapsed picture is one of its own subject: a net that only knew the subject would notice nothing."""
     seen = []
-    monkeypatch.setattr(metrics, "noise", lambda pictures, std, generator: seen.append(pictures) or pictures)
+    monkeypatch.setattr(
+        metrics, "noise", lambda pictures, std, generator: seen.append(pictures) or pictures
+    )
     metrics._collapse("recall", 0, 0.01)
     clips = metrics.real(4 * metrics.LEAST, 200, 1)
     whole, collapsed = seen
@@ -65,4 +74,6 @@ def test_collapsed_pictures_keep_their_subjects(monkeypatch):
     for picture, subject in zip(collapsed, clips.labels["subject"], strict=True):
         twins = (clips.video == picture).flatten(1).all(1)
         assert (clips.labels["subject"][twins] == subject).all() and twins.any()
-    assert len({tuple(p.flatten()[::97].tolist()) for p in collapsed}) == len(clips.labels["subject"].unique())
+    assert len({tuple(p.flatten()[::97].tolist()) for p in collapsed}) == len(
+        clips.labels["subject"].unique()
+    )

@@ -36,7 +36,11 @@ def test_arms_see_the_same_but_for_the_words(monkeypatch):
     for tower, both in zip(*seen, strict=True):
         assert all(torch.equal(tower[key], both[key]) for key in ("x_t", "target", "frame_index"))
         text, words = tower["encoder_hidden_states"], both["encoder_hidden_states"]
-        assert torch.equal(text[..., :128], words[..., :128]) and not text[..., 128:].any() and words[..., 128:].all()
+        assert (
+            torch.equal(text[..., :128], words[..., :128])
+            and not text[..., 128:].any()
+            and words[..., 128:].all()
+        )
 
 
 class Hears(torch.nn.Module):
@@ -62,7 +66,9 @@ def test_who_hears_is_told_from_who_is_deaf(monkeypatch):
         clips.video[row] = answers[MOTIONS.index(scene.motion)]
 
     def told(prompts):
-        words = [[k for k, name in enumerate(MOTIONS) if f" {name} " in prompt][0] for prompt in prompts]
+        words = [
+            [k for k, name in enumerate(MOTIONS) if f" {name} " in prompt][0] for prompt in prompts
+        ]
         return {"text": torch.tensor(words).float().view(-1, 1, 1).expand(-1, 2, 256)}
 
     monkeypatch.setattr(motion_words.vdm, "told", told)

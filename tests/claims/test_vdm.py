@@ -39,7 +39,9 @@ def test_pictures_are_added_and_nothing_else_changes(monkeypatch):
 
 
 def test_it_is_tested_on_clips_that_it_has_not_seen():
-    scenes = [World(split, seed=seed, **vdm.HOW).sampler for split, seed in (("train", 0), ("test", 1000))]
+    scenes = [
+        World(split, seed=seed, **vdm.HOW).sampler for split, seed in (("train", 0), ("test", 1000))
+    ]
     train, test = ([sampler(index) for index in range(200)] for sampler in scenes)
     assert not set(train) & set(test)
     assert all(part_of(scene.subject, scene.motion) == "seen" for scene in train + test)
@@ -56,7 +58,9 @@ class Watches(torch.nn.Module):
 
     def forward(self, x, t):
         level = level_at(vdm.SCHEDULE, t[:1])
-        wrong = x.diff(dim=2).abs().mean(dim=(1, 2, 3, 4), keepdim=True) if self.order_matters else 0.1
+        wrong = (
+            x.diff(dim=2).abs().mean(dim=(1, 2, 3, 4), keepdim=True) if self.order_matters else 0.1
+        )
         x0 = torch.zeros_like(x) + wrong
         said = estimate("sample", x0, x, level).velocity
         return type("Output", (), {"sample": said})
@@ -66,7 +70,10 @@ def test_who_knows_the_order_tells_a_clip_from_its_shuffle(monkeypatch):
     smooth = torch.linspace(0, 1, 8)[None, None, :, None, None] * torch.ones(40, 3, 8, 4, 4)
     monkeypatch.setattr(vdm, "initial_noise", lambda shape, generator: torch.zeros(shape))
     # both guess the same for all frames: a brighter guess is worse for dark clips
-    told = [vdm.told_apart(Watches(matters), -smooth, torch.Generator().manual_seed(0)) for matters in (True, False)]
+    told = [
+        vdm.told_apart(Watches(matters), -smooth, torch.Generator().manual_seed(0))
+        for matters in (True, False)
+    ]
     assert told[0]["share told apart"] == 1 and told[1]["share told apart"] == 0.5
     assert told[1]["error of the shuffle over that of the clip"] == pytest.approx(1, abs=1e-5)
 
@@ -79,7 +86,9 @@ def test_without_positions_the_two_are_one():
         for name, parameter in model.named_parameters():
             if "temporal" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
-        found = vdm.told_apart(model, vdm._real(7, 0), torch.Generator().manual_seed(0))  # seven: no half of them
+        found = vdm.told_apart(
+            model, vdm._real(7, 0), torch.Generator().manual_seed(0)
+        )  # seven: no half of them
         assert (found["share told apart"] == 0.5) == same
         assert (abs(found["error of the shuffle over that of the clip"] - 1) < 1e-5) == same
 
@@ -124,7 +133,9 @@ def test_a_seam_is_where_a_block_begins(arm, monkeypatch):
 
     def draw(model, prompts, generator, **how):
         asked.update(how)
-        steps = torch.tensor([3.0 if k in (15, 27) else 1.0 if k % 4 == 3 else 0.0 for k in range(39)])
+        steps = torch.tensor(
+            [3.0 if k in (15, 27) else 1.0 if k % 4 == 3 else 0.0 for k in range(39)]
+        )
         line = torch.cat([torch.zeros(1), steps.cumsum(0)])
         return line.view(1, 1, 40, 1, 1).expand(len(prompts), 3, 40, 32, 32) / 100
 
@@ -138,7 +149,9 @@ def test_a_seam_is_where_a_block_begins(arm, monkeypatch):
 
 def test_real_clips_have_no_seams():
     """At 32 frames a second an emoji's picture changes with every fourth frame, at seams and between them alike."""
-    video = World("test", size=32, frames=64, fps=32, seed=1, **vdm.vdm.SCENES).batch(range(24)).video
+    video = (
+        World("test", size=32, frames=64, fps=32, seed=1, **vdm.vdm.SCENES).batch(range(24)).video
+    )
     assert vdm.seams(video) == pytest.approx(1, abs=0.1)
     changes = video.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))[15:]
     assert changes[4::12].mean() > 1.5 * changes[1::4].mean()

@@ -6,7 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+)
 
 from course_lib.diffusion import (
     PREDICTION_TYPES,
@@ -32,7 +37,9 @@ def even_schedule(scheduler, **config):
     """Log-SNR falls evenly over 961 timesteps, from 8 to -8: any divisor of 960 makes even steps."""
     squared = 1 / (1 + np.exp(-np.linspace(8, -8, 961)))
     betas = 1 - squared / np.concatenate([[1.0], squared[:-1]])
-    return scheduler(trained_betas=betas.tolist(), num_train_timesteps=961, timestep_spacing="linspace", **config)
+    return scheduler(
+        trained_betas=betas.tolist(), num_train_timesteps=961, timestep_spacing="linspace", **config
+    )
 
 
 def errors(scheduler, run, counts):
@@ -41,7 +48,10 @@ def errors(scheduler, run, counts):
     start, end = level_at(scheduler, torch.tensor([960])), level_at(scheduler, torch.tensor([0]))
     x = torch.randn(6, 3, generator=rng(5), dtype=torch.float64)
     exact = ode_solution(data, x, start, end)
-    return [(run(optimal_model(data, scheduler), x, steps) - exact).abs().max().item() for steps in counts]
+    return [
+        (run(optimal_model(data, scheduler), x, steps) - exact).abs().max().item()
+        for steps in counts
+    ]
 
 
 def order(found):
@@ -60,7 +70,9 @@ def run_ddim(scheduler):
 def run_euler(scheduler):
     def run(oracle, x, steps):
         start, end = (level_at(scheduler, torch.tensor([t])) for t in (960, 0))
-        scaled = x / start.signal / (start.noise / start.signal)  # sample multiplies by σ at the start
+        scaled = (
+            x / start.signal / (start.noise / start.signal)
+        )  # sample multiplies by σ at the start
         *_, last = sample(oracle, scheduler, scaled.float(), steps=steps + 1, generator=rng())
         return last.x.double() * end.signal
 
@@ -93,7 +105,9 @@ def test_every_sampler_has_its_order_of_convergence(kind):
     assert errors(scheduler, run_solver(scheduler), counts) == pytest.approx(by_ddim, rel=1e-2)
     scheduler = even_schedule(DPMSolverMultistepScheduler, solver_order=2, **SOLVER, **typed)
     by_solver = errors(scheduler, run_solver(scheduler), counts)
-    assert order(by_solver) == pytest.approx([2, 2, 2], abs=0.35) and by_solver[-1] < by_ddim[-1] / 20
+    assert (
+        order(by_solver) == pytest.approx([2, 2, 2], abs=0.35) and by_solver[-1] < by_ddim[-1] / 20
+    )
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -101,7 +115,9 @@ def test_ancestral_sampling_draws_every_datum_as_often(variance):
     data = torch.tensor([[-0.8, -0.8], [0.8, -0.6], [0.0, 0.9], [0.1, 0.0]])
     scheduler = DDPMScheduler(variance_type=variance, prediction_type="v_prediction")
     oracle = optimal_model(finite_data(data), scheduler)
-    *_, last = ddpm(oracle, scheduler, torch.randn(1200, 2, generator=rng(5)), steps=100, generator=rng())
+    *_, last = ddpm(
+        oracle, scheduler, torch.randn(1200, 2, generator=rng(5)), steps=100, generator=rng()
+    )
     distances, nearest = torch.cdist(last.x, data).min(dim=1)
     assert distances.max() < 0.05
     counts = torch.bincount(nearest, minlength=4)

@@ -56,7 +56,9 @@ def test_the_formula_is_that_of_diffusers(scale, rescale, seed):
     conditional, unconditional = draws(2, seed)
     mixed = unconditional + scale * (conditional - unconditional)
     expected = rescale_noise_cfg(mixed, conditional, rescale)
-    torch.testing.assert_close(guide(conditional, unconditional, scale, rescale), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        guide(conditional, unconditional, scale, rescale), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("rescale", [0, 0.7, 1])
@@ -70,7 +72,11 @@ def test_rescaling_brings_the_spread_back(rescale):
     torch.testing.assert_close(at_one, conditional, rtol=1e-10, atol=1e-10)
 
 
-@given(kind=st.sampled_from(PREDICTION_TYPES), other=st.sampled_from(PREDICTION_TYPES), scale=st.floats(0, 10))
+@given(
+    kind=st.sampled_from(PREDICTION_TYPES),
+    other=st.sampled_from(PREDICTION_TYPES),
+    scale=st.floats(0, 10),
+)
 def test_it_does_not_matter_which_form_is_mixed(kind, other, scale):
     x, first, second = draws(3)
     level = Level(torch.tensor([0.6]).double(), torch.tensor([0.8]).double())
@@ -90,7 +96,9 @@ def test_one_forward_pass_holds_both_halves():
     seen_x, seen_t, seen_text = spy.calls[0]
     assert torch.equal(seen_x, torch.cat([x, x])) and torch.equal(seen_t, torch.cat([t, t]))
     assert torch.equal(seen_text, torch.cat([torch.zeros(3, 7, 2), text]))
-    torch.testing.assert_close(found, x + 4 * t.view(-1, 1, 1, 1, 1))  # the prompt says +t, its absence +0
+    torch.testing.assert_close(
+        found, x + 4 * t.view(-1, 1, 1, 1, 1)
+    )  # the prompt says +t, its absence +0
 
 
 def test_without_guidance_the_model_is_called_as_it_is():
@@ -101,12 +109,17 @@ def test_without_guidance_the_model_is_called_as_it_is():
 
 def test_negative_prompts_and_several_conditions():
     (x,), t = draws(1), torch.ones(3)
-    text, negative = torch.ones(3, 7, 2), torch.tensor([0.0, -1.0, -2.0]).view(3, 1, 1).expand(3, 7, 2)
+    text, negative = (
+        torch.ones(3, 7, 2),
+        torch.tensor([0.0, -1.0, -2.0]).view(3, 1, 1).expand(3, 7, 2),
+    )
     found = guided(Spy(), negative, 3)(x, t, text)
     said = (negative + 3 * (text - negative))[:, 0, 0]
     torch.testing.assert_close(found, x + said.view(-1, 1, 1, 1, 1))
     spy = Spy()
-    both = guided(spy, {"text": negative, "fps": torch.zeros(1)}, 3)(x, t, {"text": text, "fps": torch.full((3,), 8.0)})
+    both = guided(spy, {"text": negative, "fps": torch.zeros(1)}, 3)(
+        x, t, {"text": text, "fps": torch.full((3,), 8.0)}
+    )
     torch.testing.assert_close(both, found)
     assert spy.calls[0][2]["fps"].tolist() == [0, 0, 0, 8, 8, 8]
 
@@ -129,7 +142,10 @@ def test_guidance_between_two_gaussians_leads_to_a_third(kind, scale):
 
 def test_two_models_take_turns_and_each_step_is_its_own_models():
     scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False)
-    first, second = (optimal_model(gaussian(torch.tensor(mean), 0.4), scheduler) for mean in ([0.2, -0.3], [-0.1, 0.5]))
+    first, second = (
+        optimal_model(gaussian(torch.tensor(mean), 0.4), scheduler)
+        for mean in ([0.2, -0.3], [-0.1, 0.5])
+    )
     (noise,) = draws(1, shape=(5, 2))
     found = list(ddim(in_turn(first, second, 400), scheduler, noise, steps=10))
     assert {step.t >= 400 for step in found} == {True, False}
@@ -146,7 +162,11 @@ def test_two_models_take_turns_and_each_step_is_its_own_models():
 def test_who_takes_turns_is_told_what_the_caller_told_and_rows_are_not_torn_apart():
     early, late, (x,), text = Spy(), Spy(), draws(1), torch.ones(3, 7, 2)
     both = in_turn(early, late, 500)
-    for t, (asked, other) in ((500.0, (early, late)), (999.0, (early, late)), (499.5, (late, early))):
+    for t, (asked, other) in (
+        (500.0, (early, late)),
+        (999.0, (early, late)),
+        (499.5, (late, early)),
+    ):
         early.calls.clear(), late.calls.clear()
         both(x, torch.full((3,), t), text)
         assert len(asked.calls) == 1 and not other.calls
@@ -178,12 +198,19 @@ def test_each_row_is_dropped_by_its_own_chance(probability):
 # Thresholding
 
 
-@given(ratio=st.floats(0.5, 1), largest=st.floats(1, 4), spread=st.floats(0.1, 5), seed=st.integers(0, 100))
+@given(
+    ratio=st.floats(0.5, 1),
+    largest=st.floats(1, 4),
+    spread=st.floats(0.1, 5),
+    seed=st.integers(0, 100),
+)
 def test_dynamic_thresholding_is_that_of_diffusers(ratio, largest, spread, seed):
     options = {"dynamic_thresholding_ratio": ratio, "sample_max_value": largest}
     x0 = spread * draws(1, seed)[0]
     expected = DDPMScheduler(thresholding=True, **options)._threshold_sample(x0)
-    torch.testing.assert_close(dynamic_threshold(x0, ratio, largest), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        dynamic_threshold(x0, ratio, largest), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_dynamic_thresholding_leaves_what_is_in_range_and_clips_by_rows():
@@ -200,7 +227,9 @@ def test_dynamic_thresholding_leaves_what_is_in_range_and_clips_by_rows():
 def test_a_threshold_of_more_values_than_torch_sorts_for_quantiles():
     x0 = torch.full((1, 2**24 + 2), 0.5)
     x0[:, :3] = 4.0
-    assert dynamic_threshold(x0, 1 - 2 / (2**24 + 1))[0, 3] == 0.125  # the third largest still counts
+    assert (
+        dynamic_threshold(x0, 1 - 2 / (2**24 + 1))[0, 3] == 0.125
+    )  # the third largest still counts
     assert dynamic_threshold(x0, 1 - 3 / (2**24 + 1))[0, 3] == 0.5  # the fourth is one of the many
 
 
@@ -216,7 +245,10 @@ X, TEXT = torch.zeros(SHAPE), torch.zeros(3, 7, 2)
         (lambda: guide(X, X, 2, 1.5), "rescale: expected 0 to 1, got 1.5"),
         (lambda: guided(Spy(), TEXT, -0.5), "scale: expected 0 or more, got -0.5"),
         (lambda: guided(Spy(), TEXT, 1, -1), "rescale: expected 0 to 1, got -1"),
-        (lambda: guided(Spy(), TEXT[:1], 2)(X, X[:, 0, 0, 0, 0], None), "what `empty` is, a tensor, got NoneType"),
+        (
+            lambda: guided(Spy(), TEXT[:1], 2)(X, X[:, 0, 0, 0, 0], None),
+            "what `empty` is, a tensor, got NoneType",
+        ),
         (
             lambda: guided(Spy(), {"text": TEXT}, 2)(X, X[:, 0, 0, 0, 0], {"fps": TEXT, "a": TEXT}),
             "conditioning: expected what `empty` is, a mapping of text, got a mapping of a, fps",
@@ -229,12 +261,18 @@ X, TEXT = torch.zeros(SHAPE), torch.zeros(3, 7, 2)
             lambda: guided(Spy(), TEXT[:1, :5], 2)(X, X[:, 0, 0, 0, 0], TEXT),
             r"equal rows, 1 or 3 and 3 of them, got \(1, 5, 2\) and \(3, 7, 2\)",
         ),
-        (lambda: guided(Spy(), TEXT[:1], 2)(X, X[:, 0, 0, 0, 0], TEXT[:1]), r"got \(1, 7, 2\) and \(1, 7, 2\)"),
+        (
+            lambda: guided(Spy(), TEXT[:1], 2)(X, X[:, 0, 0, 0, 0], TEXT[:1]),
+            r"got \(1, 7, 2\) and \(1, 7, 2\)",
+        ),
         (
             lambda: drop_conditioning(TEXT, TEXT[:2], 0.1, rng()),
             r"empty: expected one row .*, \(7, 2\), got \(2, 7, 2\)",
         ),
-        (lambda: drop_conditioning(TEXT, TEXT[0], 1.2, rng()), "probability: expected 0 to 1, got 1.2"),
+        (
+            lambda: drop_conditioning(TEXT, TEXT[0], 1.2, rng()),
+            "probability: expected 0 to 1, got 1.2",
+        ),
         (lambda: dynamic_threshold(X, 1.1), "ratio: expected 0 to 1, got 1.1"),
         (lambda: dynamic_threshold(X, 0.9, 0.5), "largest: expected at least 1, got 0.5"),
     ],

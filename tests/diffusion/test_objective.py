@@ -69,11 +69,17 @@ def rng(seed=0):
 
 @given(schedule=schedules, zero=st.booleans(), seed=st.integers(0, 1000))
 def test_noising_and_velocity_are_diffusers(schedule, zero, seed):
-    scheduler = DDPMScheduler(**schedule, prediction_type="v_prediction", rescale_betas_zero_snr=zero)
+    scheduler = DDPMScheduler(
+        **schedule, prediction_type="v_prediction", rescale_betas_zero_snr=zero
+    )
     (x0, noise), t = draws(seed), timesteps(seed)
     t[0] = 999  # where a rescaled schedule has no signal
-    torch.testing.assert_close(add_noise(scheduler, x0, noise, t), scheduler.add_noise(x0, noise, t), rtol=0, atol=0)
-    torch.testing.assert_close(target(scheduler, x0, noise, t), scheduler.get_velocity(x0, noise, t), rtol=0, atol=0)
+    torch.testing.assert_close(
+        add_noise(scheduler, x0, noise, t), scheduler.add_noise(x0, noise, t), rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        target(scheduler, x0, noise, t), scheduler.get_velocity(x0, noise, t), rtol=0, atol=0
+    )
 
 
 def test_the_prediction_type_chooses_the_target():
@@ -85,7 +91,9 @@ def test_the_prediction_type_chooses_the_target():
 def test_bfloat16_keeps_the_noise_of_early_timesteps():
     x0, noise = torch.zeros(1, 3, 8, 8).bfloat16(), torch.ones(1, 3, 8, 8).bfloat16()
     t = torch.zeros(1, dtype=torch.long)
-    assert DDPMScheduler().add_noise(x0, noise, t).abs().max() == 0  # alphas_cumprod[0] = 0.9999 is rounded first
+    assert (
+        DDPMScheduler().add_noise(x0, noise, t).abs().max() == 0
+    )  # alphas_cumprod[0] = 0.9999 is rounded first
     assert add_noise(DDPMScheduler(), x0, noise, t).mean().item() == pytest.approx(0.01, rel=0.01)
 
 
@@ -95,7 +103,9 @@ def test_levels_between_timesteps_are_eulers(steps):
     scheduler.set_timesteps(steps)
     assert (scheduler.timesteps % 1 != 0).any() or steps == 10
     level = level_at(scheduler, scheduler.timesteps)
-    torch.testing.assert_close((level.noise / level.signal).float(), scheduler.sigmas[:-1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        (level.noise / level.signal).float(), scheduler.sigmas[:-1], rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
@@ -114,7 +124,10 @@ def test_min_snr_weights_are_those_of_diffusers_scripts(kind):
 @given(schedule=schedules, kind=kinds, seed=st.integers(0, 1000))
 def test_each_form_gives_the_other_two(schedule, kind, seed):
     scheduler = DDPMScheduler(**schedule, prediction_type=kind)
-    (x0, noise), t = draws(seed), timesteps(seed, last=950)  # later the cosine schedule loses more digits
+    (x0, noise), t = (
+        draws(seed),
+        timesteps(seed, last=950),
+    )  # later the cosine schedule loses more digits
     level, x_t = level_at(scheduler, t), add_noise(scheduler, x0, noise, t)
     said = target(scheduler, x0, noise, t)
     found = estimate(kind, said, x_t, level)
@@ -138,7 +151,9 @@ def test_min_snr_makes_one_loss_of_three(schedule, seed, gamma):
         error = (said - target(scheduler, x0, noise, t)).square().flatten(1).mean(1)
         if expected is None:
             expected = snr(scheduler, t).clamp(max=gamma) * (x0 - guess).square().flatten(1).mean(1)
-        torch.testing.assert_close(min_snr_weights(scheduler, t, gamma) * error, expected, rtol=1e-8, atol=0)
+        torch.testing.assert_close(
+            min_snr_weights(scheduler, t, gamma) * error, expected, rtol=1e-8, atol=0
+        )
 
 
 # Zero terminal SNR
@@ -152,7 +167,9 @@ def test_zero_terminal_snr_shifts_and_scales_the_signal(schedule, kind):
     assert ends_without_signal(after) and not ends_without_signal(before)
     old, new = before.alphas_cumprod.double().sqrt(), after.alphas_cumprod.double().sqrt()
     assert new[-1] == 0 and new[0] == pytest.approx(old[0].item(), abs=1e-6)
-    torch.testing.assert_close(new, (old - old[-1]) * old[0] / (old[0] - old[-1]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        new, (old - old[-1]) * old[0] / (old[0] - old[-1]), rtol=0, atol=2e-5
+    )
     assert after.config.timestep_spacing == "trailing" and after.config.prediction_type == kind
     # the last timestep is noise, and the prediction there is about x0 alone
     (x0, noise), last = draws(), torch.full((4,), 999)
@@ -168,7 +185,9 @@ def test_zero_terminal_snr_shifts_and_scales_the_signal(schedule, kind):
 def test_epsilon_is_refused_where_nothing_is_left(scheduler):
     with pytest.raises(ValueError, match="'epsilon' says nothing about x0 where the SNR is 0"):
         zero_terminal_snr(scheduler())
-    rescaled = scheduler(rescale_betas_zero_snr=True)  # Euler and DPM-Solver have 2**-24 there, and no NaN to warn
+    rescaled = scheduler(
+        rescale_betas_zero_snr=True
+    )  # Euler and DPM-Solver have 2**-24 there, and no NaN to warn
     for call in (
         lambda: prediction_type(rescaled),
         lambda: training_example(rescaled, torch.zeros(1, 3, 1, 4, 4), rng()),
@@ -240,7 +259,9 @@ def test_timesteps_may_be_drawn_elsewhere():
     x0, t = torch.randn(4, 3, generator=rng(1)), torch.tensor([0, 999, 5, 5])
     given = training_example(DDPMScheduler(), x0, rng(3), t=t)
     noise = initial_noise(x0.shape, rng(3))
-    assert torch.equal(given.t, t) and torch.equal(given.x_t, add_noise(DDPMScheduler(), x0, noise, t))
+    assert torch.equal(given.t, t) and torch.equal(
+        given.x_t, add_noise(DDPMScheduler(), x0, noise, t)
+    )
     assert torch.equal(given.target, noise)
 
 
@@ -298,30 +319,71 @@ ZERO_V = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=Tr
             lambda: level_at(DDPMScheduler(), torch.tensor([3, 1000])),
             "t: expected timesteps from 0 to 999, got 3 to 1000",
         ),
-        (lambda: level_at(DDPMScheduler(), torch.tensor([-1])), "t: expected timesteps from 0 to 999, got -1 to -1"),
-        (lambda: level_at(FlowMatchEulerDiscreteScheduler(), T), "alphas_cumprod, got FlowMatchEulerDiscreteScheduler"),
-        (lambda: prediction_type(EDMEulerScheduler()), "scheduler: expected one that has alphas_cumprod, got EDMEuler"),
+        (
+            lambda: level_at(DDPMScheduler(), torch.tensor([-1])),
+            "t: expected timesteps from 0 to 999, got -1 to -1",
+        ),
+        (
+            lambda: level_at(FlowMatchEulerDiscreteScheduler(), T),
+            "alphas_cumprod, got FlowMatchEulerDiscreteScheduler",
+        ),
+        (
+            lambda: prediction_type(EDMEulerScheduler()),
+            "scheduler: expected one that has alphas_cumprod, got EDMEuler",
+        ),
         (
             lambda: prediction_type(DDPMScheduler(prediction_type="flow")),
             "of epsilon, sample, v_prediction; got 'flow'",
         ),
-        (lambda: estimate("eps", VIDEO, VIDEO, ONE), "kind: expected one of epsilon, sample, v_prediction; got 'eps'"),
-        (lambda: estimate("sample", VIDEO[:, :, :1], VIDEO, ONE), "prediction: expected the shape of x_t"),
-        (lambda: estimate("epsilon", VIDEO, VIDEO, EMPTY), "'epsilon' says nothing about x0 where the SNR is 0"),
-        (lambda: estimate("sample", VIDEO, VIDEO, CLEAN), "'sample' says nothing about ε where x_t has no noise"),
-        (lambda: estimate("sample", VIDEO, VIDEO, ONE).of("x0"), "kind: expected one of .*; got 'x0'"),
-        (lambda: zero_terminal_snr(PNDMScheduler()), "expected one with rescale_betas_zero_snr, got PNDMScheduler"),
-        (lambda: min_snr_weights(DDPMScheduler(), T, 0), "gamma: expected a positive number, got 0"),
-        (lambda: training_example(ZERO_V, VIDEO, rng(), gamma=5), "gamma: min-SNR never trains the last timestep"),
+        (
+            lambda: estimate("eps", VIDEO, VIDEO, ONE),
+            "kind: expected one of epsilon, sample, v_prediction; got 'eps'",
+        ),
+        (
+            lambda: estimate("sample", VIDEO[:, :, :1], VIDEO, ONE),
+            "prediction: expected the shape of x_t",
+        ),
+        (
+            lambda: estimate("epsilon", VIDEO, VIDEO, EMPTY),
+            "'epsilon' says nothing about x0 where the SNR is 0",
+        ),
+        (
+            lambda: estimate("sample", VIDEO, VIDEO, CLEAN),
+            "'sample' says nothing about ε where x_t has no noise",
+        ),
+        (
+            lambda: estimate("sample", VIDEO, VIDEO, ONE).of("x0"),
+            "kind: expected one of .*; got 'x0'",
+        ),
+        (
+            lambda: zero_terminal_snr(PNDMScheduler()),
+            "expected one with rescale_betas_zero_snr, got PNDMScheduler",
+        ),
+        (
+            lambda: min_snr_weights(DDPMScheduler(), T, 0),
+            "gamma: expected a positive number, got 0",
+        ),
+        (
+            lambda: training_example(ZERO_V, VIDEO, rng(), gamma=5),
+            "gamma: min-SNR never trains the last timestep",
+        ),
         (
             lambda: training_example(ZERO_V, VIDEO, rng(), t=torch.tensor([5])),
             r"t: expected one timestep for each of 2 rows, got \(1,\)",
         ),
-        (lambda: initial_noise(SHAPE, rng(), 1.1), "shared: expected a correlation from 0 to 1, got 1.1"),
-        (lambda: initial_noise((2, 3, 8, 8), rng(), 0.5), r"shape: expected \(b, c, f, h, w\) .*, got \(2, 3, 8, 8\)"),
+        (
+            lambda: initial_noise(SHAPE, rng(), 1.1),
+            "shared: expected a correlation from 0 to 1, got 1.1",
+        ),
+        (
+            lambda: initial_noise((2, 3, 8, 8), rng(), 0.5),
+            r"shape: expected \(b, c, f, h, w\) .*, got \(2, 3, 8, 8\)",
+        ),
         (lambda: offset_noise(VIDEO, -0.1, rng()), "strength: expected 0 or more, got -0.1"),
         (
-            lambda: denoising_loss(VIDEO[:, :, :1], training_example(DDPMScheduler(), VIDEO, rng())),
+            lambda: denoising_loss(
+                VIDEO[:, :, :1], training_example(DDPMScheduler(), VIDEO, rng())
+            ),
             r"prediction: expected the shape of x_t, \(2, 3, 4, 8, 8\), got \(2, 3, 1, 8, 8\)",
         ),
     ],

@@ -35,7 +35,11 @@ from course_lib.diffusion import (
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SHAPE = (2, 3, 2, 4, 4)
-CLIPS = [{"clip_sample": False}, {"clip_sample": True}, {"thresholding": True, "sample_max_value": 1.5}]
+CLIPS = [
+    {"clip_sample": False},
+    {"clip_sample": True},
+    {"thresholding": True, "sample_max_value": 1.5},
+]
 
 
 def model(x, t, conditioning):
@@ -60,7 +64,9 @@ def precise(scheduler):
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     if hasattr(scheduler, "final_alpha_cumprod"):
         to_one = scheduler.config.set_alpha_to_one
-        scheduler.final_alpha_cumprod = torch.ones(()).double() if to_one else scheduler.alphas_cumprod[0]
+        scheduler.final_alpha_cumprod = (
+            torch.ones(()).double() if to_one else scheduler.alphas_cumprod[0]
+        )
     return scheduler
 
 
@@ -73,7 +79,9 @@ def by_hand(scheduler, x, steps, **options):
     scheduler.set_timesteps(steps)
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        result = scheduler.step(model(scheduler.scale_model_input(x, t), t.expand(2), TEXT), t, x, **options)
+        result = scheduler.step(
+            model(scheduler.scale_model_input(x, t), t.expand(2), TEXT), t, x, **options
+        )
         x = result.prev_sample
         yield t.item(), x, result
 
@@ -85,14 +93,18 @@ def limits(scheduler):
 
 # The hand-written samplers
 
-SETTINGS = list(itertools.product(PREDICTION_TYPES, [("leading", 0), ("leading", 1), ("trailing", 0)], CLIPS))
+SETTINGS = list(
+    itertools.product(PREDICTION_TYPES, [("leading", 0), ("leading", 1), ("trailing", 0)], CLIPS)
+)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ddpm_is_diffusers_step_by_step(variance):
     for kind, (spacing, offset), clip in [*SETTINGS, ("epsilon", ("linspace", 0), CLIPS[0])]:
         spaced = {"timestep_spacing": spacing, "steps_offset": offset}
-        scheduler = precise(DDPMScheduler(prediction_type=kind, variance_type=variance, **spaced, **clip))
+        scheduler = precise(
+            DDPMScheduler(prediction_type=kind, variance_type=variance, **spaced, **clip)
+        )
         found = list(ddpm(model, scheduler, noise(), TEXT, steps=10, generator=rng()))
         assert [step.step for step in found] == list(range(1, 11))
         for ours, (t, x, theirs) in zip(found, by_hand(scheduler, noise(), 10), strict=True):
@@ -103,7 +115,11 @@ def test_ddpm_is_diffusers_step_by_step(variance):
         # what follows t > 0 is the estimate itself; diffusers adds noise, of variance beta if that is "fixed_large"
         torch.testing.assert_close(found[-1].x, found[-1].x0, rtol=1e-12, atol=1e-12)
         added = (x - theirs.pred_original_sample).std().item()
-        wanted = (1 - scheduler.alphas_cumprod[t].item()) ** 0.5 if variance == "fixed_large" and t > 0 else 0
+        wanted = (
+            (1 - scheduler.alphas_cumprod[t].item()) ** 0.5
+            if variance == "fixed_large" and t > 0
+            else 0
+        )
         assert added == pytest.approx(wanted, rel=0.4, abs=1e-9)
 
 
@@ -114,7 +130,9 @@ def test_ddim_is_diffusers_step_by_step(eta, to_one):
         spaced = {"timestep_spacing": spacing, "steps_offset": offset, "set_alpha_to_one": to_one}
         scheduler = precise(DDIMScheduler(prediction_type=kind, **spaced, **clip))
         found = ddim(model, scheduler, noise(), TEXT, steps=10, eta=eta, generator=rng())
-        for ours, (t, x, theirs) in zip(found, by_hand(scheduler, noise(), 10, eta=eta), strict=True):
+        for ours, (t, x, theirs) in zip(
+            found, by_hand(scheduler, noise(), 10, eta=eta), strict=True
+        ):
             torch.testing.assert_close(ours.x, x, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(ours.x0, theirs.pred_original_sample, rtol=1e-9, atol=1e-9)
             assert ours.t == t
@@ -124,13 +142,17 @@ def test_ddim_is_diffusers_step_by_step(eta, to_one):
 @pytest.mark.parametrize("sampler", [ddim, sample])
 def test_where_ddim_limits_x0_the_noise_is_what_is_left(sampler, clip):
     """At every step one pair of x0 and ε makes both the x where it began and the x where it led."""
-    scheduler = precise(DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", **clip))
+    scheduler = precise(
+        DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", **clip)
+    )
     x, limit = noise(), scheduler.config.sample_max_value if scheduler.config.thresholding else 1
     steps = list(sampler(model, scheduler, x, TEXT, steps=10, generator=rng()))
     for step, after in zip(steps[:-1], steps[1:], strict=True):
         here, there = (level_at(scheduler, torch.tensor([t])) for t in (step.t, after.t))
         epsilon = (x - here.signal * step.x0) / here.noise
-        torch.testing.assert_close(step.x, there.signal * step.x0 + there.noise * epsilon, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            step.x, there.signal * step.x0 + there.noise * epsilon, rtol=1e-9, atol=1e-9
+        )
         assert not limits(scheduler) or step.x0.abs().max() <= limit
         x = step.x
 
@@ -148,7 +170,9 @@ def test_ddim_as_diffusers_has_it_by_default_is_there_for_the_asking(clip):
 def test_an_untouched_scheduler_in_float32_gives_the_same_to_its_precision():
     for scheduler, sampler in ((DDPMScheduler(), ddpm), (DDIMScheduler(), ddim)):
         found = sampler(model, scheduler, noise(torch.float32), TEXT, steps=20, generator=rng())
-        for ours, (_, x, _) in zip(found, by_hand(scheduler, noise(torch.float32), 20), strict=True):
+        for ours, (_, x, _) in zip(
+            found, by_hand(scheduler, noise(torch.float32), 20), strict=True
+        ):
             assert ours.x.dtype == torch.float32
             torch.testing.assert_close(ours.x, x, rtol=1e-3, atol=1e-4)
 
@@ -167,10 +191,14 @@ def test_ddim_goes_to_the_next_timestep_where_diffusers_goes_elsewhere():
 
 def test_full_noise_and_no_signal_at_once_are_finite():
     scheduler = zero_terminal_snr(DDIMScheduler(prediction_type="v_prediction", clip_sample=False))
-    steps = list(ddim(model, scheduler, noise(torch.float32), TEXT, steps=10, eta=1, generator=rng()))
+    steps = list(
+        ddim(model, scheduler, noise(torch.float32), TEXT, steps=10, eta=1, generator=rng())
+    )
     assert steps[0].t == 999 and all(step.x.isfinite().all() for step in steps)
     scheduler.set_timesteps(10)  # here diffusers takes the root of a rounding error below 0
-    theirs = scheduler.step(noise(torch.float32), 999, noise(torch.float32), eta=1.0, generator=rng()).prev_sample
+    theirs = scheduler.step(
+        noise(torch.float32), 999, noise(torch.float32), eta=1.0, generator=rng()
+    ).prev_sample
     assert theirs.isnan().any()
     with pytest.raises(ValueError, match="eta: with zero terminal SNR expected less than 1"):
         sample(model, scheduler, noise(torch.float32), TEXT, steps=10, generator=rng(), eta=1.0)
@@ -182,7 +210,8 @@ def test_a_model_under_autocast_does_not_coarsen_the_samples(kind):
     half = lambda x, t, text: model(x, t, text).bfloat16()  # noqa: E731
     rounded = lambda x, t, text: half(x, t, text).float()  # noqa: E731
     ends = [
-        [*sample(some, kind(), noise(torch.float32), TEXT, steps=5, generator=rng())][-1] for some in (half, rounded)
+        [*sample(some, kind(), noise(torch.float32), TEXT, steps=5, generator=rng())][-1]
+        for some in (half, rounded)
     ]
     assert ends[0].x.dtype == ends[0].x0.dtype == torch.float32
     assert torch.equal(ends[0].x, ends[1].x)
@@ -197,7 +226,9 @@ def test_the_noise_of_the_steps_can_be_shared_between_frames(sampler):
     def spread(shared):
         x = initial_noise(shape, rng(5), 1)
         scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False)
-        *_, before, _ = sampler(silent, scheduler, x, steps=5, generator=rng(), shared=shared, **options)
+        *_, before, _ = sampler(
+            silent, scheduler, x, steps=5, generator=rng(), shared=shared, **options
+        )
         return ((before.x - before.x.mean(dim=2, keepdim=True)).std() / before.x.std()).item()
 
     assert spread(1) < 1e-5
@@ -217,12 +248,28 @@ SCHEDULERS = [
     (DDPMScheduler, {"timestep_spacing": "trailing"}, {}),
     (DDIMScheduler, {"prediction_type": "v_prediction"}, {"eta": 0.5}),
     (EulerDiscreteScheduler, {}, {}),
-    (EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1, **KARRAS}, {"s_churn": 2.0}),
-    (EulerDiscreteScheduler, {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}, {}),
-    (EulerDiscreteScheduler, {"prediction_type": "v_prediction", "timestep_type": "continuous", **KARRAS}, {}),
+    (
+        EulerDiscreteScheduler,
+        {"timestep_spacing": "leading", "steps_offset": 1, **KARRAS},
+        {"s_churn": 2.0},
+    ),
+    (
+        EulerDiscreteScheduler,
+        {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        {},
+    ),
+    (
+        EulerDiscreteScheduler,
+        {"prediction_type": "v_prediction", "timestep_type": "continuous", **KARRAS},
+        {},
+    ),
     (DPMSolverMultistepScheduler, {}, {}),
     (DPMSolverMultistepScheduler, {"prediction_type": "sample", "solver_order": 3, **KARRAS}, {}),
-    (DPMSolverMultistepScheduler, {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"}, {}),
+    (
+        DPMSolverMultistepScheduler,
+        {"prediction_type": "v_prediction", "algorithm_type": "sde-dpmsolver++"},
+        {},
+    ),
     (DPMSolverMultistepScheduler, {"thresholding": True, "sample_max_value": 1.5}, {}),
     (HeunDiscreteScheduler, {}, {}),
     (UniPCMultistepScheduler, {"prediction_type": "v_prediction"}, {}),
@@ -233,15 +280,24 @@ SCHEDULERS = [
 def test_sample_is_the_loop_of_diffusers(scheduler, config, options):
     x = noise(torch.float32)
     found = list(sample(model, scheduler(**config), x, TEXT, steps=6, generator=rng(), **options))
-    for ours, (t, after, theirs) in zip(found, by_hand(own := scheduler(**config), x, 6, **options), strict=True):
+    for ours, (t, after, theirs) in zip(
+        found, by_hand(own := scheduler(**config), x, 6, **options), strict=True
+    ):
         assert ours.t == t and torch.equal(ours.x, after)
-        x0 = theirs.pred_original_sample if "pred_original_sample" in theirs else own.model_outputs[-1]
+        x0 = (
+            theirs.pred_original_sample
+            if "pred_original_sample" in theirs
+            else own.model_outputs[-1]
+        )
         torch.testing.assert_close(ours.x0, x0, rtol=1e-4, atol=1e-4 * x0.abs().max().item())
 
 
 def test_the_model_sees_unit_variance_and_one_timestep_per_row():
     data = gaussian(torch.zeros(64), 1.0)  # unit variance at every level
-    for scheduler in (EulerDiscreteScheduler(timestep_spacing="leading"), DDIMScheduler(clip_sample=False)):
+    for scheduler in (
+        EulerDiscreteScheduler(timestep_spacing="leading"),
+        DDIMScheduler(clip_sample=False),
+    ):
         oracle, seen = optimal_model(data, scheduler), []
 
         def watched(x, t, conditioning, oracle=oracle, seen=seen):
@@ -249,7 +305,9 @@ def test_the_model_sees_unit_variance_and_one_timestep_per_row():
             seen.append(x.std().item())
             return oracle(x, t, conditioning)
 
-        for _ in sample(watched, scheduler, noise(torch.float32, (50, 64)), steps=20, generator=rng()):
+        for _ in sample(
+            watched, scheduler, noise(torch.float32, (50, 64)), steps=20, generator=rng()
+        ):
             assert torch.is_grad_enabled()
         assert len(seen) == 20 and all(abs(std - 1) < 0.2 for std in seen)
 
@@ -270,7 +328,9 @@ def test_two_samplings_of_one_scheduler_do_not_meet(sampler):
             kept += [step for step in [next(run, None)] if step is not None]
     for expected, found in zip(alone, together, strict=True):
         assert all(torch.equal(a.x, b.x) for a, b in zip(expected, found, strict=True))
-    assert torch.equal(scheduler.alphas_cumprod, table) and torch.equal(scheduler.timesteps, timesteps)
+    assert torch.equal(scheduler.alphas_cumprod, table) and torch.equal(
+        scheduler.timesteps, timesteps
+    )
 
 
 # Refusals
@@ -289,18 +349,51 @@ def begin(sampler, scheduler, **options):
     [
         (lambda: begin(sample, DDIMScheduler(), steps=0), "steps: expected 1 to 1000, got 0"),
         (lambda: begin(ddpm, DDPMScheduler(), steps=1001), "steps: expected 1 to 1000, got 1001"),
-        (lambda: begin(sample, DDPMScheduler(), eta=0.5), "eta: DDPMScheduler.step takes no such option"),
-        (lambda: begin(sample, DDIMScheduler(), return_dict=False), "return_dict: DDIMScheduler.step takes no such"),
-        (lambda: begin(sample, CogVideoXDPMScheduler()), "scheduler: CogVideoXDPMScheduler.step asks for old_pred"),
-        (lambda: begin(sample, UnCLIPScheduler()), "scheduler: UnCLIPScheduler.step asks for prev_timestep"),
-        (lambda: begin(ddpm, DDPMScheduler(), shared=1.5), "shared: expected a correlation from 0 to 1, got 1.5"),
-        (lambda: begin(ddim, DDIMScheduler(), eta=1, shared=-1), "shared: expected a correlation from 0 to 1, got -1"),
+        (
+            lambda: begin(sample, DDPMScheduler(), eta=0.5),
+            "eta: DDPMScheduler.step takes no such option",
+        ),
+        (
+            lambda: begin(sample, DDIMScheduler(), return_dict=False),
+            "return_dict: DDIMScheduler.step takes no such",
+        ),
+        (
+            lambda: begin(sample, CogVideoXDPMScheduler()),
+            "scheduler: CogVideoXDPMScheduler.step asks for old_pred",
+        ),
+        (
+            lambda: begin(sample, UnCLIPScheduler()),
+            "scheduler: UnCLIPScheduler.step asks for prev_timestep",
+        ),
+        (
+            lambda: begin(ddpm, DDPMScheduler(), shared=1.5),
+            "shared: expected a correlation from 0 to 1, got 1.5",
+        ),
+        (
+            lambda: begin(ddim, DDIMScheduler(), eta=1, shared=-1),
+            "shared: expected a correlation from 0 to 1, got -1",
+        ),
         (lambda: begin(ddim, DDIMScheduler(), eta=1.5), "eta: expected 0 to 1, got 1.5"),
-        (lambda: begin(ddim, DDIMScheduler(), eta=0.5, generator=None), "generator: expected one, since eta = 0.5"),
-        (lambda: begin(ddpm, LEARNT), "variance_type of fixed_small or fixed_large, got 'learned_range'"),
-        (lambda: begin(ddim, EulerDiscreteScheduler()), "expected one with integer timesteps, got EulerDiscrete"),
-        (lambda: begin(ddim, DDIMScheduler(rescale_betas_zero_snr=True)), "'epsilon' says nothing about x0"),
-        (lambda: begin(sample, EulerDiscreteScheduler(rescale_betas_zero_snr=True)), "'epsilon' says nothing about x0"),
+        (
+            lambda: begin(ddim, DDIMScheduler(), eta=0.5, generator=None),
+            "generator: expected one, since eta = 0.5",
+        ),
+        (
+            lambda: begin(ddpm, LEARNT),
+            "variance_type of fixed_small or fixed_large, got 'learned_range'",
+        ),
+        (
+            lambda: begin(ddim, EulerDiscreteScheduler()),
+            "expected one with integer timesteps, got EulerDiscrete",
+        ),
+        (
+            lambda: begin(ddim, DDIMScheduler(rescale_betas_zero_snr=True)),
+            "'epsilon' says nothing about x0",
+        ),
+        (
+            lambda: begin(sample, EulerDiscreteScheduler(rescale_betas_zero_snr=True)),
+            "'epsilon' says nothing about x0",
+        ),
         (
             lambda: begin(sample, DDIMScheduler(timestep_spacing="trailing"), steps=61),
             "steps: with 61, DDIMScheduler visits timesteps -1 to 999, not 0 to 999",
@@ -317,5 +410,7 @@ def test_bad_input_is_refused_by_the_call(call, message):
 
 
 def test_a_model_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"prediction: expected the shape of x_t, .*, got \(2, 3, 1, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"prediction: expected the shape of x_t, .*, got \(2, 3, 1, 4, 4\)"
+    ):
         next(ddim(lambda x, t, c: x[:, :, :1], DDIMScheduler(), X, steps=2))

@@ -49,7 +49,7 @@ def lesson(tmp_path, monkeypatch):
     importlib.invalidate_caches()
     monkeypatch.setattr(engine, "_progress", {})
     yield
-    sys.modules.pop("course_lib.lab.checks.lesson_98", None)
+    sys.modules.pop("course_lib.exercises.lesson_98", None)
 
 
 @pytest.fixture
@@ -72,15 +72,22 @@ def test_right_says_what_was_proved(shown):
 def test_a_value_is_as_good_as_a_function_and_html_is_escaped(shown):
     checks.check("98.2", 42)
     bundle = shown[0]._repr_mimebundle_()
-    assert "✔ Exercise 98.2: right" in bundle["text/html"] and "&lt;b&gt;really" in bundle["text/html"]
+    assert (
+        "✔ Exercise 98.2: right" in bundle["text/html"] and "&lt;b&gt;really" in bundle["text/html"]
+    )
     assert bundle["text/plain"] == repr(shown[0])
 
 
 def test_wrong_says_what_is_right_and_what_is_not(shown):
     checks.check("98.1", lambda x: x + 1)
     text = repr(shown[0])
-    assert text.startswith("✘ Exercise 98.1: not right yet\n  ✔ ones are doubled\n  double(x) (input: tensor")
-    assert "It differs first at index (0,): got 1, expected 0" in text and 'Stuck? hint("98.1")' in text
+    assert text.startswith(
+        "✘ Exercise 98.1: not right yet\n  ✔ ones are doubled\n  double(x) (input: tensor"
+    )
+    assert (
+        "It differs first at index (0,): got 1, expected 0" in text
+        and 'Stuck? hint("98.1")' in text
+    )
 
 
 def test_stub_is_not_an_attempt(shown):
@@ -103,7 +110,9 @@ def test_an_error_shows_the_students_own_line_and_the_input(shown):
 
     checks.check("98.1", attempt)
     text = repr(shown[0])
-    assert text.startswith("⚠ Exercise 98.1: stopped with an error\n  RuntimeError: The size of tensor a (3)")
+    assert text.startswith(
+        "⚠ Exercise 98.1: stopped with an error\n  RuntimeError: The size of tensor a (3)"
+    )
     assert "return x + wide" in text and "in attempt, line" in text
     assert "The input was: tensor of shape (2, 3), float32." in text
 
@@ -129,7 +138,9 @@ def test_torchs_own_not_implemented_is_an_error(shown):
     assert repr(shown[0]).startswith("⚠") and "not implemented for 'Int'" in repr(shown[0])
 
 
-@pytest.mark.parametrize("attempt", [3, "text", lambda: 1, lambda x: None, lambda x: 1 / 0, torch.nn.Conv2d, object()])
+@pytest.mark.parametrize(
+    "attempt", [3, "text", lambda: 1, lambda x: None, lambda x: 1 / 0, torch.nn.Conv2d, object()]
+)
 def test_nothing_a_student_passes_raises(shown, attempt):
     checks.check("98.1", attempt)
     assert repr(shown[0])[0] in "✘⚠"
@@ -199,13 +210,17 @@ def test_report_before_anything_is_done_lists_every_lesson(shown):
 def test_unknown_ids_are_the_authors_mistake():
     with pytest.raises(ValueError, match="there is no exercise '98.7'; this lesson has 98.1, 98.2"):
         checks.check("98.7", double)
-    with pytest.raises(ValueError, match=r"lesson 97 has no exercises; lessons with exercises: \[.*98\]"):
+    with pytest.raises(
+        ValueError, match=r"lesson 97 has no exercises; lessons with exercises: \[.*98\]"
+    ):
         checks.hint("97.1")
     with pytest.raises(ValueError, match="an exercise's id reads like \"3.2\"; got 'two'"):
         checks.solution("two")
 
 
-@pytest.mark.parametrize(("id", "difficulty", "message"), [("x", 1, "read like 3.2; got 'x'"), ("1.1", 6, "got 6")])
+@pytest.mark.parametrize(
+    ("id", "difficulty", "message"), [("x", 1, "read like 3.2; got 'x'"), ("1.1", 6, "got 6")]
+)
 def test_a_badly_declared_exercise_is_refused(id, difficulty, message):
     with pytest.raises(ValueError, match=message):
         checks.Exercise(id, "t", 1, difficulty, list, (), "")

@@ -23,4 +23,6 @@ def test_largest_sets_the_scale():
     flow = torch.tensor([3.0, 0.0]).view(1, 2, 1, 1)
     torch.testing.assert_close(flow_colours(flow, 3), flow_colours(flow))
     assert flow_colours(flow, 30).float().mean() > flow_colours(flow, 3).float().mean()  # paler
-    torch.testing.assert_close(flow_colours(10 * flow, 3), flow_colours(flow, 3))  # beyond: full, not wrapped
+    torch.testing.assert_close(
+        flow_colours(10 * flow, 3), flow_colours(flow, 3)
+    )  # beyond: full, not wrapped

@@ -15,7 +15,9 @@ def draw(alt):
 
 
 def lesson(tmp_path, *code):
-    intro = new_markdown_cell("# 01 · Still <life>\n\nA *clip* is a [stack](x.md) of frames. And more.")
+    intro = new_markdown_cell(
+        "# 01 · Still <life>\n\nA *clip* is a [stack](x.md) of frames. And more."
+    )
     notebook = new_notebook(cells=[intro, *map(new_code_cell, code)])
     notebook.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {}}
     notebook.cells[0].metadata = {"tags": ["kept"], "scrolled": True}
@@ -32,7 +34,9 @@ def test_in_place_run_saves_a_clean_notebook_with_static_widgets(tmp_path, monke
     saved = json.loads(path.read_text())
     code = saved["cells"][1:]
     assert [cell["execution_count"] for cell in code] == [1, 2, 3]
-    assert code[0]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["a\n", "1 True\n"]}]
+    assert code[0]["outputs"] == [
+        {"name": "stdout", "output_type": "stream", "text": ["a\n", "1 True\n"]}
+    ]
     assert code[2]["outputs"][0]["data"]["text/plain"] == ["2"]
     assert set(saved["metadata"]) == {"kernelspec", "language_info"}
     assert saved["metadata"]["kernelspec"]["name"] == "python3"

@@ -18,7 +18,9 @@ from course_lib.lab.inputs import checked_clips, checked_images, to_numpy
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
 )  # fmt: skip
 def test_any_size_and_float_dtype(b, c, f, h, w, dtype):
-    video = (torch.rand(b, c, f, h, w, generator=torch.Generator().manual_seed(f)) * 2 - 1).to(dtype)
+    video = (torch.rand(b, c, f, h, w, generator=torch.Generator().manual_seed(f)) * 2 - 1).to(
+        dtype
+    )
     colours = checked_clips(video.requires_grad_())
     expected = ((video.detach().float() + 1) * 127.5).round().to(torch.uint8).expand(b, 3, f, h, w)
     np.testing.assert_array_equal(colours, expected.permute(0, 2, 3, 4, 1).numpy())
@@ -37,15 +39,30 @@ def test_the_ends_of_the_range():
 
 
 BAD_CLIPS = {
-    "an image": ((3, 8, 8), r"got video of shape \(3, 8, 8\), float32.*use show_images\(image\[None\]\)"),
+    "an image": (
+        (3, 8, 8),
+        r"got video of shape \(3, 8, 8\), float32.*use show_images\(image\[None\]\)",
+    ),
     "six axes": (
         (1, 1, 3, 2, 8, 8),
         r"expected one clip \(c, f, h, w\) or clips .* got .*\(1, 1, 3, 2, 8, 8\)",
     ),
-    "frames first": ((2, 16, 3, 8, 8), r"looks like \(b, f, c, h, w\); use video.permute\(0, 2, 1, 3, 4\)"),
-    "frames first, one clip": ((16, 3, 8, 8), r"looks like \(f, c, h, w\); use video.permute\(1, 0, 2, 3\)"),
-    "channels last": ((2, 16, 8, 8, 3), r"looks like \(b, f, h, w, c\); use video.permute\(0, 4, 1, 2, 3\)"),
-    "latents": ((2, 4, 16, 8, 8), r"with 1 or 3 channels; got video of shape \(2, 4, 16, 8, 8\), .* 0$"),
+    "frames first": (
+        (2, 16, 3, 8, 8),
+        r"looks like \(b, f, c, h, w\); use video.permute\(0, 2, 1, 3, 4\)",
+    ),
+    "frames first, one clip": (
+        (16, 3, 8, 8),
+        r"looks like \(f, c, h, w\); use video.permute\(1, 0, 2, 3\)",
+    ),
+    "channels last": (
+        (2, 16, 8, 8, 3),
+        r"looks like \(b, f, h, w, c\); use video.permute\(0, 4, 1, 2, 3\)",
+    ),
+    "latents": (
+        (2, 4, 16, 8, 8),
+        r"with 1 or 3 channels; got video of shape \(2, 4, 16, 8, 8\), .* 0$",
+    ),
     "empty": ((0, 3, 2, 8, 8), r"nothing to show; got video of shape \(0, 3, 2, 8, 8\)"),
     "no frame": ((3, 0, 8, 8), r"nothing to show"),
 }
@@ -70,7 +87,10 @@ BAD_VALUES = {
         r"\(tolerance 0.001\); got .*from -1.2 to -1.2: .*video.clamp\(-1, 1\)",
     ),
     "just beyond": (torch.tensor(1.002), r"expected values in \[-1, 1\]"),
-    "nan": (torch.tensor(torch.nan), r"192 of 192 values that are NaN or infinite; .* no finite value"),
+    "nan": (
+        torch.tensor(torch.nan),
+        r"192 of 192 values that are NaN or infinite; .* no finite value",
+    ),
     "infinite": (torch.tensor(torch.inf), r"values that are NaN or infinite"),
 }
 

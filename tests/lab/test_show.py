@@ -86,7 +86,9 @@ def test_four_canonical_clips_stay_small(shown):
         torch.where((x - t / 10 + 0.7) ** 2 + y**2 < 0.15, 0.5 * x * y, 0.6 * y) for t in range(16)
     ]  # a shaded ball crosses a gradient
     clip = torch.stack(frames).expand(3, -1, -1, -1)
-    show.show_video(torch.stack([clip, clip.flip(1), -clip, clip * 0.5]), ["a ball moving right"] * 4)
+    show.show_video(
+        torch.stack([clip, clip.flip(1), -clip, clip * 0.5]), ["a ball moving right"] * 4
+    )
     assert len(shown[0].data) < 90_000 and len(shown[1].data) < 40_000
 
 
@@ -193,5 +195,7 @@ def test_bars(shown):
 
 @pytest.mark.parametrize("bar", [(0.5, 0.6, 0.7), (1, 2), (0.5, 0.4, float("inf"))])
 def test_bad_bars_are_refused(shown, bar):
-    with pytest.raises(ValueError, match="bar 'a' must be a number or .* with low <= value <= high; got"):
+    with pytest.raises(
+        ValueError, match="bar 'a' must be a number or .* with low <= value <= high; got"
+    ):
         show.show_bars({"a": bar}, "accuracy")

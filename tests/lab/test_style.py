@@ -15,7 +15,11 @@ def restore():
 
 def test_every_figure_is_opaque_and_readable():
     style.use()
-    assert to_rgb(plt.rcParams["figure.facecolor"]) == to_rgb(plt.rcParams["axes.facecolor"]) == (1, 1, 1)
+    assert (
+        to_rgb(plt.rcParams["figure.facecolor"])
+        == to_rgb(plt.rcParams["axes.facecolor"])
+        == (1, 1, 1)
+    )
     assert not plt.rcParams["savefig.transparent"]
     width = plt.rcParams["figure.figsize"][0] * plt.rcParams["savefig.dpi"]
     assert width <= 720  # GitHub shrinks what is wider
@@ -28,5 +32,13 @@ def test_curves_differ_in_more_than_colour():
     cycle = list(plt.rcParams["axes.prop_cycle"])
     assert len({entry["color"] for entry in cycle}) == len(cycle) == 7
     assert all(a["linestyle"] != b["linestyle"] for a, b in zip(cycle, cycle[1:], strict=False))
-    named = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE, style.ORANGE, style.SKY, style.BLACK)
+    named = (
+        style.BLUE,
+        style.VERMILION,
+        style.GREEN,
+        style.PURPLE,
+        style.ORANGE,
+        style.SKY,
+        style.BLACK,
+    )
     assert [to_rgb(entry["color"]) for entry in cycle] == [to_rgb(name) for name in named]

@@ -63,7 +63,12 @@ def test_figures_are_shown_in_their_place_and_closed(shown):
     plt.close("all")  # what other tests of this process have left open
     widgets.explore(lambda n: plt.figure(), n=(1, 2))
     widgets.explore(lambda n: plt.figure() and None, n=(1, 2))
-    assert [repr(thing) for thing in shown] == ["n = 1", "[picture: n = 1]", "n = 2", "[picture: n = 2]"] * 2
+    assert [repr(thing) for thing in shown] == [
+        "n = 1",
+        "[picture: n = 1]",
+        "n = 2",
+        "[picture: n = 2]",
+    ] * 2
     assert plt.get_fignums() == []
 
 
@@ -75,7 +80,9 @@ def test_clips_of_different_length_are_shown_one_by_one(shown):
     ]
 
 
-@pytest.mark.parametrize("choice", [3, "abc", [], (1,), (2, 1), (1, 2, 0), ("a", "b"), (True, False), None])
+@pytest.mark.parametrize(
+    "choice", [3, "abc", [], (1,), (2, 1), (1, 2, 0), ("a", "b"), (True, False), None]
+)
 def test_a_choice_that_is_none_is_named(choice):
     with pytest.raises(ValueError, match="size must be a bool, a list with entries"):
         widgets.explore(print, size=choice)

@@ -16,7 +16,9 @@ class Brightness(ClipMeans):
     """Two numbers per clip, the smallest metric there can be."""
 
     def __init__(self):
-        super().__init__({"mean": "brightness_mean[test]", "top": "brightness_max[test]"}, {"top": "cd"})
+        super().__init__(
+            {"mean": "brightness_mean[test]", "top": "brightness_max[test]"}, {"top": "cd"}
+        )
 
     def update(self, video):
         self._keep(mean=video.mean(dim=1), top=video.amax(dim=1))

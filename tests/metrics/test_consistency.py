@@ -23,7 +23,8 @@ def by_hand(frames):
         "all_pairs": sum(cosine(frames[i], frames[j]) for i, j in pairs) / len(pairs),
         "consecutive": sum(cosine(frames[t - 1], frames[t]) for t in steps) / len(steps),
         "vbench": sum(
-            (max(cosine(frames[t - 1], frames[t]), 0) + max(cosine(frames[0], frames[t]), 0)) / 2 for t in steps
+            (max(cosine(frames[t - 1], frames[t]), 0) + max(cosine(frames[0], frames[t]), 0)) / 2
+            for t in steps
         )
         / len(steps),
     }
@@ -45,7 +46,9 @@ def test_each_definition_equals_its_loop(seed, count):
     found = frame_consistency(frames)
     for clip in range(len(frames)):
         expected = by_hand(frames[clip])
-        assert {key: float(values[clip]) for key, values in found.items()} == pytest.approx(expected, abs=1e-12)
+        assert {key: float(values[clip]) for key, values in found.items()} == pytest.approx(
+            expected, abs=1e-12
+        )
 
 
 def test_closed_form_of_a_steady_turn():
@@ -57,7 +60,9 @@ def test_closed_form_of_a_steady_turn():
     assert found["all_pairs"] == pytest.approx(pairs, abs=1e-12)
     first = sum(math.cos(lag * angle) for lag in lags) / len(lags)
     assert found["vbench"] == pytest.approx((math.cos(angle) + first) / 2, abs=1e-12)
-    assert found["consecutive"] > found["vbench"] > found["all_pairs"]  # motion drives distant frames apart
+    assert (
+        found["consecutive"] > found["vbench"] > found["all_pairs"]
+    )  # motion drives distant frames apart
 
 
 def test_a_frozen_video_is_perfect_by_all_three():
@@ -84,12 +89,16 @@ def test_only_vbench_clips_what_is_opposite():
 def test_two_frames_leave_no_room_for_definitions():
     found = frame_consistency(rotating(0.7, 2))
     assert set(found) == {"all_pairs", "consecutive", "vbench"}
-    assert [float(value) for value in found.values()] == pytest.approx([math.cos(0.7)] * 3, abs=1e-12)
+    assert [float(value) for value in found.values()] == pytest.approx(
+        [math.cos(0.7)] * 3, abs=1e-12
+    )
 
 
 def test_the_length_of_an_embedding_does_not_matter():
     frames = random_frames(3)
-    longer = frame_consistency(frames * torch.rand(3, 5, 1, generator=torch.Generator().manual_seed(0)).add(0.1))
+    longer = frame_consistency(
+        frames * torch.rand(3, 5, 1, generator=torch.Generator().manual_seed(0)).add(0.1)
+    )
     for key, values in frame_consistency(frames).items():
         assert torch.allclose(values, longer[key])
 
@@ -132,7 +141,11 @@ def test_it_takes_a_network_and_refuses_one_in_training_mode():
         (videos()[0], pixels, r"video: expected \(b, c, f, h, w\)"),
         (videos() * 3, pixels, r"video: expected values in \[-1, 1\]"),
         (videos(), lambda images: images, r"encoder\(video\): expected \(n, d\)"),
-        (videos(), lambda images: pixels(images)[::2], r"encoder\(video\): expected 20 rows, got 10"),
+        (
+            videos(),
+            lambda images: pixels(images)[::2],
+            r"encoder\(video\): expected 20 rows, got 10",
+        ),
         (videos(), lambda images: 0 * pixels(images), "expected embeddings with a direction"),
     ],
 )

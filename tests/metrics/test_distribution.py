@@ -50,7 +50,9 @@ def small_blocks(monkeypatch):
 def test_kid_is_that_of_torchmetrics(degree, coef, gamma, small_blocks):
     x, y = draws(30, 5), draws(30, 5, 1) * 1.5
     expected = poly_mmd(x, y, degree, gamma, coef).item()
-    assert kernel_distance(x, y, degree=degree, coef=coef, gamma=gamma) == pytest.approx(expected, rel=1e-12)
+    assert kernel_distance(x, y, degree=degree, coef=coef, gamma=gamma) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_the_published_values_of_jedi():
@@ -68,12 +70,15 @@ def test_sets_of_two_sizes_by_hand(small_blocks):
         return ((a @ b).item() / 3 + 1) ** 3
 
     within = [
-        sum(kernel(a, b) for a in z for b in z if a is not b) / (len(z) * (len(z) - 1)) for z in map(list, (x, y))
+        sum(kernel(a, b) for a in z for b in z if a is not b) / (len(z) * (len(z) - 1))
+        for z in map(list, (x, y))
     ]
     between = sum(kernel(a, b) for a in x for b in y) / 24
     assert kernel_distance(x, y) == pytest.approx(sum(within) - 2 * between, rel=1e-12)
     within = [sum(kernel(a, b) for a in z for b in z) / len(z) ** 2 for z in (x, y)]
-    assert kernel_distance(x, y, unbiased=False) == pytest.approx(sum(within) - 2 * between, rel=1e-12)
+    assert kernel_distance(x, y, unbiased=False) == pytest.approx(
+        sum(within) - 2 * between, rel=1e-12
+    )
 
 
 def test_equal_sets():
@@ -108,7 +113,10 @@ def test_the_mean_over_many_subsets_is_the_distance_of_all():
 def brute_force(samples, manifold, k):
     """Share of samples within a ball of the manifold, one pair at a time."""
     radii = [sorted((a - b).norm().item() for b in manifold)[k] for a in manifold]
-    hit = [any((s - a).norm().item() <= radius for a, radius in zip(manifold, radii, strict=True)) for s in samples]
+    hit = [
+        any((s - a).norm().item() <= radius for a, radius in zip(manifold, radii, strict=True))
+        for s in samples
+    ]
     return sum(hit) / len(hit)
 
 
@@ -127,7 +135,9 @@ def test_what_the_two_numbers_mean():
     few = x[:5].repeat(10, 1) + 0.01 * draws(50, 4, 1)
     precision, recall = precision_recall(x, few)
     assert precision == 1 and recall < 0.1
-    precision, recall = precision_recall(x, 3 * draws(400, 4, 2))  # covers everything, with much else
+    precision, recall = precision_recall(
+        x, 3 * draws(400, 4, 2)
+    )  # covers everything, with much else
     assert precision < 0.6 and recall > 0.9
 
 
@@ -149,7 +159,9 @@ def test_perfect_samples_score_the_number_of_classes_and_less_in_small_splits():
     assert inception_score(one_hot(200)).tolist() == pytest.approx([10], rel=1e-12)
     in_ten = inception_score(one_hot(200), splits=10)
     assert len(in_ten) == 10 and in_ten.mean().item() == pytest.approx(8.0, abs=0.4)
-    means = [inception_score(one_hot(200), splits=10, seed=seed).mean().item() for seed in range(30)]
+    means = [
+        inception_score(one_hot(200), splits=10, seed=seed).mean().item() for seed in range(30)
+    ]
     assert sum(means) / 30 == pytest.approx(7.997, abs=0.2)
 
 
@@ -169,7 +181,9 @@ def test_inception_score_is_that_of_torchmetrics(splits):
         torch.manual_seed(3)
         mean, std = theirs.compute()
     assert scores["mean"].value == pytest.approx(mean.item(), rel=1e-6)
-    assert scores["mean"].name == ("inception_score_1split[flat]" if splits == 1 else "inception_score_4splits[flat]")
+    assert scores["mean"].name == (
+        "inception_score_1split[flat]" if splits == 1 else "inception_score_4splits[flat]"
+    )
     if splits > 1:  # theirs has ddof 1
         assert scores["std"].value * (4 / 3) ** 0.5 == pytest.approx(std.item(), rel=1e-6)
         assert scores["std"].name == "inception_score_4splits_std_ddof0[flat]"
@@ -230,14 +244,20 @@ def test_one_pass_serves_all():
         (lambda x: kernel_distance(x, x * math.nan), "generated: expected finite"),
         (lambda x: kernel_distance(x, x, degree=0), "degree: expected at least 1, got 0"),
         (lambda x: kernel_distance_subsets(x, x), "real: samples: expected at least 1000, got 20"),
-        (lambda x: kernel_distance_subsets(x, x, size=5, subsets=0), "subsets: expected at least 1, got 0"),
+        (
+            lambda x: kernel_distance_subsets(x, x, size=5, subsets=0),
+            "subsets: expected at least 1, got 0",
+        ),
         (lambda x: precision_recall(x, x[:3]), "generated: samples: expected at least 4, got 3"),
         (lambda x: precision_recall(x, x, k=0), "k: expected at least 1, got 0"),
         (lambda x: inception_score(x, splits=11), "logits: samples: expected at least 22, got 20"),
         (lambda x: inception_score(x, splits=0), "splits: expected at least 1, got 0"),
         (lambda x: inception_score(x[0]), r"logits: expected \(n, d\)"),
         (lambda x: InceptionScore(flat, "flat", splits=0), "splits: expected at least 1, got 0"),
-        (lambda x: InceptionScore(nn.Flatten(), "flat"), "net: expected a network in evaluation mode"),
+        (
+            lambda x: InceptionScore(nn.Flatten(), "flat"),
+            "net: expected a network in evaluation mode",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from course_lib.metrics import FrechetDistance, external, frame_features, i3d_features, inception_features
+from course_lib.metrics import (
+    FrechetDistance,
+    external,
+    frame_features,
+    i3d_features,
+    inception_features,
+)
 
 
 class FakeI3D(nn.Module):
@@ -16,10 +22,14 @@ class FakeI3D(nn.Module):
         super().__init__()
         self.drop = nn.Dropout()
 
-    def forward(self, x, rescale: bool = False, resize: bool = False, return_features: bool = False):
+    def forward(
+        self, x, rescale: bool = False, resize: bool = False, return_features: bool = False
+    ):
         if x.dtype != torch.uint8:
             return torch.zeros(x.shape[0], 3)
-        return self.drop(x.float().mean((3, 4))[:, :, 0] * float(rescale and resize and return_features))
+        return self.drop(
+            x.float().mean((3, 4))[:, :, 0] * float(rescale and resize and return_features)
+        )
 
 
 @pytest.fixture
@@ -58,7 +68,12 @@ def inception_file(tmp_path, monkeypatch):
 def test_bytes_are_the_nearest():
     every = torch.arange(256)
     assert torch.equal(external.to_bytes(every / 127.5 - 1), every.to(torch.uint8))
-    assert external.to_bytes(torch.tensor([-1.0005, 1.0005, 0.0, -0.0079])).tolist() == [0, 255, 128, 126]
+    assert external.to_bytes(torch.tensor([-1.0005, 1.0005, 0.0, -0.0079])).tolist() == [
+        0,
+        255,
+        128,
+        126,
+    ]
 
 
 def test_i3d_gets_bytes_and_does_the_rest(i3d_file):
@@ -88,7 +103,9 @@ def test_what_i3d_cannot_take_is_refused(i3d_file, shape, message):
 def test_inception_gets_bytes_and_no_antialiasing(inception_file):
     net = inception_features(inception_file)
     made = FakeInception.last
-    assert made.made == ("inception-v3-compat", ["2048"], str(inception_file)) and made.options == {"antialias": False}
+    assert made.made == ("inception-v3-compat", ["2048"], str(inception_file)) and made.options == {
+        "antialias": False
+    }
     images = torch.rand(2, 3, 5, 5) * 2 - 1
     assert net(images).shape == (2, 2048)
     assert torch.equal(made.fed, external.to_bytes(images))
@@ -116,5 +133,7 @@ def test_a_file_with_code_in_it_is_not_run(inception_file, tmp_path):
     ],
 )
 def test_a_missing_file_says_what_it_would_be(load, what, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"path: expected .*{what}.*there is no file .*absent.pt"):
+    with pytest.raises(
+        FileNotFoundError, match=f"path: expected .*{what}.*there is no file .*absent.pt"
+    ):
         load(tmp_path / "absent.pt")

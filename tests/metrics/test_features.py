@@ -53,7 +53,9 @@ def test_features_are_float64_without_gradient():
     torch.testing.assert_close(found, net(video).double().detach(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("wrap", [frame_features, mean_frame_features, lambda net: FeatureBank(net, "x")])
+@pytest.mark.parametrize(
+    "wrap", [frame_features, mean_frame_features, lambda net: FeatureBank(net, "x")]
+)
 def test_a_net_in_training_mode_is_refused_at_once(wrap):
     with pytest.raises(ValueError, match="net: expected a network in evaluation mode"):
         wrap(nn.Flatten())
@@ -62,7 +64,10 @@ def test_a_net_in_training_mode_is_refused_at_once(wrap):
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (lambda video: video.mean(dim=(1, 2, 3, 4)), r"net\(video\): expected \(n, d\).*got shape \(6,\)"),
+        (
+            lambda video: video.mean(dim=(1, 2, 3, 4)),
+            r"net\(video\): expected \(n, d\).*got shape \(6,\)",
+        ),
         (lambda video: means(video) / 0, r"net\(video\): expected finite values"),
         (lambda video: means(video).long(), r"net\(video\): expected floating point"),
         (nn.Flatten(), "net: expected a network in evaluation mode"),

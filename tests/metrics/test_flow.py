@@ -26,7 +26,10 @@ def texture(size=64, seed=0, frames=2, step=(1.5, -0.75)):
     y = torch.arange(size, dtype=torch.float64)[None, :, None]
     t = torch.arange(frames, dtype=torch.float64)[:, None, None]
     picture = sum(
-        torch.sin((a - 0.5) * 0.9 * (x - step[0] * t) + (b - 0.5) * 0.9 * (y - step[1] * t) + 6.3 * phase) * height
+        torch.sin(
+            (a - 0.5) * 0.9 * (x - step[0] * t) + (b - 0.5) * 0.9 * (y - step[1] * t) + 6.3 * phase
+        )
+        * height
         for a, b, phase, height in waves.tolist()
     )
     return (picture / 12)[None, None].expand(1, 3, -1, -1, -1)
@@ -58,7 +61,11 @@ def test_warp_brings_the_next_frame_back():
 
 
 def moving(**options):
-    scenes = [Scene("tiger", "moving right", "sea", 3), Scene("fish", "spinning", "grass", 4), Scene("pig", "growing")]
+    scenes = [
+        Scene("tiger", "moving right", "sea", 3),
+        Scene("fish", "spinning", "grass", 4),
+        Scene("pig", "growing"),
+    ]
     return render(scenes, frames=5, frozen=True, **options)
 
 
@@ -94,7 +101,9 @@ def visible_by_hand(forward, backward):
     h, w = forward.shape[1:]
     rows, columns = np.mgrid[:h, :w]
     where = [rows + forward[1], columns + forward[0]]
-    back = np.stack([ndimage.map_coordinates(part, where, order=1, mode="nearest") for part in backward])
+    back = np.stack(
+        [ndimage.map_coordinates(part, where, order=1, mode="nearest") for part in backward]
+    )
     seen = np.ones((h, w), bool)
     for y in range(h):
         for x in range(w):
@@ -111,7 +120,10 @@ def visible_by_hand(forward, backward):
 def test_visible_equals_its_loop(scale):
     fields = ndimage.gaussian_filter(noise(2, 2, 2, 12, 15, seed=5).numpy(), (0, 0, 0, 3, 3))
     fields = scale * (fields + [[[[0.5]], [[-0.3]]]])  # a flow with a direction of its own
-    forward, backward = torch.from_numpy(fields[0])[:, :, None], torch.from_numpy(-0.9 * fields[0])[:, :, None]
+    forward, backward = (
+        torch.from_numpy(fields[0])[:, :, None],
+        torch.from_numpy(-0.9 * fields[0])[:, :, None],
+    )
     backward = backward + 0.3 * torch.from_numpy(fields[1])[:, :, None]
     found = visible(forward, backward)
     assert found.shape == (2, 1, 1, 12, 15) and found.dtype == torch.bool
@@ -149,9 +161,9 @@ def test_both_flows_are_there_and_back():
 
 
 def test_an_estimate_comes_near_the_truth_of_the_world():
-    clips = World("test", part="all", seed=5, frozen=True, frames=3, motions=["moving left", "moving down"]).batch(
-        range(4)
-    )
+    clips = World(
+        "test", part="all", seed=5, frozen=True, frames=3, motions=["moving left", "moving down"]
+    ).batch(range(4))
     inside = clips.mask[:, 0, :-1]
     missed = (estimate_flow(clips.video) - clips.flow).norm(dim=1)[inside].median()
     assert missed < 0.25 * clips.flow.norm(dim=1)[inside].median()
@@ -181,7 +193,9 @@ def test_estimates_refuse(video, method, message):
 
 def test_a_flow_that_does_not_fit_is_refused():
     video = texture()
-    with pytest.raises(ValueError, match=r"flow: expected \(b, 2, f-1, h, w\) = \(1, 2, 1, 64, 64\), got"):
+    with pytest.raises(
+        ValueError, match=r"flow: expected \(b, 2, f-1, h, w\) = \(1, 2, 1, 64, 64\), got"
+    ):
         check_flow("flow", torch.zeros(1, 2, 2, 64, 64), video)
     with pytest.raises(ValueError, match="flow: expected floating point, got torch.int64"):
         check_flow("flow", torch.zeros(1, 2, 1, 64, 64).long(), video)
@@ -216,7 +230,9 @@ def test_raft_is_torchvisions(raft):
 def test_small_video_is_enlarged_for_raft_and_its_flow_brought_back(raft):
     net, folder = raft
     video = texture(size=64).float()[..., :60]  # 60 wide, 64 high
-    enlarged = torch.nn.functional.interpolate(video[0].transpose(0, 1), (128, 128), mode="bilinear")
+    enlarged = torch.nn.functional.interpolate(
+        video[0].transpose(0, 1), (128, 128), mode="bilinear"
+    )
     flow = net(enlarged[:1], enlarged[1:])[-1]
     flow = torch.nn.functional.interpolate(flow, (64, 60), mode="bilinear")
     found = raft_flow(folder / "raft.safetensors")(video)[:, :, 0]
@@ -225,5 +241,7 @@ def test_small_video_is_enlarged_for_raft_and_its_flow_brought_back(raft):
 
 
 def test_raft_without_a_file_says_so(tmp_path):
-    with pytest.raises(ValueError, match="weights: expected a file with torchvision's RAFT weights, found none at"):
+    with pytest.raises(
+        ValueError, match="weights: expected a file with torchvision's RAFT weights, found none at"
+    ):
         raft_flow(tmp_path / "raft.pth")

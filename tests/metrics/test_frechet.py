@@ -25,7 +25,11 @@ def draws(n, d, seed=0, mixed=True):
     """(n, d) from a Gaussian, with a covariance of its own for every seed."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return x @ torch.randn(d, d, generator=generator, dtype=torch.float64) / d**0.5 + seed if mixed else x
+    return (
+        x @ torch.randn(d, d, generator=generator, dtype=torch.float64) / d**0.5 + seed
+        if mixed
+        else x
+    )
 
 
 def covariance(d, seed):
@@ -39,7 +43,9 @@ def rotation(d, seed=0):
 def by_scipy(x, y, ddof=1):
     """The formula as it is usually written, with scipy's square root of the product."""
     (m1, s1), (m2, s2) = ((a.mean(0), np.cov(a.T, ddof=ddof)) for a in (x.numpy(), y.numpy()))
-    return ((m1 - m2) ** 2).sum() + np.trace(s1 + s2) - 2 * np.trace(scipy.linalg.sqrtm(s1 @ s2)).real
+    return (
+        ((m1 - m2) ** 2).sum() + np.trace(s1 + s2) - 2 * np.trace(scipy.linalg.sqrtm(s1 @ s2)).real
+    )
 
 
 # Closed forms
@@ -116,7 +122,9 @@ def test_the_nuclear_form_agrees_with_the_symmetric_one(n, m, seed):
     x, y = draws(n, 6, seed), draws(m, 6, seed + 1)
     moments = [moment for z in (x, y) for moment in (z.mean(dim=0), torch.cov(z.T))]
     # where n <= d, the symmetric form takes the root of rounding errors
-    assert frechet_distance(x, y) == pytest.approx(frechet_from_moments(*moments), rel=1e-9, abs=1e-6)
+    assert frechet_distance(x, y) == pytest.approx(
+        frechet_from_moments(*moments), rel=1e-9, abs=1e-6
+    )
 
 
 def test_the_forms_are_chosen_by_the_number_of_samples(monkeypatch):
@@ -157,7 +165,12 @@ def flat(video):
     return video.flatten(1)
 
 
-@given(n=st.integers(2, 60), m=st.integers(2, 60), batch=st.integers(1, 60), ddof=st.sampled_from([0, 1]))
+@given(
+    n=st.integers(2, 60),
+    m=st.integers(2, 60),
+    batch=st.integers(1, 60),
+    ddof=st.sampled_from([0, 1]),
+)
 def test_batches_of_any_size_give_what_all_features_give(n, m, batch, ddof):
     metric = FrechetDistance(flat, "flat", ddof=ddof)
     sides = [draws(count, 8, seed).sigmoid() for count, seed in ((n, 1), (m, 2))]
@@ -176,7 +189,10 @@ def test_features_far_from_zero_lose_little_where_plain_sums_lose_much(offset, d
 
     far_net = nn.Module()
     far_net.forward, far_net.num_features = far, 8
-    ours, theirs = FrechetDistance(far, "far"), FrechetInceptionDistance(far_net.eval(), normalize=True)
+    ours, theirs = (
+        FrechetDistance(far, "far"),
+        FrechetInceptionDistance(far_net.eval(), normalize=True),
+    )
     sides = [draws(200, 8, seed).sigmoid() for seed in (1, 2)]
     for side, real in zip(sides, (True, False), strict=True):
         for part in side.reshape(-1, 2, 1, 2, 2).split(16):
@@ -190,7 +206,9 @@ def test_features_far_from_zero_lose_little_where_plain_sums_lose_much(offset, d
 def test_memory_does_not_grow():
     metric = FrechetDistance(flat, "flat")
     for seed in range(20):
-        metric.update(torch.rand(16, 2, 1, 2, 2, generator=torch.Generator().manual_seed(seed)), real=True)
+        metric.update(
+            torch.rand(16, 2, 1, 2, 2, generator=torch.Generator().manual_seed(seed)), real=True
+        )
     assert sum(map(len, metric.real)) <= 2 * 9
 
 
@@ -213,7 +231,10 @@ def test_processes_join_and_the_real_side_can_stay():
 
 def test_the_bias_is_the_known_one():
     d, n = 32, 1024
-    values = [frechet_distance(*(draws(n, d, 2 * i + side, mixed=False) for side in (0, 1))) for i in range(40)]
+    values = [
+        frechet_distance(*(draws(n, d, 2 * i + side, mixed=False) for side in (0, 1)))
+        for i in range(40)
+    ]
     # 2d/n from the means and, to first order, a quarter of E|S1 - S2|^2 = 2d(d + 1)/n from the covariances
     assert np.mean(values) == pytest.approx(d * (d + 5) / (2 * n), rel=0.02)
 
@@ -245,7 +266,10 @@ def test_extrapolation_depends_on_the_seed_only():
 
 
 def test_kernel_distance_has_no_such_bias():
-    values = [kernel_distance(*(draws(32, 16, 2 * i + side, mixed=False) for side in (0, 1))) for i in range(60)]
+    values = [
+        kernel_distance(*(draws(32, 16, 2 * i + side, mixed=False) for side in (0, 1)))
+        for i in range(60)
+    ]
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(60)
 
 
@@ -261,9 +285,15 @@ def test_kernel_distance_has_no_such_bias():
         (lambda x: frechet_distance(x, x * math.inf), "features: expected finite values"),
         (lambda x: frechet_distance(x, x, ddof=2), "ddof: expected 0 or 1, got 2"),
         (lambda x: FrechetDistance(flat, "flat", ddof=-1), "ddof: expected 0 or 1, got -1"),
-        (lambda x: frechet_infinity(x[:15], x), "features of width 8: expected at least 16, got 15"),
+        (
+            lambda x: frechet_infinity(x[:15], x),
+            "features of width 8: expected at least 16, got 15",
+        ),
         (lambda x: frechet_infinity(x, x, groups=1), "groups: expected 0 or at least 2, got 1"),
-        (lambda x: frechet_from_moments(x[0], x[:8], x[0], x[:8]), "cov_1: expected a symmetric matrix"),
+        (
+            lambda x: frechet_from_moments(x[0], x[:8], x[0], x[:8]),
+            "cov_1: expected a symmetric matrix",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -13,7 +13,17 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from course_lib.metrics import PSNR, SSIM, PerceptualDistance, Score, image, perceptual_distance, psnr, ssim, ssim_map
+from course_lib.metrics import (
+    PSNR,
+    SSIM,
+    PerceptualDistance,
+    Score,
+    image,
+    perceptual_distance,
+    psnr,
+    ssim,
+    ssim_map,
+)
 
 
 def pair(seed=0, b=2, c=3, f=3, size=24, noise=0.2):
@@ -39,7 +49,9 @@ def test_psnr_of_each_frame_is_that_of_scikit_image():
     for clip in range(2):
         for frame in range(3):
             images = [x[clip, :, frame].double().numpy() for x in (truth, video)]
-            assert found[clip, frame].item() == pytest.approx(peak_signal_noise_ratio(*images, data_range=2), rel=1e-12)
+            assert found[clip, frame].item() == pytest.approx(
+                peak_signal_noise_ratio(*images, data_range=2), rel=1e-12
+            )
 
 
 def test_pooled_psnr_is_that_of_torchmetrics_and_scikit_image():
@@ -48,7 +60,9 @@ def test_pooled_psnr_is_that_of_torchmetrics_and_scikit_image():
     metric.update(video, truth)
     theirs.update(video, truth)
     scores = metric.compute()
-    assert float(scores["pooled"]) == pytest.approx(theirs.compute().item(), rel=1e-6)  # theirs is float32
+    assert float(scores["pooled"]) == pytest.approx(
+        theirs.compute().item(), rel=1e-6
+    )  # theirs is float32
     whole = peak_signal_noise_ratio(truth.double().numpy(), video.double().numpy(), data_range=2)
     assert float(scores["pooled"]) == pytest.approx(whole, rel=1e-12)
     assert float(scores["frame_mean"]) == pytest.approx(psnr(video, truth).mean().item(), rel=1e-12)
@@ -83,10 +97,14 @@ def test_equal_frames_are_infinite_unless_capped():
     free, capped = PSNR(), PSNR(cap=100)
     for metric in (free, capped):
         metric.update(video, truth)
-    assert math.isinf(free.compute()["frame_mean"].value) and math.isfinite(free.compute()["pooled"].value)
+    assert math.isinf(free.compute()["frame_mean"].value) and math.isfinite(
+        free.compute()["pooled"].value
+    )
     expected = psnr(video, truth).clamp(max=100).mean().item()
     score = capped.compute()["frame_mean"]
-    assert score.name == "psnr_frame_mean_cap100" and score.value == pytest.approx(expected, rel=1e-12)
+    assert score.name == "psnr_frame_mean_cap100" and score.value == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_a_cap_is_positive():
@@ -99,11 +117,19 @@ def test_a_cap_is_positive():
 
 def reference_ssim(a, b):
     """scikit-image in the paper's form; a, b: (c, h, w) in [0, 1]."""
-    paper = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0, channel_axis=0)
+    paper = dict(
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+        channel_axis=0,
+    )
     return structural_similarity(a.double().numpy(), b.double().numpy(), **paper)
 
 
-@pytest.mark.parametrize(("c", "size", "noise"), [(1, 11, 0.3), (3, 24, 0.1), (3, 40, 1.0), (4, 17, 0.01)])
+@pytest.mark.parametrize(
+    ("c", "size", "noise"), [(1, 11, 0.3), (3, 24, 0.1), (3, 40, 1.0), (4, 17, 0.01)]
+)
 def test_ssim_of_each_frame_is_that_of_scikit_image(c, size, noise):
     video, truth = pair(c=c, size=size, noise=noise)
     found = ssim(video, truth)
@@ -141,7 +167,9 @@ def test_the_published_value_of_black_against_white():
 
 def test_ssim_is_one_for_equal_videos_and_symmetric():
     video, truth = pair()
-    torch.testing.assert_close(ssim(video, video), torch.ones(2, 3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        ssim(video, video), torch.ones(2, 3, dtype=torch.float64), rtol=0, atol=1e-12
+    )
     torch.testing.assert_close(ssim(video, truth), ssim(truth, video), rtol=0, atol=1e-14)
     assert ssim(video, truth).max() < 0.99
 
@@ -186,10 +214,18 @@ def by_hand(first, second, weights):
 def test_perceptual_distance_is_the_formula(weighted):
     generator = torch.Generator().manual_seed(0)
     shapes = [(4, 3, 5), (6, 2, 2)]
-    maps = [[torch.randn(2, *shape, generator=generator, dtype=torch.float64) for shape in shapes] for _ in range(2)]
-    weights = [torch.rand(shape[0], generator=generator) if weighted else torch.ones(shape[0]) for shape in shapes]
+    maps = [
+        [torch.randn(2, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        for _ in range(2)
+    ]
+    weights = [
+        torch.rand(shape[0], generator=generator) if weighted else torch.ones(shape[0])
+        for shape in shapes
+    ]
     found = perceptual_distance(*maps, weights if weighted else None)
-    expected = [by_hand(*([layer[clip] for layer in side] for side in maps), weights) for clip in range(2)]
+    expected = [
+        by_hand(*([layer[clip] for layer in side] for side in maps), weights) for clip in range(2)
+    ]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)  # 1e-8 under the root
 
 
@@ -200,7 +236,9 @@ def test_with_its_net_and_heads_it_is_the_lpips_of_torchmetrics():
         theirs = _LPIPS(net="squeeze", pnet_rand=True)  # their heads on a random net: no download
     heads = [lin.model[-1].weight.flatten() for lin in theirs.lins]
     video, truth = pair(f=2, size=64)
-    metric = PerceptualDistance(lambda images: list(theirs.net(theirs.scaling_layer(images))), "squeeze", heads)
+    metric = PerceptualDistance(
+        lambda images: list(theirs.net(theirs.scaling_layer(images))), "squeeze", heads
+    )
     metric.update(video, truth)
     frames = [x.transpose(1, 2).flatten(0, 1) for x in (video, truth)]
     expected = theirs(*frames).mean().item()
@@ -231,14 +269,21 @@ def test_perceptual_distance_can_be_a_loss_even_on_dead_features():
         ([], [], None, "expected equally many layers, at least one; got 0, 0 and no weights"),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)] * 2, None, "got 1, 2 and no weights"),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)], [(2,), (2,)], "got 1, 1 and 2 weights"),
-        ([(1, 2, 3, 3)], [(1, 2, 3, 4)], None, r"layer 0: expected .* got \(1, 2, 3, 3\), \(1, 2, 3, 4\), \(2,\)"),
+        (
+            [(1, 2, 3, 3)],
+            [(1, 2, 3, 4)],
+            None,
+            r"layer 0: expected .* got \(1, 2, 3, 3\), \(1, 2, 3, 4\), \(2,\)",
+        ),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)], [(3,)], r"layer 0: expected .* \(3,\)"),
     ],
 )
 def test_feature_maps_must_fit(first, second, weights, message):
     first, second = ([torch.ones(shape) for shape in shapes] for shapes in (first, second))
     with pytest.raises(ValueError, match=message):
-        perceptual_distance(first, second, None if weights is None else [torch.ones(shape) for shape in weights])
+        perceptual_distance(
+            first, second, None if weights is None else [torch.ones(shape) for shape in weights]
+        )
 
 
 # What all three share
@@ -252,7 +297,11 @@ METRICS = {
 
 def values(metric):
     scores = metric.compute()
-    return [float(scores)] if isinstance(scores, Score) else [float(score) for score in scores.values()]
+    return (
+        [float(scores)]
+        if isinstance(scores, Score)
+        else [float(score) for score in scores.values()]
+    )
 
 
 @pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
@@ -265,7 +314,9 @@ def test_the_batching_does_not_matter(make):
     other.update(video[4:, :, :1], truth[4:, :, :1])  # and by frames, in another process
     other.update(video[4:, :, 1:], truth[4:, :, 1:])
     parts.merge_state(other)
-    assert values(parts) == pytest.approx(values(whole), rel=1e-6 if make is METRICS["perceptual"] else 1e-12)
+    assert values(parts) == pytest.approx(
+        values(whole), rel=1e-6 if make is METRICS["perceptual"] else 1e-12
+    )
 
 
 @pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
@@ -279,13 +330,18 @@ def test_refusals_and_what_is_left_alone(make):
     with pytest.raises(ValueError, match="reference: expected the shape of video"):
         metric.update(video, truth[:1])
     fresh = make()
-    with pytest.warns(UserWarning, match="before the"), pytest.raises(ValueError, match="frames compared: expected"):
+    with (
+        pytest.warns(UserWarning, match="before the"),
+        pytest.raises(ValueError, match="frames compared: expected"),
+    ):
         fresh.compute()
     before = video.clone()
     metric.update(video.requires_grad_(), truth)
     assert torch.equal(video, before) and video.requires_grad
     assert not any(state.requires_grad for state in metric.metric_state.values())
-    assert all(state.dtype in (torch.float64, torch.int64) for state in metric.metric_state.values())
+    assert all(
+        state.dtype in (torch.float64, torch.int64) for state in metric.metric_state.values()
+    )
 
 
 def test_a_net_that_was_sent_back_to_training_is_noticed():

@@ -29,7 +29,13 @@ def noise(*shape, seed=0):
 
 
 def video(b=3, f=5, size=16, seed=0):
-    return torch.rand(b, 3, f, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    return (
+        torch.rand(
+            b, 3, f, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        * 2
+        - 1
+    )
 
 
 def zero_flows(like):
@@ -39,7 +45,9 @@ def zero_flows(like):
 
 def smooth_flows(b=2, f=3, size=16):
     """A flow and about its opposite, both with a direction of their own."""
-    fields = 2 * ndimage.gaussian_filter(noise(b, 2, f - 1, size, size).numpy(), (0, 0, 0, 3, 3)) + 1
+    fields = (
+        2 * ndimage.gaussian_filter(noise(b, 2, f - 1, size, size).numpy(), (0, 0, 0, 3, 3)) + 1
+    )
     return torch.from_numpy(fields), torch.from_numpy(-0.9 * fields)
 
 
@@ -57,7 +65,9 @@ def warping_error_by_hand(clip, forward, mask):
     rows, columns = np.mgrid[: clip.shape[2], : clip.shape[3]]
     for t in range(steps):
         where = [rows + forward[1, t], columns + forward[0, t]]
-        warped = np.stack([ndimage.map_coordinates(c[t + 1], where, order=1, mode="nearest") for c in clip])
+        warped = np.stack(
+            [ndimage.map_coordinates(c[t + 1], where, order=1, mode="nearest") for c in clip]
+        )
         three = np.repeat(mask[t][None], len(clip), axis=0)
         difference = (warped - clip[:, t]) * three
         count = three.sum() if three.sum() else difference.size
@@ -70,7 +80,8 @@ def test_warping_error_equals_the_authors_loop():
     mask = visible(forward, backward)
     assert 0.1 < mask.double().mean() < 0.95
     expected = [
-        warping_error_by_hand((shown[i].numpy() + 1) / 2, forward[i].numpy(), mask[i, 0].numpy()) for i in range(2)
+        warping_error_by_hand((shown[i].numpy() + 1) / 2, forward[i].numpy(), mask[i, 0].numpy())
+        for i in range(2)
     ]
     assert warping_error(shown, forward, backward).tolist() == pytest.approx(expected, rel=1e-9)
 
@@ -93,7 +104,11 @@ def test_a_step_in_which_nothing_can_be_seen_counts_as_zero():
 def test_true_clips_follow_their_flow_and_shuffled_ones_do_not(clips):
     metric, errors = WarpingError("exact"), []
     order = torch.tensor([3, 0, 6, 1, 7, 2, 5, 4])
-    for shown in (clips.video, clips.video[:, :, order], torch.where(clips.mask, clips.video.flip(1), clips.video)):
+    for shown in (
+        clips.video,
+        clips.video[:, :, order],
+        torch.where(clips.mask, clips.video.flip(1), clips.video),
+    ):
         metric.reset()
         metric.update(shown, exact_flows(clips))
         errors.append(metric.compute())
@@ -111,7 +126,9 @@ def test_an_estimated_flow_takes_the_place_of_the_exact_one():
     metrics[1].update(shown)
     metrics[2].update(shown, both_flows(shown))
     scores = [metric.compute() for metric in metrics]
-    assert [score.name for score in scores] == [f"warping_error[{name}]" for name in ("ilk", "mine", "exact")]
+    assert [score.name for score in scores] == [
+        f"warping_error[{name}]" for name in ("ilk", "mine", "exact")
+    ]
     assert scores[0].value == scores[1].value == scores[2].value > 0
 
 
@@ -119,7 +136,9 @@ def test_an_estimated_flow_takes_the_place_of_the_exact_one():
 
 
 def test_flicker_is_vbenchs_on_whole_grey_levels():
-    grey = torch.randint(0, 256, (2, 3, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    grey = torch.randint(
+        0, 256, (2, 3, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     metric = Flicker()
     metric.update(grey.double() / 127.5 - 1)
     for clip, found in zip(grey.double(), metric.per_clip()["vbench"].tolist(), strict=True):
@@ -158,7 +177,9 @@ def test_a_steady_fade_is_smooth_and_a_blink_is_not():
     metric.update(fade)
     assert metric.compute().value == pytest.approx(1, abs=1e-12)
     metric.reset()
-    metric.update(torch.where(torch.arange(7)[:, None, None] % 2 == 0, -1.0, 1.0).expand(1, 3, 7, 4, 4))
+    metric.update(
+        torch.where(torch.arange(7)[:, None, None] % 2 == 0, -1.0, 1.0).expand(1, 3, 7, 4, 4)
+    )
     assert metric.compute().value == 0
 
 
@@ -178,7 +199,9 @@ def vbench(flow, fps):
 
 @given(st.integers(0, 10**6), st.integers(2, 20), st.sampled_from([2, 4, 8, 10]))
 def test_dynamic_degree_is_vbenchs_rule(seed, steps, fps):
-    pace = torch.rand(4, 1, steps, 1, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    pace = torch.rand(
+        4, 1, steps, 1, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     flow = noise(4, 2, steps, 16, 24, seed=seed) * pace * 8 / fps / 3
     moves, _ = dynamic_degree(flow, fps)
     assert moves.tolist() == [vbench(clip.numpy(), fps) for clip in flow]
@@ -194,7 +217,9 @@ def test_the_threshold_at_64_pixels_is_a_pixel_and_a_half_in_four_of_fifteen_ste
     found = [bool(dynamic_degree(clip(speed, fast), fps)[0]) for speed, fast, fps in rows]
     assert found == [False, False, True, False, True]
     assert float(dynamic_degree(clip(3, 5))[1]) == pytest.approx(1.0)
-    assert not dynamic_degree(clip(0.5, 15), speed=2)[0] and dynamic_degree(clip(0.51, 15), speed=2)[0]
+    assert (
+        not dynamic_degree(clip(0.5, 15), speed=2)[0] and dynamic_degree(clip(0.51, 15), speed=2)[0]
+    )
 
 
 def test_speed_is_that_of_the_fastest_twentieth():
@@ -229,11 +254,21 @@ def test_dynamic_degree_counts_clips_with_wilsons_interval(clips):
 
 
 def test_a_frozen_video_fails_only_the_dynamic_degree():
-    frozen = World("test", seed=5, size=32, frames=1).batch(range(2)).video.expand(-1, -1, 4, -1, -1)
-    dynamic, flicker, smooth, warping = DynamicDegree("ilk"), Flicker(), Smoothness(), WarpingError("ilk")
+    frozen = (
+        World("test", seed=5, size=32, frames=1).batch(range(2)).video.expand(-1, -1, 4, -1, -1)
+    )
+    dynamic, flicker, smooth, warping = (
+        DynamicDegree("ilk"),
+        Flicker(),
+        Smoothness(),
+        WarpingError("ilk"),
+    )
     for metric in (dynamic, flicker, smooth, warping):
         metric.update(frozen)
-    assert dynamic.compute()["moving"].value == 0 and dynamic.compute()["moving"].name == "dynamic_degree_vbench[ilk]"
+    assert (
+        dynamic.compute()["moving"].value == 0
+        and dynamic.compute()["moving"].name == "dynamic_degree_vbench[ilk]"
+    )
     assert flicker.compute()["vbench"].value == smooth.compute().value == 1
     assert warping.compute().value == pytest.approx(0, abs=1e-12)
 
@@ -274,25 +309,52 @@ GOOD = video()
     ("call", "message"),
     [
         (lambda: WarpingError("raft"), "flow: expected exact, ilk, tvl1 or a function; got 'raft'"),
-        (lambda: WarpingError(estimate_flow), "name: expected a name for the estimator given as flow, got None"),
-        (lambda: WarpingError("exact").update(GOOD), "flows: expected forward and backward flow, got none"),
+        (
+            lambda: WarpingError(estimate_flow),
+            "name: expected a name for the estimator given as flow, got None",
+        ),
+        (
+            lambda: WarpingError("exact").update(GOOD),
+            "flows: expected forward and backward flow, got none",
+        ),
         (
             lambda: WarpingError("ilk").update(GOOD, zero_flows(GOOD)),
             "flows: expected none, since the metric estimates",
         ),
-        (lambda: WarpingError("exact").update(GOOD[:, :, :1], zero_flows(GOOD)), "at least 2 frames, got 1"),
-        (lambda: WarpingError("exact").update(GOOD[:2], zero_flows(GOOD)), r"forward: expected \(b, 2, f-1, h, w\)"),
-        (lambda: WarpingError("exact").update(GOOD * math.nan, zero_flows(GOOD)), "video: expected finite values"),
+        (
+            lambda: WarpingError("exact").update(GOOD[:, :, :1], zero_flows(GOOD)),
+            "at least 2 frames, got 1",
+        ),
+        (
+            lambda: WarpingError("exact").update(GOOD[:2], zero_flows(GOOD)),
+            r"forward: expected \(b, 2, f-1, h, w\)",
+        ),
+        (
+            lambda: WarpingError("exact").update(GOOD * math.nan, zero_flows(GOOD)),
+            "video: expected finite values",
+        ),
         (lambda: DynamicDegree("exact").update(GOOD), "flow: expected a forward flow, got none"),
-        (lambda: DynamicDegree("ilk").update(GOOD, zero_flows(GOOD)[0]), "flow: expected none, since the metric"),
-        (lambda: DynamicDegree("exact").update(GOOD[:, :, :2], zero_flows(GOOD)[0]), "at least 3 frames, got 2"),
+        (
+            lambda: DynamicDegree("ilk").update(GOOD, zero_flows(GOOD)[0]),
+            "flow: expected none, since the metric",
+        ),
+        (
+            lambda: DynamicDegree("exact").update(GOOD[:, :, :2], zero_flows(GOOD)[0]),
+            "at least 3 frames, got 2",
+        ),
         (lambda: DynamicDegree("exact", fps=24), "fps: expected above 0 and below 12, .* got 24"),
-        (lambda: DynamicDegree("exact", speed=0), "speed: expected a positive number of pixels per frame, got 0"),
+        (
+            lambda: DynamicDegree("exact", speed=0),
+            "speed: expected a positive number of pixels per frame, got 0",
+        ),
         (
             lambda: dynamic_degree(torch.zeros(1, 2, 1, 8, 8)),
             "flow: expected at least 2 steps and 20 pixels, got 1 steps",
         ),
-        (lambda: dynamic_degree(torch.zeros(1, 2, 4, 4, 4)), "flow: expected at least 2 steps and 20 pixels"),
+        (
+            lambda: dynamic_degree(torch.zeros(1, 2, 4, 4, 4)),
+            "flow: expected at least 2 steps and 20 pixels",
+        ),
         (lambda: Flicker().update(GOOD[:, :, :1]), "video: expected at least 2 frames, got 1"),
         (lambda: Smoothness().update(GOOD[:, :, :2]), "video: expected at least 3 frames, got 2"),
         (lambda: Smoothness().update(GOOD[0]), r"video: expected \(b, c, f, h, w\)"),

@@ -27,24 +27,35 @@ PROMPTS = ["a red ring", "a tiger", "two blue hearts"]
 def tokenizer():
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=24)
+    return CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=24
+    )
 
 
 def tiny_clip(tokenizer, image_size=32, **text):
     """A random CLIPModel; keywords go to its text config."""
     torch.manual_seed(0)
-    shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shared = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, **ids, **shared, **text}
     vision = {"image_size": image_size, "patch_size": 8, **shared}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
-    for parameter in model.parameters():  # the small initial weights would make all embeddings alike
+    for (
+        parameter
+    ) in model.parameters():  # the small initial weights would make all embeddings alike
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model
 
 
 def processor(size=32):
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +85,9 @@ class Recorder(nn.Module):
 
     def __init__(self, tokenizer):
         super().__init__()
-        self.config = SimpleNamespace(text_config=SimpleNamespace(eos_token_id=tokenizer.eos_token_id))
+        self.config = SimpleNamespace(
+            text_config=SimpleNamespace(eos_token_id=tokenizer.eos_token_id)
+        )
         self.dtype = torch.float32
 
     def get_image_features(self, pixel_values):
@@ -84,9 +97,15 @@ class Recorder(nn.Module):
 LEVEL = 1 / 255 / 0.26  # one grey level, after division by CLIP's standard deviation
 
 
-@pytest.mark.parametrize(("size", "tolerance"), [(32, 1e-5), (40, 1.1 * LEVEL), (24, 1.1 * LEVEL), (130, 1.1 * LEVEL)])
+@pytest.mark.parametrize(
+    ("size", "tolerance"), [(32, 1e-5), (40, 1.1 * LEVEL), (24, 1.1 * LEVEL), (130, 1.1 * LEVEL)]
+)
 def test_pixels_are_those_of_the_8_bit_pipeline_but_for_its_rounding(tokenizer, size, tolerance):
-    grey = nn.functional.interpolate(levels(size=6).double(), (2, size, size), mode="trilinear").round().byte()
+    grey = (
+        nn.functional.interpolate(levels(size=6).double(), (2, size, size), mode="trilinear")
+        .round()
+        .byte()
+    )
     expected = processor()(images=flat(grey), return_tensors="pt")["pixel_values"]
     pixels = ClipEncoder(Recorder(tokenizer).eval(), tokenizer, processor()).image(
         torch.stack([image.float() / 127.5 - 1 for image in flat(grey)])
@@ -103,7 +122,10 @@ def test_embeddings_are_those_of_the_model(encoder, tokenizer):
     with torch.no_grad():
         expected = encoder.model(**inputs)
     images = torch.stack([image.float() / 127.5 - 1 for image in flat(grey)[:3]])
-    for found, other in ((encoder.image(images), expected.image_embeds), (encoder.text(PROMPTS), expected.text_embeds)):
+    for found, other in (
+        (encoder.image(images), expected.image_embeds),
+        (encoder.text(PROMPTS), expected.text_embeds),
+    ):
         assert torch.allclose(found / found.norm(dim=1, keepdim=True), other, atol=1e-5)
 
 
@@ -129,19 +151,25 @@ def test_a_model_that_looks_for_another_end_of_text_is_refused(tokenizer):
     tokens = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     alike = trap.get_text_features(**tokens).pooler_output
     assert (alike - alike[0]).abs().max() < 1e-6  # the trap: every prompt is the same to this model
-    with pytest.raises(ValueError, match="model: expected text_config.eos_token_id = 513, the tokenizer's, got 3"):
+    with pytest.raises(
+        ValueError, match="model: expected text_config.eos_token_id = 513, the tokenizer's, got 3"
+    ):
         ClipEncoder(trap, tokenizer, processor())
 
 
 def test_old_checkpoints_with_their_wrong_id_are_read_as_transformers_reads_them(tokenizer):
     old, new = tiny_clip(tokenizer, eos_token_id=2), tiny_clip(tokenizer)
-    found, expected = (ClipEncoder(model, tokenizer, processor()).text(PROMPTS) for model in (old, new))
+    found, expected = (
+        ClipEncoder(model, tokenizer, processor()).text(PROMPTS) for model in (old, new)
+    )
     assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_long_prompts_are_refused_or_cut(encoder, tokenizer):
     long = "a very long description of it"
-    with pytest.raises(ValueError, match="prompts: expected at most 24 tokens, got 26 in 'a very long"):
+    with pytest.raises(
+        ValueError, match="prompts: expected at most 24 tokens, got 26 in 'a very long"
+    ):
         encoder.text(["a", long])
     cutting = ClipEncoder(encoder.model, tokenizer, processor(), truncate=True)
     short = tokenizer(long, truncation=True, max_length=24)["input_ids"]
@@ -191,7 +219,8 @@ def test_three_scores_from_one_cosine(seed):
     words = torch.rand(3, 3, generator=generator) * 2 - 1
     prompts = [" ".join(str(number) for number in row.tolist()) for row in words]
     cosines = [
-        [float(x @ w / (x.norm() * w.norm())) for x in clip] for clip, w in zip(colours, words.double(), strict=True)
+        [float(x @ w / (x.norm() * w.norm())) for x in clip]
+        for clip, w in zip(colours, words.double(), strict=True)
     ]
     found = clip_similarity(Planted(), frames(*colours.tolist()), prompts)
     assert torch.allclose(found, torch.tensor(cosines, dtype=torch.float64), atol=1e-6)
@@ -199,7 +228,9 @@ def test_three_scores_from_one_cosine(seed):
     every = [value for clip in cosines for value in clip]
     mean = sum(every) / len(every)
     assert scores["clipsim"].value == pytest.approx(mean, abs=1e-6)
-    assert scores["clipscore"].value == pytest.approx(2.5 * sum(max(x, 0) for x in every) / len(every), abs=1e-6)
+    assert scores["clipscore"].value == pytest.approx(
+        2.5 * sum(max(x, 0) for x in every) / len(every), abs=1e-6
+    )
     assert scores["clipscore_torchmetrics"].value == pytest.approx(max(100 * mean, 0), abs=1e-4)
     assert scores["clipscore_torchmetrics"].interval[0] >= 0
     assert scores["clipsim"].name == "clipsim[planted]" and scores["clipsim"].n == 3
@@ -230,12 +261,16 @@ class Unwrapped(nn.Module):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_it_is_torchmetrics_clip_score(encoder, tokenizer, sign):
     grey = levels(seed=4)
-    reference = CLIPScore(lambda: (Unwrapped(encoder.model, sign), CLIPProcessor(processor(), tokenizer)))
+    reference = CLIPScore(
+        lambda: (Unwrapped(encoder.model, sign), CLIPProcessor(processor(), tokenizer))
+    )
     with torch.no_grad():
         reference.update(flat(grey), [prompt for prompt in PROMPTS for _ in range(2)])
     signed = SimpleNamespace(image=encoder.image, text=lambda prompts: sign * encoder.text(prompts))
     scores = measured(TextAlignment(signed, "tiny"), as_video(grey), PROMPTS)
-    assert scores["clipscore_torchmetrics"].value == pytest.approx(float(reference.compute()), abs=1e-3)
+    assert scores["clipscore_torchmetrics"].value == pytest.approx(
+        float(reference.compute()), abs=1e-3
+    )
     assert 100 * scores["clipsim"].value == pytest.approx(float(reference.score) / 6, abs=1e-3)
     assert abs(scores["clipsim"].value) > 0.02  # so that one of the signs is cut off at 0
 
@@ -264,10 +299,14 @@ def test_batches_do_not_matter(encoder, sizes):
 )
 def test_directional_similarity_of_planted_edits(after, expected):
     before, edited = frames([[1, 0, 0], [1, 0, 0]]), frames([after, after])
-    score = measured(DirectionalSimilarity(Planted(), "planted"), before, edited, ["2 0 0"], ["0 3 0"])
+    score = measured(
+        DirectionalSimilarity(Planted(), "planted"), before, edited, ["2 0 0"], ["0 3 0"]
+    )
     assert score.value == pytest.approx(expected, abs=1e-7)
     assert score.name == "directional_similarity[planted]"
-    back = measured(DirectionalSimilarity(Planted(), "planted"), before, edited, ["0 3 0"], ["2 0 0"])
+    back = measured(
+        DirectionalSimilarity(Planted(), "planted"), before, edited, ["0 3 0"], ["2 0 0"]
+    )
     assert back.value == pytest.approx(-expected, abs=1e-7)
 
 
@@ -294,15 +333,28 @@ def test_frame_accuracy_counts_frames_and_ties():
             lambda v: clip_similarity(Planted(), v, ["1 0 0"]),
             "prompts: expected a list of 2 prompts, one per clip, got 1",
         ),
-        (lambda v: clip_similarity(Planted(), v, "1 0 0"), "prompts: expected a list of 2 prompts, .* got one string"),
-        (lambda v: clip_similarity(Planted(), v, ["0 0 0"] * 2), r"encoder\(prompts\): expected embeddings with"),
-        (lambda v: clip_similarity(Planted(), v * 2, ["1 0 0"] * 2), r"video: expected values in \[-1, 1\]"),
         (
-            lambda v: DirectionalSimilarity(Planted(), "").update(v, v[:, :, :1], ["1 0 0"] * 2, ["0 1 0"] * 2),
+            lambda v: clip_similarity(Planted(), v, "1 0 0"),
+            "prompts: expected a list of 2 prompts, .* got one string",
+        ),
+        (
+            lambda v: clip_similarity(Planted(), v, ["0 0 0"] * 2),
+            r"encoder\(prompts\): expected embeddings with",
+        ),
+        (
+            lambda v: clip_similarity(Planted(), v * 2, ["1 0 0"] * 2),
+            r"video: expected values in \[-1, 1\]",
+        ),
+        (
+            lambda v: DirectionalSimilarity(Planted(), "").update(
+                v, v[:, :, :1], ["1 0 0"] * 2, ["0 1 0"] * 2
+            ),
             "edited: expected the shape of source",
         ),
         (
-            lambda v: DirectionalSimilarity(Planted(), "").update(v, v, ["1 0 0"] * 2, ["0 1 0", "2 0 0"]),
+            lambda v: DirectionalSimilarity(Planted(), "").update(
+                v, v, ["1 0 0"] * 2, ["0 1 0", "2 0 0"]
+            ),
             "target_prompts: expected another meaning than '1 0 0', got '2 0 0'",
         ),
         (

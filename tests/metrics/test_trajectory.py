@@ -23,7 +23,9 @@ def test_the_centre_of_a_box():
     found = centres(boxes((0, 0, 31, 31), (0, 0, 0, 0), (8, 16, 23, 31), None, size=32))
     corner = 1 / 32 - 1  # the centre of the first pixel
     expected = [[0, 0], [corner, corner], [0, 0.5], [math.nan, math.nan]]
-    assert torch.allclose(found[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, equal_nan=True)
+    assert torch.allclose(
+        found[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, equal_nan=True
+    )
 
 
 def test_frames_need_not_be_square():
@@ -44,7 +46,9 @@ def pixels_off(clips, video):
 )
 def test_subjects_of_the_world_are_found(size, frames, noise, mean, most):
     clips = World("test", part="all", seed=12, size=size, frames=frames).batch(range(64))
-    video = clips.video + noise * torch.randn(clips.video.shape, generator=torch.Generator().manual_seed(0))
+    video = clips.video + noise * torch.randn(
+        clips.video.shape, generator=torch.Generator().manual_seed(0)
+    )
     off = pixels_off(clips, video.clamp(-1, 1))
     assert off.mean() < mean and off.quantile(0.9) < most
 
@@ -92,17 +96,24 @@ def test_true_clips_keep_their_path_and_others_do_not(clips):
     assert own["absolute"].value < 1.5 and own["shape"].value < 0.8
     assert own["absolute"].name == "trajectory_error_absolute[border]" and own["absolute"].n == 8
     for other in (backwards, swapped):
-        assert other["absolute"].value > 4 * own["absolute"].value and other["shape"].value > 4 * own["shape"].value
+        assert (
+            other["absolute"].value > 4 * own["absolute"].value
+            and other["shape"].value > 4 * own["shape"].value
+        )
 
 
 def test_frames_without_a_subject_are_told_and_do_not_count():
     video = torch.zeros(2, 3, 4, 32, 32)
     path = torch.zeros(2, 4, 2)
-    masks = torch.cat([boxes((8, 16, 23, 31), None, (8, 16, 23, 31), None), boxes(None, None, None, None)])
+    masks = torch.cat(
+        [boxes((8, 16, 23, 31), None, (8, 16, 23, 31), None), boxes(None, None, None, None)]
+    )
     metric = TrajectoryError("given")
     metric.update(video, path, masks)
     scores = metric.compute()
-    assert scores["absolute"].value == pytest.approx(8) and scores["absolute"].n == 1  # half of 16 pixels down
+    assert (
+        scores["absolute"].value == pytest.approx(8) and scores["absolute"].n == 1
+    )  # half of 16 pixels down
     assert scores["seen"].value == 0.25 and scores["seen"].n == 2
     metric.reset()
     metric.update(video[1:], path[1:], masks[1:])
@@ -119,7 +130,11 @@ def test_batches_do_not_matter(clips, sizes):
         assert torch.equal(parts.per_clip()[key], values)
 
 
-VIDEO, PATH, MASKS = torch.zeros(2, 3, 4, 16, 16), torch.zeros(2, 4, 2), torch.zeros(2, 1, 4, 16, 16, dtype=torch.bool)
+VIDEO, PATH, MASKS = (
+    torch.zeros(2, 3, 4, 16, 16),
+    torch.zeros(2, 4, 2),
+    torch.zeros(2, 1, 4, 16, 16, dtype=torch.bool),
+)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +147,18 @@ VIDEO, PATH, MASKS = torch.zeros(2, 3, 4, 16, 16), torch.zeros(2, 4, 2), torch.z
             lambda: TrajectoryError("given").update(VIDEO, PATH, MASKS[:1]),
             r"masks: expected bool of \(2, 1, 4, 16, 16\)",
         ),
-        (lambda: TrajectoryError("given").update(VIDEO, PATH, MASKS.float()), "masks: expected bool"),
-        (lambda: TrajectoryError().update(VIDEO, PATH[:, :3]), r"path: expected \(b, f, 2\) or more = \(2, 4, 2\)"),
-        (lambda: TrajectoryError().update(VIDEO, PATH[..., :1]), r"path: expected \(b, f, 2\) or more"),
+        (
+            lambda: TrajectoryError("given").update(VIDEO, PATH, MASKS.float()),
+            "masks: expected bool",
+        ),
+        (
+            lambda: TrajectoryError().update(VIDEO, PATH[:, :3]),
+            r"path: expected \(b, f, 2\) or more = \(2, 4, 2\)",
+        ),
+        (
+            lambda: TrajectoryError().update(VIDEO, PATH[..., :1]),
+            r"path: expected \(b, f, 2\) or more",
+        ),
         (lambda: TrajectoryError().update(VIDEO, PATH / 0), "path: expected finite values"),
         (lambda: TrajectoryError().update(VIDEO + 2, PATH), r"video: expected values in \[-1, 1\]"),
         (lambda: subject_masks(VIDEO[..., :8]), "video: expected at least 16x16 pixels"),

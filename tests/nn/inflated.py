@@ -12,7 +12,11 @@ SHAPES = {
     # Convolutions around transformers, as many heads on every level
     "SD 1": {"attention_head_dim": 4},
     # Linear layers around them, heads of one width
-    "SD 2": {"attention_head_dim": (4, 8), "use_linear_projection": True, "cross_attention_dim": 40},
+    "SD 2": {
+        "attention_head_dim": (4, 8),
+        "use_linear_projection": True,
+        "cross_attention_dim": 40,
+    },
     # Transformers of several blocks, first a level without, and a second kind of text
     "SDXL": {
         "attention_head_dim": (4, 8),
@@ -69,9 +73,14 @@ def inputs(shape, b=2, f=4, size=8, seed=0):
 
 def frame_by_frame(unet, given):
     """The image model's answers."""
-    sample, rest = given["sample"], {name: value for name, value in given.items() if name != "sample"}
+    sample, rest = (
+        given["sample"],
+        {name: value for name, value in given.items() if name != "sample"},
+    )
     with torch.no_grad():
-        return torch.stack([unet(sample[:, :, k], **rest).sample for k in range(sample.shape[2])], dim=2)
+        return torch.stack(
+            [unet(sample[:, :, k], **rest).sample for k in range(sample.shape[2])], dim=2
+        )
 
 
 def awake(unet, seed=1):

@@ -28,7 +28,9 @@ from course_lib.nn.attention import (
 
 @pytest.fixture
 def clip():
-    return torch.randn(2, 16, 5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        2, 16, 5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def awake(layer):
@@ -42,7 +44,9 @@ def awake(layer):
 def torchs(layer, kv_width=None):
     """torch's MultiheadAttention with the weights of one of ours."""
     channels = layer.to_out.in_features
-    theirs = nn.MultiheadAttention(channels, layer.heads, kdim=kv_width, vdim=kv_width, batch_first=True).double()
+    theirs = nn.MultiheadAttention(
+        channels, layer.heads, kdim=kv_width, vdim=kv_width, batch_first=True
+    ).double()
     theirs.in_proj_bias.data.zero_()
     theirs.out_proj.load_state_dict(layer.to_out.state_dict())
     if kv_width is None:
@@ -57,12 +61,20 @@ def torchs(layer, kv_width=None):
 # attend
 
 
-@pytest.mark.parametrize("dtype, close", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    "dtype, close", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
 @pytest.mark.parametrize("n, m", [(16, 16), (7, 32), (80, 80)])
 @pytest.mark.parametrize("with_bias", [False, True, "by clip"])
 def test_attend_is_torchs_in_every_dtype_on_both_sides_of_the_choice(dtype, close, n, m, with_bias):
     query, key, value, bias = (torch.randn(2, 3, 4, size, 8) for size in (n, m, m, m))
-    bias = torch.randn(2, 1, 1, n, m) if with_bias == "by clip" else torch.randn(4, n, m) if with_bias else None
+    bias = (
+        torch.randn(2, 1, 1, n, m)
+        if with_bias == "by clip"
+        else torch.randn(4, n, m)
+        if with_bias
+        else None
+    )
     exact = [None if x is None else x.double() for x in (query, key, value, bias)]
     expected = F.scaled_dot_product_attention(*exact)
     cast = [None if x is None else x.to(dtype) for x in (query, key, value, bias)]
@@ -72,9 +84,18 @@ def test_attend_is_torchs_in_every_dtype_on_both_sides_of_the_choice(dtype, clos
 
 def test_attend_chooses_by_length(monkeypatch):
     plain, ways = attention.attention_weights, []
-    monkeypatch.setattr(attention, "attention_weights", lambda *inputs: ways.append("plain") or plain(*inputs))
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: ways.append("fused") or query)
-    for dtype, length in ((torch.float32, 64), (torch.float32, 65), (torch.bfloat16, 512), (torch.bfloat16, 513)):
+    monkeypatch.setattr(
+        attention, "attention_weights", lambda *inputs: ways.append("plain") or plain(*inputs)
+    )
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda query, *_, **__: ways.append("fused") or query
+    )
+    for dtype, length in (
+        (torch.float32, 64),
+        (torch.float32, 65),
+        (torch.bfloat16, 512),
+        (torch.bfloat16, 513),
+    ):
         x = torch.zeros(1, 1, length, 1, dtype=dtype)
         attend(x, x, x)
     assert ways == ["plain", "fused"] * 2
@@ -122,7 +143,9 @@ def test_rotary_is_a_rotation_in_the_complex_plane():
 
 
 def test_rotary_scores_know_distances_only():
-    query, key = (torch.randn(1, 8, dtype=torch.float64).expand(9, 8) for _ in range(2))  # the same in every frame
+    query, key = (
+        torch.randn(1, 8, dtype=torch.float64).expand(9, 8) for _ in range(2)
+    )  # the same in every frame
     scores = rotate(query) @ rotate(key).T
     for distance in range(-8, 9):
         line = scores.diagonal(distance)
@@ -140,7 +163,9 @@ def test_sinusoids_are_vaswanis():
 
 def test_places_may_be_told_and_lie_between_frames():
     like = torch.zeros((), dtype=torch.float64)
-    torch.testing.assert_close(sinusoids(torch.tensor([0.0, 2, 4]), 6, like), sinusoids(5, 6, like)[::2])
+    torch.testing.assert_close(
+        sinusoids(torch.tensor([0.0, 2, 4]), 6, like), sinusoids(5, 6, like)[::2]
+    )
     halves = sinusoids(torch.tensor([[0.5], [1.5]]), 6, like)
     assert halves.shape == (2, 1, 6)
     assert halves[0, 0, 0].item() == pytest.approx(math.sin(0.5))
@@ -155,7 +180,9 @@ def test_attention_over_time_may_be_told_where_frames_are(positions):
     nn.init.normal_(layer.to_out.weight)
     video, index = torch.randn(2, 8, 5, 2, 2, dtype=torch.float64), torch.arange(5).expand(2, -1)
     if positions not in PLACED:
-        with pytest.raises(ValueError, match=f"frame_index: expected none with '{positions}' positions, got some"):
+        with pytest.raises(
+            ValueError, match=f"frame_index: expected none with '{positions}' positions, got some"
+        ):
             layer(video, frame_index=index)
         return
     torch.testing.assert_close(layer(video, frame_index=index), layer(video))
@@ -183,7 +210,9 @@ def test_temporal_attention_begins_as_the_identity(clip, positions):
 def test_temporal_attention_is_torchs_with_the_frames_of_a_pixel_as_the_sequence(clip, masked):
     layer = awake(TemporalAttention(16, 8, "none"))
     theirs, expected = torchs(layer), torch.empty_like(clip)
-    mask = apart(torch.tensor([[False, False, False, True, True], [True, False, False, False, True]]))
+    mask = apart(
+        torch.tensor([[False, False, False, True, True], [True, False, False, False, True]])
+    )
     found = layer(clip, mask if masked else None)
     for b in range(2):
         for y in range(3):
@@ -200,7 +229,9 @@ def test_spatial_attention_is_torchs_with_the_pixels_of_a_frame_as_the_sequence(
     for b in range(2):
         for f in range(5):
             tokens = layer.norm(clip[b, :, f].flatten(1).T)[None]  # 1 (h w) c
-            expected[b, :, f] = clip[b, :, f] + theirs(tokens, tokens, tokens)[0][0].T.reshape(16, 3, 4)
+            expected[b, :, f] = clip[b, :, f] + theirs(tokens, tokens, tokens)[0][0].T.reshape(
+                16, 3, 4
+            )
     torch.testing.assert_close(layer(clip), expected)
 
 
@@ -256,7 +287,12 @@ def test_in_bfloat16_the_layers_stay_close(clip):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="channels: expected a multiple of the head width 32, got 48"):
+    with pytest.raises(
+        ValueError, match="channels: expected a multiple of the head width 32, got 48"
+    ):
         SpatialAttention(48)
-    with pytest.raises(ValueError, match="positions: expected one of relative, rotary, sinusoidal, none; got 'learnt'"):
+    with pytest.raises(
+        ValueError,
+        match="positions: expected one of relative, rotary, sinusoidal, none; got 'learnt'",
+    ):
         TemporalAttention(32, positions="learnt")

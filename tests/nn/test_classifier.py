@@ -18,7 +18,9 @@ def clips(*shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 32, 32), (1, 3, 16, 64, 64), (3, 3, 1, 32, 32), (2, 3, 5, 24, 40)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 8, 32, 32), (1, 3, 16, 64, 64), (3, 3, 1, 32, 32), (2, 3, 5, 24, 40)]
+)
 def test_any_clip_gets_an_answer_from_every_head(shape):
     answers = make()(clips(*shape))
     assert {name: tuple(logits.shape) for name, logits in answers.items()} == {
@@ -37,17 +39,23 @@ def test_survives_a_folder(tmp_path, kind):
     video = clips(2, 3, 4, 32, 32)
     for name, logits in model(video).items():
         torch.testing.assert_close(again(video)[name], logits, rtol=0, atol=0)
-    assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".json"] == [".safetensors"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".json"] == [
+        ".safetensors"
+    ]
 
 
 def test_a_clip_does_not_depend_on_its_batch():
     model, video = make(), clips(3, 3, 4, 32, 32)
-    torch.testing.assert_close(model(video)["subject"][1:2], model(video[1:2])["subject"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        model(video)["subject"][1:2], model(video[1:2])["subject"], rtol=0, atol=1e-5
+    )
 
 
 def test_other_sizes_are_resized_with_antialiasing():
     model, large = make(), clips(1, 3, 4, 64, 64)
-    frames = torch.nn.functional.interpolate(large[0].transpose(0, 1), (32, 32), mode="bilinear", antialias=True)
+    frames = torch.nn.functional.interpolate(
+        large[0].transpose(0, 1), (32, 32), mode="bilinear", antialias=True
+    )
     torch.testing.assert_close(model.features(large), model.features(frames.transpose(0, 1)[None]))
 
 
@@ -71,7 +79,9 @@ def test_time_is_seen_but_by_the_2d_kind():
 def test_texture_stands_beside_what_the_heads_see_and_changes_no_answer(tmp_path):
     plain, model, video = make(), make(texture=20.0), clips(2, 3, 4, 32, 32)
     features = model.features(video)
-    torch.testing.assert_close(features, torch.cat([plain.features(video), 20 * texture(video)], dim=1))
+    torch.testing.assert_close(
+        features, torch.cat([plain.features(video), 20 * texture(video)], dim=1)
+    )
     torch.testing.assert_close(model(video), plain(video))
     plain.register_to_config(texture=20.0)  # as `finish` of a recipe does
     plain.save_pretrained(tmp_path)

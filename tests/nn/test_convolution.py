@@ -36,7 +36,9 @@ def seeded():
 @given(
     batch=st.integers(1, 2),
     channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    size=st.tuples(st.integers(1, 5), st.integers(2, 7), st.integers(1, 7)),  # a norm needs two values
+    size=st.tuples(
+        st.integers(1, 5), st.integers(2, 7), st.integers(1, 7)
+    ),  # a norm needs two values
 )
 def test_every_convolution_keeps_any_clip_size(kind, batch, channels, size):
     out = MODULES[kind](*channels)(clip(batch, channels[0], *size))
@@ -59,7 +61,9 @@ def test_frame_convolution_is_torch_conv2d_of_each_frame():
     out = layer(video)
     for b in range(2):
         for f in range(4):
-            expected = F.conv2d(video[b : b + 1, :, f], layer.weight, layer.bias, stride=2, padding=2)
+            expected = F.conv2d(
+                video[b : b + 1, :, f], layer.weight, layer.bias, stride=2, padding=2
+            )
             torch.testing.assert_close(out[b : b + 1, :, f], expected)
 
 
@@ -67,12 +71,15 @@ def test_conv3d_equals_a_sum_over_its_window():
     layer, video = conv.Conv3d(2, 1, (3, 3, 3)).double(), clip(1, 2, 5, 6, 7, dtype=torch.float64)
     padded = F.pad(video, (1,) * 6)
     f, y, x = 2, 0, 6
-    expected = (padded[0, :, f : f + 3, y : y + 3, x : x + 3] * layer.weight[0]).sum() + layer.bias[0]
+    expected = (padded[0, :, f : f + 3, y : y + 3, x : x + 3] * layer.weight[0]).sum() + layer.bias[
+        0
+    ]
     torch.testing.assert_close(layer(video)[0, 0, f, y, x], expected)
 
 
 @pytest.mark.parametrize(
-    "kernel, stride, dilation", [((3, 3, 3), 1, 1), ((1, 3, 3), (1, 2, 2), 1), (5, (2, 1, 1), (1, 2, 2))]
+    "kernel, stride, dilation",
+    [((3, 3, 3), 1, 1), ((1, 3, 3), (1, 2, 2), 1), (5, (2, 1, 1), (1, 2, 2))],
 )
 def test_conv3d_equals_torch_with_written_out_padding(kernel, stride, dilation):
     layer, video = conv.Conv3d(2, 3, kernel, stride=stride, dilation=dilation), clip(1, 2, 6, 9, 9)
@@ -90,23 +97,46 @@ def test_conv3d_equals_torch_with_written_out_padding(kernel, stride, dilation):
 )
 def test_output_length_is_torchs(length, kernel, stride, padding, dilation):
     length += dilation * (kernel - 1)
-    out = F.conv1d(torch.zeros(1, 1, length), torch.zeros(1, 1, kernel), None, stride, padding, dilation)
+    out = F.conv1d(
+        torch.zeros(1, 1, length), torch.zeros(1, 1, kernel), None, stride, padding, dilation
+    )
     assert conv.output_length(length, kernel, stride, padding, dilation) == out.shape[2]
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: conv.Conv3d(1, 1, (2, 3, 3)), r"kernel: 'same' padding needs odd sizes, got \(2, 3, 3\)"),
+        (
+            lambda: conv.Conv3d(1, 1, (2, 3, 3)),
+            r"kernel: 'same' padding needs odd sizes, got \(2, 3, 3\)",
+        ),
         (lambda: conv.Conv3d(1, 1, 0), "kernel: expected sizes of at least 1, got 0"),
         (lambda: conv.Conv3d(1, 1, 3, stride=0), "stride: expected sizes of at least 1, got 0"),
         (lambda: conv.FrameConv2d(1, 1, 4), "kernel: 'same' padding needs odd sizes"),
-        (lambda: conv.CausalConv3d(1, 1, 3, stride=4), "stride: expected at most the 3 frames .* got 4"),
-        (lambda: conv.CausalConv3d(1, 1)(torch.zeros(1, 1, 0, 4, 4)), "chunk: expected at least 1 frame"),
-        (lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 0), "frames: expected at least 1, got 0"),
-        (lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 4), "'center' needs an odd number .* got 4"),
-        (lambda: conv.Pseudo3DConv.from_conv2d(nn.Conv2d(2, 2, 3)), "conv: expected a square kernel"),
-        (lambda: conv.Pseudo3DConv.from_conv2d(nn.Conv2d(2, 2, 3, padding=1, groups=2)), "no groups"),
+        (
+            lambda: conv.CausalConv3d(1, 1, 3, stride=4),
+            "stride: expected at most the 3 frames .* got 4",
+        ),
+        (
+            lambda: conv.CausalConv3d(1, 1)(torch.zeros(1, 1, 0, 4, 4)),
+            "chunk: expected at least 1 frame",
+        ),
+        (
+            lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 0),
+            "frames: expected at least 1, got 0",
+        ),
+        (
+            lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 4),
+            "'center' needs an odd number .* got 4",
+        ),
+        (
+            lambda: conv.Pseudo3DConv.from_conv2d(nn.Conv2d(2, 2, 3)),
+            "conv: expected a square kernel",
+        ),
+        (
+            lambda: conv.Pseudo3DConv.from_conv2d(nn.Conv2d(2, 2, 3, padding=1, groups=2)),
+            "no groups",
+        ),
     ],
 )
 def test_bad_input_is_refused(make, message):
@@ -122,10 +152,16 @@ def test_middle_width_of_the_paper(sizes, middle):
     assert conv.middle_width(*sizes) == middle
 
 
-@given(st.integers(1, 512), st.integers(1, 512), st.sampled_from([3, 5]), st.sampled_from([3, 5, 7]))
+@given(
+    st.integers(1, 512), st.integers(1, 512), st.sampled_from([3, 5]), st.sampled_from([3, 5, 7])
+)
 def test_middle_width_is_the_largest_that_does_not_exceed_3d(i, o, t, d):
     full, middle = t * d * d * i * o, conv.middle_width(i, o, t, d)
-    assert d * d * i * middle + t * middle * o <= full < d * d * i * (middle + 1) + t * (middle + 1) * o
+    assert (
+        d * d * i * middle + t * middle * o
+        <= full
+        < d * d * i * (middle + 1) + t * (middle + 1) * o
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -140,7 +176,10 @@ def test_r2plus1d_equals_torchvision(stride):
 
 
 def test_a_relu_between_the_factors_forbids_the_identity_in_time():
-    layer, video = conv.R2Plus1DConv(2, 4, middle=4, norm=lambda _: nn.Identity()), clip(1, 2, 4, 6, 6)
+    layer, video = (
+        conv.R2Plus1DConv(2, 4, middle=4, norm=lambda _: nn.Identity()),
+        clip(1, 2, 4, 6, 6),
+    )
     nn.init.dirac_(layer.temporal.weight)
     assert (layer(video) - layer.spatial(video)).abs().max() > 0.5
 
@@ -151,9 +190,13 @@ def test_group_norm_divides_any_width():
 
 def test_separable_is_a_3d_convolution_of_low_rank():
     layer = conv.SeparableConv3d(2, 3).double()
-    kernel = torch.einsum("omt,mihw->oithw", layer.temporal.weight[..., 0, 0], layer.spatial.weight[:, :, 0])
+    kernel = torch.einsum(
+        "omt,mihw->oithw", layer.temporal.weight[..., 0, 0], layer.spatial.weight[:, :, 0]
+    )
     video = clip(1, 2, 6, 7, 7, dtype=torch.float64)
-    inside = (layer(video) - layer(0 * video))[:, :, 1:-1]  # the bias passes through the temporal kernel too
+    inside = (layer(video) - layer(0 * video))[
+        :, :, 1:-1
+    ]  # the bias passes through the temporal kernel too
     torch.testing.assert_close(inside, F.conv3d(video, kernel, padding=1)[:, :, 1:-1])
 
 
@@ -166,7 +209,9 @@ def test_pseudo_3d_starts_as_the_2d_convolution_of_every_frame(frames):
     video = clip(2, 3, frames, 8, 9)
     layer = conv.Pseudo3DConv.from_conv2d(image, time=5)
     expected = torch.stack([image(video[:, :, f]) for f in range(frames)], dim=2)
-    assert torch.equal(layer(video), layer.spatial(video))  # the temporal part is the identity, to the bit
+    assert torch.equal(
+        layer(video), layer.spatial(video)
+    )  # the temporal part is the identity, to the bit
     torch.testing.assert_close(layer(video), expected)
 
 
@@ -233,7 +278,9 @@ def test_the_future_does_not_reach_the_past():
 def test_too_short_a_chunk_for_a_strided_step_is_refused():
     layer = conv.CausalConv3d(1, 1, 3, stride=2)
     _, cache = layer.step(torch.zeros(1, 1, 1, 4, 4))
-    with pytest.raises(ValueError, match="chunk: expected at least 2 frames after this cache, got 1"):
+    with pytest.raises(
+        ValueError, match="chunk: expected at least 2 frames after this cache, got 1"
+    ):
         layer.step(torch.zeros(1, 1, 1, 4, 4), cache)
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from course_lib.nn.inflate import InflatedUNet, inflate
-from course_lib.nn.styles import STYLES, places
+from course_lib.nn.temporal_layouts import STYLES, places
 from course_lib.nn.temporal import Blend
 from tests.nn.inflated import SHAPES, awake, frame_by_frame, image_unet, inputs
 
@@ -52,7 +52,11 @@ def test_after_two_steps_all_layers_over_time_have_moved_and_no_frozen_weight_ha
     after = unet.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     moved = {name for name, value in after.items() if (value - before[name]).abs().max() > 1e-13}
-    assert all(torch.equal(value, before[name]) for name, value in after.items() if name.startswith("spatial."))
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in after.items()
+        if name.startswith("spatial.")
+    )
     assert all(parameter.grad is None for parameter in unet.spatial.parameters())
     assert moved == {f"temporal.{name}" for name, _ in unet.temporal.named_parameters()}
 
@@ -75,7 +79,11 @@ def test_pictures_of_joint_training_do_not_leak(style, shape):
     for frame in (3, 4):
         other = given["sample"].clone()
         other[:, :, frame] += 3
-        difference = (run(unet, given | {"sample": other}, alone=alone) - together).abs().amax(dim=(0, 1, 3, 4))
+        difference = (
+            (run(unet, given | {"sample": other}, alone=alone) - together)
+            .abs()
+            .amax(dim=(0, 1, 3, 4))
+        )
         assert difference[frame] > 1e-3
         assert difference[[k for k in range(5) if k != frame]].max() == 0
     clip = run(unet, given | {"sample": given["sample"][:, :, :3]})
@@ -110,7 +118,9 @@ def test_frames_may_have_texts_of_their_own(style):
     torch.testing.assert_close(run(unet, given), run(unet, given | {"encoder_hidden_states": each}))
     other = each.clone()
     other[:, 2] += 1
-    quiet = inflate(image_unet("SD 1"), style, **OPTIONS.get(style, {}))  # no layer over time to carry it on
+    quiet = inflate(
+        image_unet("SD 1"), style, **OPTIONS.get(style, {})
+    )  # no layer over time to carry it on
     difference = run(quiet, given) - run(quiet, given | {"encoder_hidden_states": other})
     assert difference[:, :, 2].abs().max() > 1e-3
     assert difference[:, :, [0, 1, 3]].abs().max() < 1e-12
@@ -122,7 +132,10 @@ def test_layers_over_time_may_read_a_wider_text():
     words = torch.randn(2, 7, 6, dtype=torch.float64)
     text = torch.cat([given["encoder_hidden_states"], words], dim=-1)
     torch.testing.assert_close(
-        run(unet, given | {"encoder_hidden_states": text}), frame_by_frame(image, given), rtol=0, atol=1e-12
+        run(unet, given | {"encoder_hidden_states": text}),
+        frame_by_frame(image, given),
+        rtol=0,
+        atol=1e-12,
     )
     awake(unet)
     other = torch.cat([given["encoder_hidden_states"], words + 1], dim=-1)
@@ -157,7 +170,9 @@ def test_frames_may_be_told_where_in_time_they_are(style):
     unet, given = awake(make(style, "SD 2")), inputs("SD 2")
     index = torch.arange(4.0).expand(2, -1)
     if style in ("modelscope", "animatediff"):
-        with pytest.raises(ValueError, match=f"frame_index: expected none, no layer of '{style}' reads it; got"):
+        with pytest.raises(
+            ValueError, match=f"frame_index: expected none, no layer of '{style}' reads it; got"
+        ):
             run(unet, given, frame_index=index)
         return
     expected = run(unet, given)
@@ -178,16 +193,23 @@ def test_the_scale_is_a_dial_from_the_image_model_to_the_video_model():
     image, given = image_unet("SD 1"), inputs("SD 1")
     for style in STYLES:
         unet = awake(inflate(image, style, **OPTIONS.get(style, {})))
-        torch.testing.assert_close(run(unet, given, temporal_scale=0), frame_by_frame(image, given), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            run(unet, given, temporal_scale=0), frame_by_frame(image, given), rtol=0, atol=1e-12
+        )
         whole, half = run(unet, given), run(unet, given, temporal_scale=0.5)
         assert not torch.allclose(half, whole)
-        torch.testing.assert_close(run(unet, given, temporal_scale=0.9999999), whole, rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            run(unet, given, temporal_scale=0.9999999), whole, rtol=0, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_image_model_inside_may_be_called_itself(style):
     image, given = image_unet("SD 2"), inputs("SD 2")
-    unet, expected = awake(inflate(image, style, **OPTIONS.get(style, {}))), frame_by_frame(image, given)
+    unet, expected = (
+        awake(inflate(image, style, **OPTIONS.get(style, {}))),
+        frame_by_frame(image, given),
+    )
     for _ in range(2):  # before any call of the whole, and after one
         torch.testing.assert_close(frame_by_frame(unet.spatial, given), expected, rtol=0, atol=0)
         run(unet, given)
@@ -210,7 +232,9 @@ def test_alpha_is_a_half_at_first_and_learns():
 
 def test_where_layers_hang():
     names = {style: set(make(style, "SD 1").temporal) for style in STYLES}
-    resnets, attentions = ({k for k in names["modelscope"] if kind in k} for kind in ("resnets", "attentions"))
+    resnets, attentions = (
+        {k for k in names["modelscope"] if kind in k} for kind in ("resnets", "attentions")
+    )
     assert names["modelscope"] == {"conv_in"} | resnets | attentions
     assert len(resnets) == 2 + 2 + 2 + 3 + 3 and len(attentions) == 2 + 1 + 3
     assert names["video-ldm"] == resnets | attentions
@@ -253,7 +277,9 @@ def test_checkpointing_gradients_changes_nothing_even_if_another_call_came_betwe
         unet.zero_grad()
         first, second = unet(**long).sample, unet(**short).sample
         (first.square().sum() + second.square().sum()).backward()
-        found.append([first.detach(), second.detach(), *(p.grad for p in unet.temporal.parameters())])
+        found.append(
+            [first.detach(), second.detach(), *(p.grad for p in unet.temporal.parameters())]
+        )
     for plain, checkpointed in zip(*found, strict=True):
         torch.testing.assert_close(plain, checkpointed)
 
@@ -263,7 +289,9 @@ def test_checkpointing_gradients_changes_nothing_even_if_another_call_came_betwe
 def test_lora_attaches_by_name(style, part):
     unet, given = make(style, "SD 1"), inputs("SD 1")
     linear = "to_qkv" if style == "lavie" and part == "temporal" else "to_q"
-    unet.add_adapter(peft.LoraConfig(r=2, target_modules=rf"{part}\..*\.{linear}", init_lora_weights=False))
+    unet.add_adapter(
+        peft.LoraConfig(r=2, target_modules=rf"{part}\..*\.{linear}", init_lora_weights=False)
+    )
     adapted = {name for name, _ in unet.named_parameters() if "lora" in name}
     assert adapted and all(name.startswith(f"{part}.") for name in adapted)
     if part == "spatial":
@@ -301,7 +329,9 @@ def test_residuals_of_a_controlnet_are_added():
     flat = given["sample"].transpose(1, 2).flatten(0, 1)
     text = given["encoder_hidden_states"].repeat_interleave(4, dim=0)
     with torch.no_grad():
-        expected = image_unet("SD 1")(flat, given["timestep"].repeat_interleave(4), text, **told).sample
+        expected = image_unet("SD 1")(
+            flat, given["timestep"].repeat_interleave(4), text, **told
+        ).sample
     found = run(unet, given, **told).transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
@@ -332,18 +362,36 @@ def test_bad_input_is_refused():
     unet, given = make("animatediff", "SD 1"), inputs("SD 1")
     with pytest.raises(ValueError, match="style: expected one of video-ldm, .*; got 'svd'"):
         inflate(image_unet("SD 1"), "svd")
-    with pytest.raises(ValueError, match=r"sample: expected \(b, 4, f, h, w\), got \(2, 3, 4, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"sample: expected \(b, 4, f, h, w\), got \(2, 3, 4, 8, 8\)"
+    ):
         unet(**given | {"sample": given["sample"][:, :3]})
     with pytest.raises(ValueError, match="encoder_hidden_states: expected"):
-        unet(**given | {"encoder_hidden_states": given["encoder_hidden_states"][:, None].expand(-1, 3, -1, -1)})
-    wide = torch.cat([given["encoder_hidden_states"]] * 2, dim=-1)  # no layer reads the rest, so it is not cut off
-    with pytest.raises(ValueError, match=r"encoder_hidden_states: expected \(2, l, 24\).*, got \(2, 7, 48\)"):
+        unet(
+            **given
+            | {
+                "encoder_hidden_states": given["encoder_hidden_states"][:, None].expand(
+                    -1, 3, -1, -1
+                )
+            }
+        )
+    wide = torch.cat(
+        [given["encoder_hidden_states"]] * 2, dim=-1
+    )  # no layer reads the rest, so it is not cut off
+    with pytest.raises(
+        ValueError, match=r"encoder_hidden_states: expected \(2, l, 24\).*, got \(2, 7, 48\)"
+    ):
         unet(**given | {"encoder_hidden_states": wide})
-    with pytest.raises(ValueError, match="text_width: expected at least the image model's 24, got 20"):
+    with pytest.raises(
+        ValueError, match="text_width: expected at least the image model's 24, got 20"
+    ):
         inflate(image_unet("SD 1"), "video-ldm", head_width=8, text_width=20)
     with pytest.raises(ValueError, match="video: expected at most 8 frames"):
         unet(**inputs("SD 1", f=9))
-    for wrong in ([[True, False, False, False]] * 2, [[False] * 3 + [True], [False] * 2 + [True] * 2]):
+    for wrong in (
+        [[True, False, False, False]] * 2,
+        [[False] * 3 + [True], [False] * 2 + [True] * 2],
+    ):
         with pytest.raises(ValueError, match="alone: expected the last frames"):
             unet(**given, alone=torch.tensor(wrong))
     with pytest.raises(ValueError, match="alone: expected frames of a clip"):

@@ -82,7 +82,11 @@ def test_a_layer_gets_gradients_at_once_and_all_of_it_after_a_step(name):
         (layer(video, **told()) - video.flip(2)).square().mean().backward()
         assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
         with_gradient.append(
-            {n for n, p in layer.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-12}
+            {
+                n
+                for n, p in layer.named_parameters()
+                if p.grad is not None and p.grad.abs().max() > 1e-12
+            }
         )
         optimizer.step()
     assert with_gradient[0]  # at first only the last layer's
@@ -152,20 +156,31 @@ def test_the_residual_block_is_diffusers_own():
 def test_only_a_motion_module_has_an_end():
     for frames in (1, 40):
         assert TemporalTransformer(32, 2, 16)(torch.zeros(1, 32, frames, 2, 2)).shape[2] == frames
-    with pytest.raises(ValueError, match="video: expected at most 8 frames, for which there are positions, got 9"):
+    with pytest.raises(
+        ValueError, match="video: expected at most 8 frames, for which there are positions, got 9"
+    ):
         TemporalTransformer(32, 2, 16, frames=8)(torch.zeros(1, 32, 9, 2, 2))
 
 
-@pytest.mark.parametrize(("name", "knows"), [("transformer", False), ("motion module", True), ("time", True)])
+@pytest.mark.parametrize(
+    ("name", "knows"), [("transformer", False), ("motion module", True), ("time", True)]
+)
 def test_positions_tell_a_clip_from_its_shuffle(name, knows):
-    layer, video, order = moved(LAYERS[name]()), normal(2, 32, 5, 4, 4), torch.tensor([3, 0, 4, 1, 2])
+    layer, video, order = (
+        moved(LAYERS[name]()),
+        normal(2, 32, 5, 4, 4),
+        torch.tensor([3, 0, 4, 1, 2]),
+    )
     shuffled = layer(video[:, :, order], **told())
     assert torch.allclose(shuffled, layer(video, **told())[:, :, order]) != knows
 
 
 def test_whoever_reads_is_told_where_and_when():
     layer = moved(TimeAndText(32, 16, text_width=24)).words
-    video, text = normal(2, 32, 1, 1, 1).expand(-1, -1, 5, 4, 4), told()["text"]  # every pixel alike, in every frame
+    video, text = (
+        normal(2, 32, 1, 1, 1).expand(-1, -1, 5, 4, 4),
+        told()["text"],
+    )  # every pixel alike, in every frame
     found = layer(video, text)
     assert found[0].flatten(1).T.unique(dim=0).shape[0] == 5 * 4 * 4
     torch.testing.assert_close(found, layer(video, text, torch.arange(5).expand(2, -1)), **CLOSE)
@@ -209,7 +224,9 @@ def test_attention_is_diffusers_own_and_needs_a_clips_text_only_once(text_width)
     attention.set_processor(ClipAttention())
     torch.testing.assert_close(attention(rows, text), expected, **CLOSE)
     if text is not None:
-        torch.testing.assert_close(attention(rows, text.repeat_interleave(3, dim=0)), expected, **CLOSE)
+        torch.testing.assert_close(
+            attention(rows, text.repeat_interleave(3, dim=0)), expected, **CLOSE
+        )
 
 
 def test_a_mask_hides_pixels_as_in_diffusers():

@@ -43,7 +43,9 @@ def test_at_first_it_is_the_image_autoencoder(groups):
             alone = vae.encode(video[:, :, k]).latent_dist.mode() * 0.7
             torch.testing.assert_close(latents[:, :, k], alone, rtol=0, atol=1e-12)
             expected = vae.decode(alone / 0.7).sample
-            torch.testing.assert_close(inflated.decode(latents)[:, :, k], expected, rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                inflated.decode(latents)[:, :, k], expected, rtol=0, atol=1e-12
+            )
 
 
 def test_trained_it_sees_neighbours_of_its_own_clip_and_can_be_turned_off():
@@ -55,7 +57,9 @@ def test_trained_it_sees_neighbours_of_its_own_clip_and_can_be_turned_off():
         change = (inflated.decode(other) - inflated.decode(latents)).abs().amax(dim=(1, 3, 4))
         assert change[0].min() > 1e-6 and change[1].max() == 0
         expected = torch.stack([vae.decode(latents[:, :, k] / 0.7).sample for k in range(5)], dim=2)
-        torch.testing.assert_close(inflated.decode(latents, temporal_scale=0), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            inflated.decode(latents, temporal_scale=0), expected, rtol=0, atol=1e-12
+        )
 
 
 def test_all_of_the_decoder_over_time_learns_and_nothing_else():
@@ -78,4 +82,6 @@ def test_a_folder_keeps_all_of_it(tmp_path):
     inflated.save_pretrained(tmp_path)
     again = TemporalAutoencoder.from_pretrained(tmp_path, torch_dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(again.decode(latents), inflated.decode(latents), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            again.decode(latents), inflated.decode(latents), rtol=0, atol=1e-12
+        )

@@ -34,7 +34,9 @@ def test_the_bands_belong_to_their_channels_and_clips():
     torch.testing.assert_close(together, torch.cat([texture(one), texture(two)]))
     grey = one.clone()
     grey[:, 1] = 0
-    assert (texture(grey)[0, 1::3] == 0).all() and torch.equal(texture(grey)[0, 0::3], texture(one)[0, 0::3])
+    assert (texture(grey)[0, 1::3] == 0).all() and torch.equal(
+        texture(grey)[0, 0::3], texture(one)[0, 0::3]
+    )
 
 
 def test_neither_order_nor_brightness_nor_mirrors_matter():

@@ -81,7 +81,9 @@ def frame_by_frame(unet, given):
 @pytest.mark.parametrize("training", [False, True])
 def test_at_first_it_is_its_own_image_network(positions, patch, training):
     unet, given = build(positions=positions, patch=patch, **TOLD).train(training), inputs()
-    torch.testing.assert_close(unet(**given).sample, frame_by_frame(unet, given), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        unet(**given).sample, frame_by_frame(unet, given), atol=1e-12, rtol=1e-12
+    )
 
 
 def test_once_awake_it_sees_other_frames():
@@ -99,7 +101,9 @@ def test_after_two_steps_every_parameter_has_moved():
         optimizer.step()
         optimizer.zero_grad()
     # A bias beyond the clip's length, or a distance that occurs nowhere, has no gradient
-    still = [name for name, parameter in unet.named_parameters() if torch.equal(parameter, before[name])]
+    still = [
+        name for name, parameter in unet.named_parameters() if torch.equal(parameter, before[name])
+    ]
     assert still == []
 
 
@@ -112,7 +116,11 @@ def test_pictures_do_not_leak_into_clips_or_into_each_other(positions):
     for changed in range(6):
         other = sample.clone()
         other[:, :, changed] += 1
-        difference = (unet(other, torch.tensor([10]), text, alone=alone).sample - base).abs().amax(dim=(0, 1, 3, 4))
+        difference = (
+            (unet(other, torch.tensor([10]), text, alone=alone).sample - base)
+            .abs()
+            .amax(dim=(0, 1, 3, 4))
+        )
         touched = {changed} if alone[0, changed] else {0, 1, 3}
         assert {k for k in range(6) if difference[k] > 0} == touched
 
@@ -151,7 +159,11 @@ def test_told_its_number_a_frame_of_nothing_but_text_differs_from_the_next():
 
 
 def test_frames_are_numbered_from_0_unless_they_have_numbers_of_their_own():
-    unet, x, t = build(awake=True, positions="none", frame_index=True), clip(2, 3, 5, 8, 8), torch.tensor([5, 9])
+    unet, x, t = (
+        build(awake=True, positions="none", frame_index=True),
+        clip(2, 3, 5, 8, 8),
+        torch.tensor([5, 9]),
+    )
     for layer in temporal(unet):  # so that no frame depends on the others
         nn.init.zeros_(layer.to_out.weight)
     whole = unet(x, t).sample
@@ -168,12 +180,15 @@ def test_frames_are_numbered_from_0_unless_they_have_numbers_of_their_own():
 
 def test_places_are_waves_of_where_a_pixel_is_in_its_frame():
     found = place_waves(4, 6, clip(1))[0]
-    down, across = ((torch.arange(n).double() + 0.5) / n * 2 - 1 for n in (4, 6))  # centres of pixels in [-1, 1]
+    down, across = (
+        (torch.arange(n).double() + 0.5) / n * 2 - 1 for n in (4, 6)
+    )  # centres of pixels in [-1, 1]
     for first, rate in ((0, 0.5), (4, 1.0), (8, 2.0)):
         for offset, turned in ((0, down[:, None]), (2, across[None])):
             turned = (rate * torch.pi * turned).expand(4, 6)
             torch.testing.assert_close(
-                found[first + offset : first + offset + 2], torch.stack([turned.sin(), turned.cos()])
+                found[first + offset : first + offset + 2],
+                torch.stack([turned.sin(), turned.cos()]),
             )
     assert found.flatten(1).unique(dim=1).shape[1] == 24  # no two places are told the same
 
@@ -184,7 +199,9 @@ def test_places_need_no_float64_of_the_device():
     class Without64(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             made = func(*args, **kwargs or {})
-            assert not (isinstance(made, torch.Tensor) and made.is_meta and made.dtype == torch.float64), func
+            assert not (
+                isinstance(made, torch.Tensor) and made.is_meta and made.dtype == torch.float64
+            ), func
             return made
 
     like = torch.empty(0, dtype=torch.float16, device="meta")
@@ -203,7 +220,9 @@ def test_told_its_place_a_pixel_of_an_even_frame_differs_far_from_the_border():
 
 
 def test_a_last_look_adds_nothing_at_first_and_then_sees_pixels_on_both_sides_of_a_patch():
-    plain, unet = (build(patch=4, widths=(16,), attention=(False,), detail=wide) for wide in (None, 8))
+    plain, unet = (
+        build(patch=4, widths=(16,), attention=(False,), detail=wide) for wide in (None, 8)
+    )
     unet.load_state_dict(unet.state_dict() | plain.state_dict())
     x, t = clip(1, 3, 2, 8, 8), torch.tensor([10])
     answer = plain(x, t).sample
@@ -214,9 +233,13 @@ def test_a_last_look_adds_nothing_at_first_and_then_sees_pixels_on_both_sides_of
     other[0, :, 0, 4, 4] += 1  # the first pixel of the last patch
     frames, changed = (some.transpose(1, 2).flatten(0, 1) for some in (x, other))
     told = torch.randn(2, 32, dtype=torch.float64)
-    said = [unet.finish(some, answer.transpose(1, 2).flatten(0, 1), told) for some in (frames, changed)]
+    said = [
+        unet.finish(some, answer.transpose(1, 2).flatten(0, 1), told) for some in (frames, changed)
+    ]
     differs = (said[1] - said[0]).abs().amax(dim=1)  # f h w
-    assert differs[0, 1:8, 1:8].min() > 0  # three convolutions of 3 x 3 reach that far, across the patches' borders
+    assert (
+        differs[0, 1:8, 1:8].min() > 0
+    )  # three convolutions of 3 x 3 reach that far, across the patches' borders
     differs[0, 1:8, 1:8] = 0
     assert differs.max() == 0
 
@@ -244,19 +267,31 @@ def test_without_positions_a_shuffled_clip_gives_the_shuffled_result():
 @pytest.mark.parametrize("frames, height, width", [(1, 8, 8), (3, 6, 10), (7, 14, 4), (2, 5, 7)])
 def test_any_number_of_frames_and_any_size(frames, height, width):
     unet = build(awake=True, widths=(8, 8, 8), attention=(False, True, True))
-    assert unet(clip(1, 3, frames, height, width), torch.tensor([1])).sample.shape == (1, 3, frames, height, width)
+    assert unet(clip(1, 3, frames, height, width), torch.tensor([1])).sample.shape == (
+        1,
+        3,
+        frames,
+        height,
+        width,
+    )
 
 
 def test_one_text_for_all_frames_is_the_same_as_for_each():
     unet, given = build(awake=True, **TOLD), inputs()
-    each = given | {"encoder_hidden_states": given["encoder_hidden_states"][:, None].expand(-1, 4, -1, -1)}
+    each = given | {
+        "encoder_hidden_states": given["encoder_hidden_states"][:, None].expand(-1, 4, -1, -1)
+    }
     torch.testing.assert_close(unet(**given).sample, unet(**each).sample)
 
 
-@pytest.mark.parametrize("name", ["encoder_hidden_states", "frame_rate", "extra", "noise_level", "timestep"])
+@pytest.mark.parametrize(
+    "name", ["encoder_hidden_states", "frame_rate", "extra", "noise_level", "timestep"]
+)
 def test_everything_it_is_told_matters_and_only_to_its_own_clip(name):
     unet, given = build(**TOLD), inputs()
-    other = given | {name: given[name] * torch.tensor([1, 2]).view(-1, *[1] * (given[name].ndim - 1))}
+    other = given | {
+        name: given[name] * torch.tensor([1, 2]).view(-1, *[1] * (given[name].ndim - 1))
+    }
     if name == "noise_level":
         other[name] = torch.tensor([100, 50])
     difference = (unet(**other).sample - unet(**given).sample).abs().amax(dim=(1, 2, 3, 4))
@@ -265,12 +300,20 @@ def test_everything_it_is_told_matters_and_only_to_its_own_clip(name):
 
 def test_rows_of_a_batch_do_not_meet():
     unet, given = build(awake=True, **TOLD), inputs()
-    rows = [unet(**{name: value[k : k + 1] for name, value in given.items()}).sample for k in range(2)]
+    rows = [
+        unet(**{name: value[k : k + 1] for name, value in given.items()}).sample for k in range(2)
+    ]
     torch.testing.assert_close(unet(**given).sample, torch.cat(rows))
 
 
 def test_out_channels_may_be_others():
-    assert build(out_channels=6)(clip(1, 3, 2, 8, 8), torch.tensor([1])).sample.shape == (1, 6, 2, 8, 8)
+    assert build(out_channels=6)(clip(1, 3, 2, 8, 8), torch.tensor([1])).sample.shape == (
+        1,
+        6,
+        2,
+        8,
+        8,
+    )
 
 
 def test_it_survives_a_folder(tmp_path):
@@ -288,7 +331,9 @@ def test_gradient_checkpointing_changes_no_gradient():
         unet, given = build(awake=True, **TOLD).train(), inputs()
         if checkpointed:
             unet.enable_gradient_checkpointing()
-        unet(**given, alone=torch.tensor([[False, False, False, True]] * 2)).sample.square().mean().backward()
+        unet(
+            **given, alone=torch.tensor([[False, False, False, True]] * 2)
+        ).sample.square().mean().backward()
         found.append([parameter.grad for parameter in unet.parameters()])
     assert unet.is_gradient_checkpointing
     for plain, replayed in zip(*found, strict=True):
@@ -298,14 +343,26 @@ def test_gradient_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sample": clip(2, 4, 4, 8, 8)}, r"sample: expected 3 channels and frames, got \(2, 4, 4, 8, 8\)"),
+        (
+            {"sample": clip(2, 4, 4, 8, 8)},
+            r"sample: expected 3 channels and frames, got \(2, 4, 4, 8, 8\)",
+        ),
         (
             {"sample": clip(2, 3, 4, 9, 8), "extra": clip(2, 2, 4, 9, 8)},
             "sample: expected height and width divisible by 2, got 9 x 8",
         ),
-        ({"encoder_hidden_states": None}, "encoder_hidden_states: expected a text of width 6, got none"),
-        ({"encoder_hidden_states": clip(2, 5, 7)}, r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 5, 7\)"),
-        ({"encoder_hidden_states": clip(2, 3, 5, 6)}, r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 3, 5, 6\)"),
+        (
+            {"encoder_hidden_states": None},
+            "encoder_hidden_states: expected a text of width 6, got none",
+        ),
+        (
+            {"encoder_hidden_states": clip(2, 5, 7)},
+            r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 5, 7\)",
+        ),
+        (
+            {"encoder_hidden_states": clip(2, 3, 5, 6)},
+            r"expected \(2, l, 6\) or \(2, 4, l, 6\), got \(2, 3, 5, 6\)",
+        ),
         ({"frame_index": torch.zeros(2, 3)}, r"frame_index: expected \(2, 4\), got \(2, 3\)"),
         ({"extra": None}, r"extra: expected \(2, 2, 4, 8, 8\), got none"),
     ],
@@ -328,7 +385,9 @@ def test_what_it_was_not_made_for_is_refused():
         plain(x, t, extra=clip(1, 1, 2, 8, 8))
     with pytest.raises(ValueError, match="attention: expected one for each of 2 widths, got 1"):
         VideoUNet(widths=(8, 8), attention=(True,))
-    with pytest.raises(ValueError, match="detail: expected at least 1 channel, or None for no last look, got 0"):
+    with pytest.raises(
+        ValueError, match="detail: expected at least 1 channel, or None for no last look, got 0"
+    ):
         build(detail=0)
 
 
@@ -351,6 +410,13 @@ def test_growing_is_diffusers_upsampling_values_and_gradients(h, w, channels):
             grown = layer(seen, output_size=size)
             assert grown.shape == (2, channels[1], *size)
             (grown * torch.arange(grown.numel()).reshape(grown.shape)).sum().backward()
-            found.append((grown.detach(), seen.grad, layer.conv.weight.grad.clone(), layer.conv.bias.grad.clone()))
+            found.append(
+                (
+                    grown.detach(),
+                    seen.grad,
+                    layer.conv.weight.grad.clone(),
+                    layer.conv.bias.grad.clone(),
+                )
+            )
         for mine, other in zip(*found, strict=True):
             torch.testing.assert_close(mine, other)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torchvision.models import video as torchvision_video
 
 from course_lib.nn.convolution import group_norm
-from course_lib.nn.cost import count_parameters
+from course_lib.nn.profiling import count_parameters
 from course_lib.nn.video_resnet import LAYOUTS, video_resnet
 
 FULL = {"widths": (64, 128, 256, 512), "layers": (2, 2, 2, 2), "stem_kernel": 7}
@@ -21,7 +21,9 @@ def clip(*shape, seed=0):
 def net(kind, frames=4, **options):
     torch.manual_seed(0)
     model = video_resnet(kind, 5, frames=frames if kind == "r2d" else None, **{**SMALL, **options})
-    torch.nn.init.normal_(model.fc.weight)  # as built it is nearly 0, and every net would look blind
+    torch.nn.init.normal_(
+        model.fc.weight
+    )  # as built it is nearly 0, and every net would look blind
     return model
 
 
@@ -35,10 +37,14 @@ def test_full_width_loads_torchvisions_weights_and_agrees(kind, builder):
         torch.testing.assert_close(ours(video), theirs(video))
 
 
-@pytest.mark.parametrize("options", [FULL, {}, {"layers": (2, 1, 1, 1), "widths": (24, 48, 96, 192)}])
+@pytest.mark.parametrize(
+    "options", [FULL, {}, {"layers": (2, 1, 1, 1), "widths": (24, 48, 96, 192)}]
+)
 def test_r3d_and_r2plus1d_have_equal_parameters(options):
     with torch.device("meta"):
-        r3d, r2plus1d = (count_parameters(video_resnet(kind, 400, **options)) for kind in ("r3d", "r2plus1d"))
+        r3d, r2plus1d = (
+            count_parameters(video_resnet(kind, 400, **options)) for kind in ("r3d", "r2plus1d")
+        )
     assert abs(r2plus1d / r3d - 1) < 0.01
 
 
@@ -46,7 +52,10 @@ def test_parameters_of_the_paper_in_millions():
     # Table 2: R2D 11.4, MC3 11.7, R3D 33.4, R(2+1)D 33.3
     with torch.device("meta"):
         counts = {
-            kind: count_parameters(video_resnet(kind, 400, frames=8 if kind == "r2d" else None, **FULL)) / 1e6
+            kind: count_parameters(
+                video_resnet(kind, 400, frames=8 if kind == "r2d" else None, **FULL)
+            )
+            / 1e6
             for kind in LAYOUTS
         }
     assert counts["r2d"] == pytest.approx(11.4, abs=0.1)
@@ -65,7 +74,11 @@ def test_which_kinds_see_the_order_of_frames(kind):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_per_frame_net_is_the_mean_of_its_frames_and_cannot_tell_left_from_right(training):
-    model = net("f-r2d", norm=group_norm if not training else torch.nn.BatchNorm3d).double().train(training)
+    model = (
+        net("f-r2d", norm=group_norm if not training else torch.nn.BatchNorm3d)
+        .double()
+        .train(training)
+    )
     video = clip(2, 3, 4, 16, 16).double()
     torch.testing.assert_close(model(video.flip(2)), model(video))
     if not training:
@@ -76,7 +89,11 @@ def test_per_frame_net_is_the_mean_of_its_frames_and_cannot_tell_left_from_right
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @settings(max_examples=4, deadline=None)
-@given(batch=st.integers(0, 2), frames=st.integers(1, 3), size=st.tuples(st.integers(3, 20), st.integers(3, 20)))
+@given(
+    batch=st.integers(0, 2),
+    frames=st.integers(1, 3),
+    size=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+)
 def test_any_clip_size(kind, batch, frames, size):
     model = net(kind, frames).eval()
     video = clip(batch, 3, frames, *size)
@@ -100,11 +117,20 @@ def test_every_parameter_gets_a_gradient(kind):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: video_resnet("r3d", 5, widths=(8, 8)), r"widths, layers: expected 4 numbers each, got \(8, 8\)"),
+        (
+            lambda: video_resnet("r3d", 5, widths=(8, 8)),
+            r"widths, layers: expected 4 numbers each, got \(8, 8\)",
+        ),
         (lambda: video_resnet("r2d", 5), "frames: expected the clip length for 'r2d', got None"),
         (lambda: video_resnet("r3d", 5, frames=8), "frames: expected None for 'r3d', got 8"),
-        (lambda: net("r2d", 4)(torch.zeros(1, 3, 5, 8, 8)), "video: r2d was built for 4 frames, got 5"),
-        (lambda: net("r3d")(torch.zeros(1, 4, 3, 8, 8)), r"video: expected 3 channels, got shape \(1, 4, 3"),
+        (
+            lambda: net("r2d", 4)(torch.zeros(1, 3, 5, 8, 8)),
+            "video: r2d was built for 4 frames, got 5",
+        ),
+        (
+            lambda: net("r3d")(torch.zeros(1, 4, 3, 8, 8)),
+            r"video: expected 3 channels, got shape \(1, 4, 3",
+        ),
     ],
 )
 def test_bad_input_is_refused(make, message):

@@ -68,7 +68,11 @@ def test_guided_sampling_stays_in_range_and_obeys_its_generator(unet):
         generator = torch.Generator().manual_seed(seed)
         noise = initial_noise((2, 3, 16, 16), generator)
         model = guided(as_model(unet), null_class(unet), 3.0)
-        return [*sample(model, build_schedule(), noise, torch.tensor([0, 1]), steps=3, generator=generator)][-1].x
+        return [
+            *sample(
+                model, build_schedule(), noise, torch.tensor([0, 1]), steps=3, generator=generator
+            )
+        ][-1].x
 
     assert torch.equal(drawn(0), drawn(0)) and not torch.equal(drawn(0), drawn(1))
     assert drawn(0).abs().max() <= 1 + 1e-5, "the last step leads to a clipped estimate of x0"
@@ -77,7 +81,9 @@ def test_guided_sampling_stays_in_range_and_obeys_its_generator(unet):
 def test_about_a_tenth_of_the_classes_are_forgotten():
     images, classes = torch.zeros(2000, 3, 2, 2), torch.arange(2000) % CLASSES
     nothing = torch.tensor([CLASSES])
-    example, told = learn_from(build_schedule(), images, classes, nothing, torch.Generator().manual_seed(0))
+    example, told = learn_from(
+        build_schedule(), images, classes, nothing, torch.Generator().manual_seed(0)
+    )
     forgotten = told == CLASSES
     assert 0.08 < forgotten.double().mean() < 0.12
     assert torch.equal(told[~forgotten], classes[~forgotten])

@@ -19,17 +19,26 @@ def parts(untrained_diffusion):
 def test_it_draws_what_stable_diffusion_draws(untrained_diffusion, prediction_type, scale, rescale):
     parts = untrained_diffusion(prediction_type)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    ours = parts.draw(PROMPTS, generator=torch.Generator(), steps=4, scale=scale, rescale=rescale, latents=noise)
+    ours = parts.draw(
+        PROMPTS, generator=torch.Generator(), steps=4, scale=scale, rescale=rescale, latents=noise
+    )
     pipeline = parts.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 4, "guidance_scale": scale, "guidance_rescale": rescale, "output_type": "pt"}
+    options = {
+        "num_inference_steps": 4,
+        "guidance_scale": scale,
+        "guidance_rescale": rescale,
+        "output_type": "pt",
+    }
     theirs = pipeline(PROMPTS, latents=noise, **options).images
     torch.testing.assert_close(ours / 2 + 0.5, theirs, atol=2e-5, rtol=0)
 
 
 def test_a_negative_prompt_is_what_it_is_led_away_from(parts):
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    ours = parts.draw(PROMPTS[:1], negative=PROMPTS[1], generator=torch.Generator(), steps=2, latents=noise)
+    ours = parts.draw(
+        PROMPTS[:1], negative=PROMPTS[1], generator=torch.Generator(), steps=2, latents=noise
+    )
     pipeline = parts.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "pt"}
@@ -39,11 +48,15 @@ def test_a_negative_prompt_is_what_it_is_led_away_from(parts):
 
 def test_the_pipeline_travels_and_comes_back_as_the_same_parts(parts, tmp_path):
     parts.pipeline().save_pretrained(tmp_path)
-    loaded = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, local_files_only=True)
+    loaded = StableDiffusionPipeline.from_pretrained(
+        tmp_path, safety_checker=None, local_files_only=True
+    )
     again = ld.LatentDiffusion.of(loaded)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     options = {"generator": torch.Generator(), "steps": 2, "latents": noise}
-    torch.testing.assert_close(again.draw(PROMPTS[:1], **options), parts.draw(PROMPTS[:1], **options))
+    torch.testing.assert_close(
+        again.draw(PROMPTS[:1], **options), parts.draw(PROMPTS[:1], **options)
+    )
     assert isinstance(again.unet, UNet2DConditionModel) and isinstance(again.vae, AutoencoderKL)
 
 
@@ -71,7 +84,9 @@ def test_the_autoencoder_takes_any_size_that_its_factor_divides(parts):
 
 def test_heads_have_the_width_that_was_asked_for():
     unet = ld.build_unet(4, 8, (32, 96), 32, head_width=16)
-    attention = [module for name, module in unet.named_modules() if name.endswith(("attn1", "attn2"))]
+    attention = [
+        module for name, module in unet.named_modules() if name.endswith(("attn1", "attn2"))
+    ]
     assert attention and {module.inner_dim // module.heads for module in attention} == {16}
 
 
@@ -89,11 +104,17 @@ def test_in_half_precision_only_the_networks_are_not_what_they_add_up_to(untrain
     for part in (half.vae, half.text_encoder, half.unet):
         part.to(torch.bfloat16)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    runs = [[*parts.steps(PROMPTS, generator=torch.Generator(), steps=25, latents=noise)] for parts in (full, half)]
+    runs = [
+        [*parts.steps(PROMPTS, generator=torch.Generator(), steps=25, latents=noise)]
+        for parts in (full, half)
+    ]
     assert {step.x.dtype for step in runs[1]} == {torch.float32}
     spread = (runs[0][-1].x - noise).std()
     assert (runs[1][-1].x - runs[0][-1].x).abs().max() < 0.2 * spread
-    assert half.draw(PROMPTS, generator=torch.Generator(), steps=1, latents=noise).dtype == torch.float32
+    assert (
+        half.draw(PROMPTS, generator=torch.Generator(), steps=1, latents=noise).dtype
+        == torch.float32
+    )
 
 
 def test_compiled_it_draws_the_same(parts, monkeypatch):
@@ -107,6 +128,8 @@ def test_compiled_it_draws_the_same(parts, monkeypatch):
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     options = {"generator": torch.Generator(), "steps": 3, "latents": noise}
     compiled = parts.compiled()
-    torch.testing.assert_close(compiled.draw(PROMPTS, **options), parts.draw(PROMPTS, **options), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        compiled.draw(PROMPTS, **options), parts.draw(PROMPTS, **options), atol=1e-5, rtol=0
+    )
     assert asked == [{"dynamic": False}] and compiled.vae is parts.vae
     assert "forward" not in vars(parts.unet) and compiled.unet.conv_in is parts.unet.conv_in

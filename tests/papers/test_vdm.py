@@ -45,7 +45,9 @@ def test_the_schedule_is_diffusers_cosine_shifted():
     assert torch.equal(build_schedule(shift=1).alphas_cumprod.double(), cosine)
     shifted = build_schedule(shift=4).alphas_cumprod.double()
     ratio = (cosine / (1 - cosine) / (shifted / (1 - shifted))).sqrt()
-    torch.testing.assert_close(ratio, torch.full_like(ratio, 4), atol=0.01, rtol=0)  # signal / noise, at every timestep
+    torch.testing.assert_close(
+        ratio, torch.full_like(ratio, 4), atol=0.01, rtol=0
+    )  # signal / noise, at every timestep
     with pytest.raises(ValueError, match="shift: expected a positive number, got 0"):
         build_schedule(shift=0)
 
@@ -53,16 +55,25 @@ def test_the_schedule_is_diffusers_cosine_shifted():
 def test_what_is_read_is_the_tower_s_last_layer_and_its_words():
     """transformers' own CLIP, untrained: the words are its embeddings, token and place, normalised."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     tower = CLIPTextModel(CLIPTextConfig(vocab_size=20, max_position_embeddings=6, **sizes)).eval()
     tokens = torch.randint(20, (3, 6))
     with torch.no_grad():
         said, expected = read(tower, tokens), tower(tokens).last_hidden_state
-        words = tower.get_input_embeddings()(tokens) + tower.get_submodule("embeddings.position_embedding").weight
+        words = (
+            tower.get_input_embeddings()(tokens)
+            + tower.get_submodule("embeddings.position_embedding").weight
+        )
     assert said.shape == (3, 6, 16)
     torch.testing.assert_close(said[..., :8], expected)
     torch.testing.assert_close(
-        said[..., 8:], (words - words.mean(-1, True)) / (words.var(-1, False, keepdim=True) + 1e-5).sqrt()
+        said[..., 8:],
+        (words - words.mean(-1, True)) / (words.var(-1, False, keepdim=True) + 1e-5).sqrt(),
     )
 
 
@@ -101,7 +112,9 @@ def test_weight_zero_is_replacement():
 def test_reconstruction_is_the_papers_equation():
     """Equation 7 by hand: for a linear denoiser x0 = A x the gradient of |known - x0_a|² is -2 A_aᵀ (known - A_a x)."""
     t, generator = torch.tensor([300, 700]), torch.Generator().manual_seed(0)
-    x, known = (torch.randn(2, 1, 4, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, known = (
+        torch.randn(2, 1, 4, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     for row in range(2):
         one, time, seen = x[row : row + 1], t[row : row + 1], known[row : row + 1, :, :2]
         level = level_at(SCHEDULE, time)
@@ -109,7 +122,9 @@ def test_reconstruction_is_the_papers_equation():
         gain = (
             signal
             * covariance(4)
-            @ torch.linalg.inv(signal**2 * covariance(4) + noise**2 * torch.eye(4, dtype=torch.float64))
+            @ torch.linalg.inv(
+                signal**2 * covariance(4) + noise**2 * torch.eye(4, dtype=torch.float64)
+            )
         )
         plain = gain @ one[0, 0, :, 0, 0]
         gradient = -2 * gain[:2].T @ (seen[0, 0, :, 0, 0] - plain[:2])
@@ -122,7 +137,9 @@ def test_reconstruction_is_the_papers_equation():
 def test_rows_do_not_lead_each_other():
     """The error is a sum: a batch is as good as its rows one by one."""
     generator = torch.Generator().manual_seed(0)
-    x, known = (torch.randn(3, 1, 4, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, known = (
+        torch.randn(3, 1, 4, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     t = torch.tensor([400] * 3)
     together = with_frames(gaussian_model, SCHEDULE, known, first(4, 2))(x, t, None)
     for row in range(3):
@@ -172,7 +189,15 @@ def test_a_longer_clip_begins_as_it_was_and_every_block_follows_from_the_last():
     clip = real_clips(1000, 4, generator)
     with torch.no_grad():
         longer = extend(
-            gaussian_model, SCHEDULE, clip, None, frames=9, past=2, weight=3.0, steps=40, generator=generator
+            gaussian_model,
+            SCHEDULE,
+            clip,
+            None,
+            frames=9,
+            past=2,
+            weight=3.0,
+            steps=40,
+            generator=generator,
         )
     assert longer.shape == (1000, 1, 9, 1, 1) and torch.equal(longer[:, :, :4], clip)
     line = longer[:, 0, :, 0, 0]
@@ -189,7 +214,15 @@ def test_extend_shows_the_end_of_the_clip_to_each_block():
 
     clip = torch.arange(5.0).view(1, 1, 5, 1, 1)
     longer = extend(
-        watching, SCHEDULE, clip, "told", frames=8, past=3, weight=None, steps=2, generator=torch.Generator()
+        watching,
+        SCHEDULE,
+        clip,
+        "told",
+        frames=8,
+        past=3,
+        weight=None,
+        steps=2,
+        generator=torch.Generator(),
     )
     assert shown == ["told"] * 4 and longer.shape[2] == 8
 
@@ -240,14 +273,21 @@ def test_a_coherent_model_goes_away_from_frames_alone():
         """Optimal for correlated frames, or for frames alone, as it is told."""
         calls.append(told)
         cov = covariance(x.shape[2])
-        gains = {False: cov @ torch.linalg.inv(cov + torch.eye(len(cov))), True: 0.5 * torch.eye(len(cov)).double()}
+        gains = {
+            False: cov @ torch.linalg.inv(cov + torch.eye(len(cov))),
+            True: 0.5 * torch.eye(len(cov)).double(),
+        }
         rows = [
             torch.einsum("fg,cghw->cfhw", gains[bool(alone[0])], row)
             for row, alone in zip(x, told["alone"], strict=True)
         ]
         return torch.stack(rows)
 
-    x, t, rate = torch.randn(2, 3, 4, 2, 2).double(), torch.tensor([500, 500]), torch.full((2,), 8.0)
+    x, t, rate = (
+        torch.randn(2, 3, 4, 2, 2).double(),
+        torch.tensor([500, 500]),
+        torch.full((2,), 8.0),
+    )
     found = coherent(model, 3)(x, t, {"frame_rate": rate})
     assert len(calls) == 1 and calls[0]["frame_rate"].tolist() == [8] * 4
     assert calls[0]["alone"].tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
@@ -264,9 +304,15 @@ def test_a_coherent_model_goes_away_from_frames_alone():
 def test_a_network_that_is_still_its_own_image_network_has_nothing_to_go_away_from():
     torch.manual_seed(0)
     unet = build_unet(6, widths=(32, 32)).double().eval().requires_grad_(False)
-    x, t, told = torch.randn(1, 3, 4, 16, 16).double(), torch.tensor([500]), {"text": torch.randn(1, 5, 6).double()}
+    x, t, told = (
+        torch.randn(1, 3, 4, 16, 16).double(),
+        torch.tensor([500]),
+        {"text": torch.randn(1, 5, 6).double()},
+    )
     plain = as_model(unet)(x, t, told)
-    torch.testing.assert_close(coherent(as_model(unet), 5)(x, t, told), plain, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        coherent(as_model(unet), 5)(x, t, told), plain, rtol=1e-10, atol=1e-10
+    )
     for name, parameter in unet.named_parameters():
         if "temporal.to_out" in name:
             torch.nn.init.normal_(parameter, std=0.3)

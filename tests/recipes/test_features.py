@@ -21,7 +21,9 @@ def test_the_image_net_is_blind_to_order_and_the_video_net_is_not():
     mixed = shuffle(clip, torch.Generator().manual_seed(1))
     for build, blind in ((features.build_image, True), (features.build_video, False)):
         net = build().eval()
-        gap = (net.features(clip) - net.features(mixed)).abs().max() / net.features(clip).abs().max()
+        gap = (net.features(clip) - net.features(mixed)).abs().max() / net.features(
+            clip
+        ).abs().max()
         assert (gap < 1e-5) == blind
 
 
@@ -47,11 +49,26 @@ def test_texture_gets_its_share_of_the_variance(frames):
 def test_batches_are_clean_and_pure():
     for frames in (1, 16):
         one, again = (features.batches(2, SMALL, frames) for _ in range(2))
-        assert torch.equal(one["video"], again["video"]) and one["video"].shape == (4, 3, frames, 64, 64)
+        assert torch.equal(one["video"], again["video"]) and one["video"].shape == (
+            4,
+            3,
+            frames,
+            64,
+            64,
+        )
 
 
 def test_the_recipes_of_the_course_are_known_by_name():
-    names = ["judge", "features/image", "features/video", "mini-clip", "pixel-ddpm", "mini-vae", "mini-sd", "vdm"]
+    names = [
+        "judge",
+        "features/image",
+        "features/video",
+        "mini-clip",
+        "pixel-ddpm",
+        "mini-vae",
+        "mini-sd",
+        "vdm",
+    ]
     assert list(RECIPES) == [*names, "mini-video", "temporal-vae"]
     for name, recipe in RECIPES.items():
         assert recipe.name == name and recipe.bars and recipe.notes.strip()

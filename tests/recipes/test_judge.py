@@ -8,7 +8,7 @@ from course_lib.nn.classifier import VideoClassifier
 from course_lib.recipes import judge
 from course_lib.recipes.recipe import Settings
 from course_lib.world import MOTIONS, World
-from course_lib.world.impostors import NONE, UNKNOWN
+from course_lib.world.ood import NONE, UNKNOWN
 
 SMALL = Settings(steps=3, batch=6, lr=1e-3)
 
@@ -37,7 +37,11 @@ def test_disturbed_clips_carry_the_motion_that_they_show():
     assert torch.equal(labels["subject"], clips.labels["subject"])
     kinds = set()
     for i, (before, after) in enumerate(zip(clips.video, video, strict=True)):
-        old, new, order = clips.labels["motion"][i].item(), labels["motion"][i].item(), labels["order"][i].item()
+        old, new, order = (
+            clips.labels["motion"][i].item(),
+            labels["motion"][i].item(),
+            labels["order"][i].item(),
+        )
         if old == judge.STILL:
             assert new == judge.STILL and order == UNKNOWN
         elif torch.equal(after, before):
@@ -64,7 +68,10 @@ def test_a_bad_camera_leaves_some_alone_and_keeps_every_picture_recognisable():
     assert 1 < (change == 0).sum() < 20 and change.max() < 0.35
     assert spoilt.abs().max() <= 1 + 1e-5
     correlation = torch.stack(
-        [torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(spoilt, video, strict=True)]
+        [
+            torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+            for a, b in zip(spoilt, video, strict=True)
+        ]
     )
     assert correlation.min() > 0.5
 
@@ -99,7 +106,7 @@ def test_calibration_tempers_confidence_without_changing_an_answer():
 
 
 def test_strangers_for_the_test_are_not_among_those_of_training():
-    from course_lib.world.impostors import IMPOSTORS
+    from course_lib.world.ood import IMPOSTORS
 
     kinds = judge.unseen_impostors(8)
     assert not set(kinds) & set(IMPOSTORS)

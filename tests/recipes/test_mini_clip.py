@@ -29,7 +29,9 @@ def model():
 
 
 def test_every_known_word_is_one_token(tokenizer):
-    words = {word for text in mini_clip.captions_to_read() for word in text.replace(",", " ,").split()}
+    words = {
+        word for text in mini_clip.captions_to_read() for word in text.replace(",", " ,").split()
+    }
     for word in words:
         assert len(tokenizer(word).input_ids) == 3, word  # start, the word, end
 
@@ -46,22 +48,27 @@ def test_all_captions_fit_and_read_back(tokenizer):
     tokens = tokenizer(texts).input_ids
     assert max(map(len, tokens)) <= mini_clip.TOKENS
     assert len({tuple(row) for row in tokens}) == len(texts)
-    plain = [tokenizer.decode(row, skip_special_tokens=True).replace(" ,", ",") for row in tokens[:200]]
+    plain = [
+        tokenizer.decode(row, skip_special_tokens=True).replace(" ,", ",") for row in tokens[:200]
+    ]
     assert plain == texts[:200]
 
 
 def test_the_tokenizer_is_the_same_in_every_process_and_after_a_folder(tokenizer, tmp_path):
     """Ties between merges were once broken by the order of a hash map: other ids in every process."""
-    code = (
-        "from course_lib.recipes.mini_clip import build_tokenizer; print(build_tokenizer().backend_tokenizer.to_str())"
-    )
-    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = "from course_lib.recipes.mini_clip import build_tokenizer; print(build_tokenizer().backend_tokenizer.to_str())"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert elsewhere == tokenizer.backend_tokenizer.to_str()
     assert all(mini_clip.build_tokenizer().get_vocab() == tokenizer.get_vocab() for _ in range(5))
     tokenizer.save_pretrained(tmp_path)
     again = CLIPTokenizer.from_pretrained(tmp_path)
     text = "A dog of unknown BREED, 7 ä, is moving up to a birthday cake"
-    assert again(text).input_ids == tokenizer(text).input_ids and again.get_vocab() == tokenizer.get_vocab()
+    assert (
+        again(text).input_ids == tokenizer(text).input_ids
+        and again.get_vocab() == tokenizer.get_vocab()
+    )
     assert again.model_max_length == mini_clip.TOKENS
 
 
@@ -70,7 +77,9 @@ def test_prompts_are_told_apart(model):
     texts = ["a tiger on a sea background", "a tiger on a snow background", "a red star"]
     with torch.no_grad():
         vectors = model.get_text_features(mini_clip.tokenize(texts)).pooler_output
-    assert (vectors[0] - vectors[1]).abs().max() > 1e-4 and (vectors[0] - vectors[2]).abs().max() > 1e-4
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-4 and (
+        vectors[0] - vectors[2]
+    ).abs().max() > 1e-4
 
 
 def test_families_show_only_what_generators_may_see():
@@ -89,7 +98,9 @@ def test_a_family_differs_in_one_word_at_a_time():
             assert relative.background == first.background and relative.motion == first.motion
             assert relative.subject != first.subject
         if first.subject in COLOURED_SHAPES:
-            (colour, form), (same, another), (tint, likewise) = (s.subject.split() for s in (first, one, other))
+            (colour, form), (same, another), (tint, likewise) = (
+                s.subject.split() for s in (first, one, other)
+            )
             assert colour == same and form != another
             assert colour != tint and form == likewise
             shapes += 1
@@ -104,7 +115,9 @@ def test_every_second_family_is_of_shapes():
 
 def test_every_scene_has_relatives_that_may_be_seen():
     for subject in (*SEEN_EMOJI, *COLOURED_SHAPES):
-        for motion in MOTIONS if not looks_round(subject) else [m for m in MOTIONS if m != "spinning"]:
+        for motion in (
+            MOTIONS if not looks_round(subject) else [m for m in MOTIONS if m != "spinning"]
+        ):
             for names in mini_clip.relatives(Scene(subject, motion, "sea", 2)):
                 assert names and subject not in names
                 assert {part_of(name, motion) for name in names} == {"seen"}
@@ -113,20 +126,27 @@ def test_every_scene_has_relatives_that_may_be_seen():
 def test_batches_are_pure_and_name_equal_captions():
     one, again = mini_clip.batches(5, SMALL), mini_clip.batches(5, SMALL)
     assert all(torch.equal(one[key], again[key]) for key in one)
-    assert one["pixel_values"].shape == (16, 3, 64, 64) and one["input_ids"].shape == (16, mini_clip.TOKENS)
+    assert one["pixel_values"].shape == (16, 3, 64, 64) and one["input_ids"].shape == (
+        16,
+        mini_clip.TOKENS,
+    )
     assert one["pixel_values"].abs().max() <= 1 + 1e-5
 
 
 def test_the_loss_is_clips_where_all_meanings_differ():
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(mini_clip.contrast(logits, torch.arange(6)), image_text_contrastive_loss(logits))
+    torch.testing.assert_close(
+        mini_clip.contrast(logits, torch.arange(6)), image_text_contrastive_loss(logits)
+    )
 
 
 def test_equal_captions_are_not_held_against_each_other():
     twins = torch.tensor([0, 0, 1])
     sure = torch.full((3, 3), -50.0)
     sure[:2, :2] = sure[2, 2] = 50.0
-    assert mini_clip.contrast(sure, twins) == pytest.approx(torch.tensor(2.0).log().item() * 2 / 3, abs=1e-5)
+    assert mini_clip.contrast(sure, twins) == pytest.approx(
+        torch.tensor(2.0).log().item() * 2 / 3, abs=1e-5
+    )
     swapped = sure.clone()
     swapped[:2] = sure[[1, 0]]  # either twin is the right answer
     assert mini_clip.contrast(swapped, twins) == mini_clip.contrast(sure, twins)
@@ -148,5 +168,7 @@ def test_pictures_for_retrieval_are_all_different():
     from course_lib.world import World
 
     pictures = mini_clip.distinct(World("test", frames=1, anytime=True), 64)
-    assert len({(scene.subject, scene.background) for scene in pictures.scenes}) == len(pictures) == 64
+    assert (
+        len({(scene.subject, scene.background) for scene in pictures.scenes}) == len(pictures) == 64
+    )
     assert caption(Scene("tiger", "growing", "sea")) not in pictures.image_captions

@@ -40,7 +40,9 @@ def test_batches_are_pure_and_hide_latents_in_noise(untrained):
     signal, noise = level_at(mini_sd.SCHEDULE, one["t"]).beside(one["x_t"])
     hidden = signal * one["x_t"] - noise * one["target"]
     mean, std, _ = mini_sd.chunk(0)
-    assert ((hidden - mean[4:8]).abs() < 6 * std[4:8] + 1e-3).all(), "rows 4 to 8, drawn from their posteriors"
+    assert ((hidden - mean[4:8]).abs() < 6 * std[4:8] + 1e-3).all(), (
+        "rows 4 to 8, drawn from their posteriors"
+    )
 
 
 def test_examples_are_weighed_by_min_snr():
@@ -51,7 +53,10 @@ def test_examples_are_weighed_by_min_snr():
 
 
 def test_chunks_come_round_again_with_other_noise():
-    first, later = mini_sd.batches(0, SMALL), mini_sd.batches(4, SMALL)  # 2 chunks of 8 are 4 batches of 4
+    first, later = (
+        mini_sd.batches(0, SMALL),
+        mini_sd.batches(4, SMALL),
+    )  # 2 chunks of 8 are 4 batches of 4
     assert not torch.equal(first["x_t"], later["x_t"])
     assert mini_sd.chunk.cache_info().currsize == 1
 
@@ -87,9 +92,13 @@ def test_the_folder_is_a_pipeline_that_draws(tmp_path, untrained):
     untrained[0].register_to_config(_name_or_path="somebody/mini-vae")  # as `from_pretrained` does
     mini_sd.save(build_unet(), tmp_path)
     assert not [file for file in tmp_path.rglob("*.json") if "somebody" in file.read_text()]
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tmp_path, safety_checker=None, local_files_only=True
+    )
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a poodle on a sea background", num_inference_steps=2, generator=torch.Generator()).images[0]
+    picture = pipeline(
+        "a poodle on a sea background", num_inference_steps=2, generator=torch.Generator()
+    ).images[0]
     assert picture.size == (64, 64)
     assert pipeline.text_encoder.dtype == pipeline.unet.dtype == torch.float32
     half = load_file(tmp_path / "text_encoder" / "model.safetensors")
@@ -101,9 +110,13 @@ def test_the_folder_is_a_pipeline_that_draws(tmp_path, untrained):
 def test_what_is_measured_again_is_the_unet(tmp_path):
     unet = build_unet()
     mini_sd.save(unet, tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tmp_path, safety_checker=None, local_files_only=True
+    )
     trained = mini_sd.RECIPE.trained(pipeline)
-    assert type(trained) is type(unet) and mini_sd.draw(trained.eval(), ["a tiger"], seed=0).shape == (1, 3, 1, 64, 64)
+    assert type(trained) is type(unet) and mini_sd.draw(
+        trained.eval(), ["a tiger"], seed=0
+    ).shape == (1, 3, 1, 64, 64)
 
 
 def test_every_bar_is_measured(monkeypatch):

@@ -49,7 +49,9 @@ def test_the_forward_pass_draws_from_the_posterior(model):
         posterior = model.vae.encode(batch["images"]).latent_dist
         drawn, divergence = model(batch["images"], batch["noise"])
         again, _ = model(batch["images"], torch.zeros_like(batch["noise"]))
-    torch.testing.assert_close(drawn, model.vae.decode(posterior.mean + posterior.std * batch["noise"]).sample)
+    torch.testing.assert_close(
+        drawn, model.vae.decode(posterior.mean + posterior.std * batch["noise"]).sample
+    )
     torch.testing.assert_close(again, model.vae.decode(posterior.mode()).sample)
     expected = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).sum(dim=(1, 2, 3))
     torch.testing.assert_close(divergence, expected)
@@ -61,9 +63,13 @@ def test_the_loss_of_a_perfect_copy_is_the_price_of_its_latents(clip, monkeypatc
     loss = mini_vae.loss(Copy(0.0, [300.0, 100.0]), batch, torch.Generator())
     assert loss == pytest.approx(mini_vae.BOTTLENECK * 200 / (3 * 64 * 64), rel=1e-4)
     images = batch["images"]
-    looks = perceptual_distance(mini_vae.maps(clip, images + 0.1), mini_vae.maps(clip, images)).mean()
+    looks = perceptual_distance(
+        mini_vae.maps(clip, images + 0.1), mini_vae.maps(clip, images)
+    ).mean()
     loss = mini_vae.loss(Copy(0.1, [0.0, 0.0]), batch, torch.Generator())
-    assert looks > 0 and loss - 0.01 == pytest.approx(mini_vae.LOOKS * looks.item(), rel=1e-3, abs=1e-8)
+    assert looks > 0 and loss - 0.01 == pytest.approx(
+        mini_vae.LOOKS * looks.item(), rel=1e-3, abs=1e-8
+    )
 
 
 def test_looks_teach_the_network_and_not_the_tower(model, clip, monkeypatch):

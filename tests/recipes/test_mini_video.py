@@ -76,23 +76,35 @@ def test_it_learns_only_from_what_generators_may_see():
 def test_the_first_batches_are_of_every_fourth_frame_of_many_clips():
     batch, again = (mini_video.batches(1, SMALL) for _ in range(2))
     assert all(torch.equal(batch[name], again[name]) for name in batch)
-    assert batch["x_t"].shape == (8, 16, 4, 8, 8) and batch["text"].shape == (8, mini_clip.TOKENS, 256)
+    assert batch["x_t"].shape == (8, 16, 4, 8, 8) and batch["text"].shape == (
+        8,
+        mini_clip.TOKENS,
+        256,
+    )
     clips = mini_video.chunk(0)
     first = int(batch["frame_index"][0, 0])
     rows = [8, 9, 10, 11]  # of the second batch of eight, as many as the first chunk has
     torch.testing.assert_close(batch["frame_index"][:4], clips.index[rows, first::4])
-    torch.testing.assert_close(clean(batch)[:4], clips.latents[rows, :, first::4].float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        clean(batch)[:4], clips.latents[rows, :, first::4].float(), atol=1e-4, rtol=0
+    )
     assert not batch["extra"].any()
 
 
 def test_the_others_are_whole_clips_of_which_something_may_be_known(monkeypatch):
-    monkeypatch.setattr(mini_video, "known", lambda count, generator: torch.arange(16).expand(count, -1) < 3)
+    monkeypatch.setattr(
+        mini_video, "known", lambda count, generator: torch.arange(16).expand(count, -1) < 3
+    )
     batch = mini_video.batches(3, SMALL)
     assert batch["x_t"].shape == (2, 16, 16, 8, 8)
-    clips = mini_video._clips(torch.tensor([18, 19]))  # after two steps of eight clips and one of two
+    clips = mini_video._clips(
+        torch.tensor([18, 19])
+    )  # after two steps of eight clips and one of two
     torch.testing.assert_close(clean(batch), clips.latents.float(), atol=1e-4, rtol=0)
     torch.testing.assert_close(batch["frame_index"], clips.index)
-    torch.testing.assert_close(batch["extra"], beside(clips.latents.float(), torch.arange(16).expand(2, -1) < 3))
+    torch.testing.assert_close(
+        batch["extra"], beside(clips.latents.float(), torch.arange(16).expand(2, -1) < 3)
+    )
 
 
 def test_clips_are_shown_nothing_every_fourth_frame_or_their_beginning():
@@ -123,7 +135,11 @@ def test_in_the_end_hard_motions_take_turns_where_nothing_is_known(monkeypatch):
     monkeypatch.setattr(mini_video, "CHUNK", 120)  # 24 clips have none that moves down
     sampler, generator, seen = Sampler("train", seed=71), torch.Generator().manual_seed(0), []
     for number in range(80):
-        mask, given, times = mini_video.known(4, generator), torch.arange(4) + 4 * number, torch.full((4,), 3)
+        mask, given, times = (
+            mini_video.known(4, generator),
+            torch.arange(4) + 4 * number,
+            torch.full((4,), 3),
+        )
         rows, t = mini_video.practised(number, given, times, mask, generator)
         for place, (row, moment) in enumerate(zip(rows.tolist(), t.tolist(), strict=True)):
             if mask[place].any() or row == given[place]:
@@ -136,14 +152,18 @@ def test_in_the_end_hard_motions_take_turns_where_nothing_is_known(monkeypatch):
     counts = [sum(motion == some for some, _ in seen) for motion in mini_video.HARD]
     assert counts == [40, 40, 40]  # of 160 clips from nothing; as many stay what they were
     of = {motion: {row for some, row in seen if some == motion} for motion in mini_video.HARD}
-    assert all(rows == set(mini_video._of(motion)) for motion, rows in of.items())  # none is left out
+    assert all(
+        rows == set(mini_video._of(motion)) for motion, rows in of.items()
+    )  # none is left out
 
 
 def test_practice_begins_when_it_is_told_to(monkeypatch):
     monkeypatch.setattr(mini_video, "CHUNK", 120)
     options = {"sparse steps": 2, "practice from": 5}
     settings, plain = Settings(steps=9, batch=4, lr=1e-3, options=options), []
-    monkeypatch.setattr(mini_video, "practised", lambda number, rows, t, *_: plain.append(number) or (rows * 0, t))
+    monkeypatch.setattr(
+        mini_video, "practised", lambda number, rows, t, *_: plain.append(number) or (rows * 0, t)
+    )
     first, then = (clean(mini_video.batches(number, settings)) for number in (4, 5))
     assert plain == [5] and not torch.allclose(first[0], first[1], atol=1e-3)
     torch.testing.assert_close(then, then[:1].expand_as(then), atol=1e-4, rtol=0)
@@ -152,7 +172,9 @@ def test_practice_begins_when_it_is_told_to(monkeypatch):
 def test_clips_come_round_again_with_other_noise():
     first, later = (mini_video.batches(number, SMALL) for number in (2, 6))
     other = mini_video.batches(14, SMALL)  # 24 clips are 12 batches of two
-    assert not torch.equal(first["frame_index"], later["frame_index"]) or not torch.allclose(clean(first), clean(later))
+    assert not torch.equal(first["frame_index"], later["frame_index"]) or not torch.allclose(
+        clean(first), clean(later)
+    )
     torch.testing.assert_close(clean(first), clean(other), atol=1e-4, rtol=0)
     assert not torch.equal(first["x_t"], other["x_t"])
 
@@ -175,7 +197,10 @@ def test_only_layers_over_time_learn(model):
     unet = build_unet(build_image_unet(widths=(32, 64)))
     mini_video.loss(unet, batch, torch.Generator()).backward()
     assert all(parameter.grad is None for parameter in unet.spatial.parameters())
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in unet.temporal.parameters())
+    assert any(
+        parameter.grad is not None and parameter.grad.any()
+        for parameter in unet.temporal.parameters()
+    )
 
 
 def test_the_folder_has_the_layers_over_time_and_says_of_which_model(model, monkeypatch, tmp_path):
@@ -184,7 +209,9 @@ def test_the_folder_has_the_layers_over_time_and_says_of_which_model(model, monk
     image.load_state_dict(model.spatial.half().float().state_dict())
     facts = {"evaluation": {}}
     zoo.store("mini-sd", lambda folder: mini_sd.save(image, folder), facts, "# mini-sd")
-    folder = zoo.store("mini-video", lambda folder: mini_video.save(model, folder), facts, "# mini-video")
+    folder = zoo.store(
+        "mini-video", lambda folder: mini_video.save(model, folder), facts, "# mini-video"
+    )
     assert json.loads((folder / "base.json").read_text())["name"] == "mini-sd"
     assert (
         str(tmp_path) not in (folder / "config.json").read_text()
@@ -194,37 +221,57 @@ def test_the_folder_has_the_layers_over_time_and_says_of_which_model(model, monk
     assert size < 2.1 * sum(parameter.numel() for parameter in model.temporal.parameters())
     pipeline = zoo.load("mini-video")
     assert isinstance(pipeline, TextToVideoPipeline) and isinstance(pipeline.unet, InflatedUNet)
-    assert not pipeline.unet.training and not any(p.requires_grad for p in pipeline.unet.parameters())
+    assert not pipeline.unet.training and not any(
+        p.requires_grad for p in pipeline.unet.parameters()
+    )
     trained = mini_video.RECIPE.trained(pipeline)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value.half().float(), rtol=0, atol=0)
-    torch.testing.assert_close(pipeline.scheduler.alphas_cumprod, mini_video.SCHEDULE.alphas_cumprod)
+    torch.testing.assert_close(
+        pipeline.scheduler.alphas_cumprod, mini_video.SCHEDULE.alphas_cumprod
+    )
     assert pipeline.scheduler.config.timestep_spacing == "trailing"
     # A recipe's result may lie elsewhere; its base is the course's
-    zoo.store("mini-video", lambda folder: mini_video.save(model, folder), facts, "# mini-video", elsewhere)
+    zoo.store(
+        "mini-video",
+        lambda folder: mini_video.save(model, folder),
+        facts,
+        "# mini-video",
+        elsewhere,
+    )
     assert isinstance(zoo.load("mini-video", root=elsewhere), TextToVideoPipeline)
-    with pytest.raises(ValueError, match="part: expected one of unet, vae, in mini-sd; got 'tower'"):
+    with pytest.raises(
+        ValueError, match="part: expected one of unet, vae, in mini-sd; got 'tower'"
+    ):
         zoo.write_base(tmp_path, "mini-sd", "tower", image)
     with pytest.raises(ValueError, match="name: expected one of mini-sd, mini-video; got 'sd'"):
         zoo.write_base(tmp_path, "sd", "unet", image)
     # Another image model is not what those layers were made for
     other = build_image_unet(widths=(32, 64))
     with pytest.raises(
-        ValueError, match="model: expected the weights of mini-sd/unet, on which it is to be built; got"
+        ValueError,
+        match="model: expected the weights of mini-sd/unet, on which it is to be built; got",
     ):
         zoo.write_base(tmp_path, "mini-sd", "unet", other)
     zoo.store("mini-sd", lambda folder: mini_sd.save(other, folder), facts, "# mini-sd")
-    with pytest.raises(ValueError, match="checkpoint mini-video: made for another mini-sd than there is; restore that"):
+    with pytest.raises(
+        ValueError,
+        match="checkpoint mini-video: made for another mini-sd than there is; restore that",
+    ):
         zoo.load("mini-video")
     shutil.rmtree(tmp_path / "checkpoints" / "mini-sd")
     (tmp_path / "checkpoints" / "SHA256SUMS").write_text(
         "".join(
             line
-            for line in (tmp_path / "checkpoints" / "SHA256SUMS").read_text().splitlines(keepends=True)
+            for line in (tmp_path / "checkpoints" / "SHA256SUMS")
+            .read_text()
+            .splitlines(keepends=True)
             if "  mini-sd/" not in line
         )
     )
-    with pytest.raises(FileNotFoundError, match="checkpoint mini-video: built on mini-sd, which is not there"):
+    with pytest.raises(
+        FileNotFoundError, match="checkpoint mini-video: built on mini-sd, which is not there"
+    ):
         zoo.load("mini-video")
 
 
@@ -237,7 +284,9 @@ def test_clips_are_drawn_one_for_each_prompt(model, monkeypatch):
     # What a clip is told is its own, whichever batch it is drawn in
     index = torch.arange(3.0).expand(3, -1) * torch.tensor([[1.0], [1.0], [4.0]])
     same, other = (
-        mini_video.draw(model, prompts, torch.Generator().manual_seed(0), steps=2, frames=3, frame_index=some)
+        mini_video.draw(
+            model, prompts, torch.Generator().manual_seed(0), steps=2, frames=3, frame_index=some
+        )
         for some in (index[:1].expand(3, -1), index)
     )
     torch.testing.assert_close(same[:2], other[:2])
@@ -251,5 +300,10 @@ def test_every_bar_is_measured(model, monkeypatch):
     monkeypatch.setattr(mini_sd, "draw", lambda *_, **__: torch.rand(16, 3, 1, 64, 64))
     found = mini_video.evaluate(model, SMALL)
     assert set(mini_video.RECIPE.bars) <= set(found)
-    assert {"KVD, guided", "KID of single frames", "KID of pictures by the image model alone", "CLIPSIM"} <= set(found)
+    assert {
+        "KVD, guided",
+        "KID of single frames",
+        "KID of pictures by the image model alone",
+        "CLIPSIM",
+    } <= set(found)
     assert all(isinstance(value, float | int | list) for value in found.values())

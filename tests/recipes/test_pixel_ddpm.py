@@ -38,10 +38,14 @@ def test_an_untrained_network_errs_by_the_variance_of_the_target():
 def test_draw_obeys_its_generator():
     torch.manual_seed(0)
     model = pixel_ddpm.build().eval().requires_grad_(False)
-    drawn = pixel_ddpm.draw(model, torch.tensor([0, 5, 24]), torch.Generator().manual_seed(0), steps=2)
+    drawn = pixel_ddpm.draw(
+        model, torch.tensor([0, 5, 24]), torch.Generator().manual_seed(0), steps=2
+    )
     assert drawn.shape == (3, 3, 1, 32, 32) and drawn.abs().max() <= 1
     again, other = (
-        pixel_ddpm.draw(model, torch.tensor([0, 5, 24]), torch.Generator().manual_seed(seed), steps=2)
+        pixel_ddpm.draw(
+            model, torch.tensor([0, 5, 24]), torch.Generator().manual_seed(seed), steps=2
+        )
         for seed in (0, 1)
     )
     assert torch.equal(drawn, again) and not torch.equal(drawn, other)
@@ -77,8 +81,12 @@ def test_the_distance_is_of_pictures_with_the_classes_of_real_ones(monkeypatch):
     (even, _), (likewise, _), (free, scale) = asked
     assert len(even.bincount()) == len(pixel_ddpm.CLASSES)
     assert even.bincount().max() - even.bincount().min() <= 1
-    real = World("test", size=32, frames=1, anytime=True, seed=1, **pixel_ddpm.SCENES).batch(range(80))
-    assert [pixel_ddpm.CLASSES[number] for number in likewise] == [scene.subject for scene in real.scenes]
+    real = World("test", size=32, frames=1, anytime=True, seed=1, **pixel_ddpm.SCENES).batch(
+        range(80)
+    )
+    assert [pixel_ddpm.CLASSES[number] for number in likewise] == [
+        scene.subject for scene in real.scenes
+    ]
     assert (free == 24).all() and scale == 1
 
 

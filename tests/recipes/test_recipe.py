@@ -20,7 +20,7 @@ from course_lib import zoo
 from course_lib.recipes import RECIPES, Recipe, Settings, __main__, run_recipe
 from course_lib.recipes import recipe as engine
 from course_lib.recipes.recipe import card_text, default_work, reached, save_half
-from course_lib.training_state import read_state
+from course_lib.training.state import read_state
 
 HERE = Path(__file__).resolve().parent
 
@@ -71,11 +71,20 @@ def test_the_card_says_how_it_was_made_and_how_good_it_is(tiny, tmp_path):
     assert "| examples | 8 | >= 100 | missed |" in card.text
     assert "## Use and limits\n\nFor tests. Knows nothing else.\n" in card.text
     assert "python -m course_lib.recipes tests/tiny --profile ci" in card.text
-    assert "17 parameters, 17 of them" not in card.text and "- 17 parameters, stored in half precision" in card.text
+    assert (
+        "17 parameters, 17 of them" not in card.text
+        and "- 17 parameters, stored in half precision" in card.text
+    )
     assert 'steps 40, batch 8, lr 0.05, warmup 4, schedule "cosine"' in card.text
     facts = card.facts
     assert facts["settings"]["ema"] == 0.9 and facts["bars"]["error"] == ["<=", 9.0]
-    assert facts["versions"].keys() == {"torch", "diffusers", "transformers", "accelerate", "python"}
+    assert facts["versions"].keys() == {
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "python",
+    }
     assert reached(facts) == {"error": True, "examples": False}
 
 
@@ -83,12 +92,20 @@ def test_measured_again_a_checkpoint_keeps_its_weights_and_its_history(tiny, tmp
     monkeypatch.setitem(zoo.COURSE_CLASSES, "Tiny", "tiny")
     _, folder = run(tiny.RECIPE, tmp_path)
     root = tmp_path / "checkpoints"
-    before, facts = (folder / "diffusion_pytorch_model.safetensors").read_bytes(), zoo.card("tests/tiny", root).facts
-    other = replace(tiny.RECIPE, evaluate=lambda model, settings: {"error": model.temperature.item(), "examples": 200})
+    before, facts = (
+        (folder / "diffusion_pytorch_model.safetensors").read_bytes(),
+        zoo.card("tests/tiny", root).facts,
+    )
+    other = replace(
+        tiny.RECIPE,
+        evaluate=lambda model, settings: {"error": model.temperature.item(), "examples": 200},
+    )
     assert engine.measure_again(other, root) == folder
     card = zoo.card("tests/tiny", root)
     assert (folder / "diffusion_pytorch_model.safetensors").read_bytes() == before
-    assert card.evaluation == {"error": 2, "examples": 200} and reached(card.facts)["examples"]  # of the stored weights
+    assert (
+        card.evaluation == {"error": 2, "examples": 200} and reached(card.facts)["examples"]
+    )  # of the stored weights
     assert "| examples | 200 | >= 100 | reached |" in card.text and "- measured on " in card.text
     changed = {key for key in card.facts if card.facts[key] != facts.get(key)}
     assert changed == {"evaluation", "measured on"}
@@ -98,20 +115,29 @@ def test_measured_again_a_checkpoint_keeps_its_weights_and_its_history(tiny, tmp
 def test_the_command_measures_again(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(zoo.COURSE_CLASSES, "Tiny", "tiny")
     run(tiny.RECIPE, tmp_path)
-    monkeypatch.setattr(tiny, "RECIPE", replace(tiny.RECIPE, evaluate=lambda *_: {"error": 1, "examples": 200}))
+    monkeypatch.setattr(
+        tiny, "RECIPE", replace(tiny.RECIPE, evaluate=lambda *_: {"error": 1, "examples": 200})
+    )
     assert main(tmp_path, "tiny:RECIPE", "--measure", "--out", str(tmp_path / "checkpoints")) == 0
     said = capsys.readouterr()
-    assert said.out.endswith("bars: error reached, examples reached\n") and "examples/s" not in said.err
+    assert (
+        said.out.endswith("bars: error reached, examples reached\n")
+        and "examples/s" not in said.err
+    )
     with pytest.raises(SystemExit):
         main(tmp_path, "tiny:RECIPE", "--measure", "--out", str(tmp_path / "nothing"))
-    assert "--measure: no checkpoint 'tests/tiny' is stored; train it first" in capsys.readouterr().err
+    assert (
+        "--measure: no checkpoint 'tests/tiny' is stored; train it first" in capsys.readouterr().err
+    )
 
 
 def test_the_seed_decides_the_weights(tiny, tmp_path):
     def stored(seed, work):
         settings = {name: replace(tiny.SETTINGS, seed=seed) for name in ("cpu", "gpu", "ci")}
         torch.rand(seed + 1)
-        return weights(run(replace(tiny.RECIPE, settings=settings), tmp_path / work)[1])["body.0.weight"]
+        return weights(run(replace(tiny.RECIPE, settings=settings), tmp_path / work)[1])[
+            "body.0.weight"
+        ]
 
     assert torch.equal(stored(0, "a"), stored(0, "b"))
     assert not torch.equal(stored(0, "c"), stored(1, "d"))
@@ -139,9 +165,12 @@ def test_stopped_by_minutes_it_stores_nothing_and_goes_on(tiny, tmp_path):
     again, folder = run(tiny.SLOW, tmp_path)
     assert again.step == 40 and folder is not None
     _, whole = run(tiny.SLOW, tmp_path / "whole")
-    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(folder).items())
+    assert all(
+        torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(folder).items()
+    )
     assert (
-        json.loads((folder / "evaluation.json").read_text())["evaluation"] == zoo.card("slow", whole.parent).evaluation
+        json.loads((folder / "evaluation.json").read_text())["evaluation"]
+        == zoo.card("slow", whole.parent).evaluation
     )
 
 
@@ -191,7 +220,9 @@ def test_a_recipe_that_cannot_be_judged_is_refused(tiny):
 
 
 def test_a_bar_that_nobody_measured_is_refused(tiny, tmp_path):
-    with pytest.raises(ValueError, match="bars: speed not among what was measured: error, examples"):
+    with pytest.raises(
+        ValueError, match="bars: speed not among what was measured: error, examples"
+    ):
         run(replace(tiny.RECIPE, bars={"speed": (">=", 1.0)}), tmp_path)
 
 
@@ -201,12 +232,19 @@ def test_an_unknown_profile_is_refused(tiny, tmp_path):
 
 
 def test_weights_that_half_precision_cannot_hold_are_refused(tiny, tmp_path):
-    with pytest.raises(ValueError, match="model: temperature has values that half precision cannot hold"):
-        run(replace(tiny.RECIPE, finish=lambda model, settings: model.temperature.fill_(1e6)), tmp_path)
+    with pytest.raises(
+        ValueError, match="model: temperature has values that half precision cannot hold"
+    ):
+        run(
+            replace(tiny.RECIPE, finish=lambda model, settings: model.temperature.fill_(1e6)),
+            tmp_path,
+        )
 
 
 def test_only_models_with_a_format_are_saved(tiny, tmp_path):
-    with pytest.raises(ValueError, match="model: expected a ModelMixin or a PreTrainedModel, got Linear"):
+    with pytest.raises(
+        ValueError, match="model: expected a ModelMixin or a PreTrainedModel, got Linear"
+    ):
         save_half(nn.Linear(2, 1), tmp_path)
     model = tiny.Tiny()
     save_half(model, tmp_path)
@@ -214,24 +252,65 @@ def test_only_models_with_a_format_are_saved(tiny, tmp_path):
 
 
 def test_a_card_without_bars_and_notes():
-    facts = dict(name="x", about="y", command="z", settings={}, minutes=1.0, processes=1, machine="m", versions={})
-    text = card_text(facts | {"parameters": 1000, "evaluation": {"a": 1, "b": [1, 2]}, "bars": {}}, "")
+    facts = dict(
+        name="x",
+        about="y",
+        command="z",
+        settings={},
+        minutes=1.0,
+        processes=1,
+        machine="m",
+        versions={},
+    )
+    text = card_text(
+        facts | {"parameters": 1000, "evaluation": {"a": 1, "b": [1, 2]}, "bars": {}}, ""
+    )
     assert "as they are stored.\n" in text
-    assert "| a | 1 |  |  |" in text and "| b |" not in text and "limits" not in text and "1,000 parameters" in text
+    assert (
+        "| a | 1 |  |  |" in text
+        and "| b |" not in text
+        and "limits" not in text
+        and "1,000 parameters" in text
+    )
 
 
 def test_a_card_says_how_much_was_trained_where_the_rest_was_there_before():
-    facts = dict(name="x", about="y", command="z", settings={}, minutes=1.0, processes=1, machine="m", versions={})
+    facts = dict(
+        name="x",
+        about="y",
+        command="z",
+        settings={},
+        minutes=1.0,
+        processes=1,
+        machine="m",
+        versions={},
+    )
     facts |= {"parameters": 12_000, "evaluation": {}, "bars": {}}
     some = card_text(facts | {"trained parameters": 3_000}, "")
-    assert "- 12,000 parameters, of which 3,000 were trained and are stored here, in half precision" in some
-    assert "- 12,000 parameters, stored in half precision" in card_text(facts | {"trained parameters": 12_000}, "")
+    assert (
+        "- 12,000 parameters, of which 3,000 were trained and are stored here, in half precision"
+        in some
+    )
+    assert "- 12,000 parameters, stored in half precision" in card_text(
+        facts | {"trained parameters": 12_000}, ""
+    )
 
 
 def test_a_card_shows_intervals_beside_their_numbers():
-    facts = dict(name="x", about="y", command="z", settings={}, minutes=1.0, processes=1, machine="m", versions={})
+    facts = dict(
+        name="x",
+        about="y",
+        command="z",
+        settings={},
+        minutes=1.0,
+        processes=1,
+        machine="m",
+        versions={},
+    )
     evaluation = {"right": 0.97, "right, 95 % interval": [0.96, 0.98], "n": 5}
-    text = card_text(facts | {"parameters": 1, "evaluation": evaluation, "bars": {"right": [">=", 0.9]}}, "")
+    text = card_text(
+        facts | {"parameters": 1, "evaluation": evaluation, "bars": {"right": [">=", 0.9]}}, ""
+    )
     assert "| right | 0.97 (0.96 to 0.98) | >= 0.9 | reached |" in text and "| n | 5 |" in text
     assert "stored; in brackets 95 % intervals." in text
 
@@ -246,7 +325,9 @@ def main(tmp_path, *words):
 def test_the_command_trains_and_says_so(tmp_path, capsys):
     assert main(tmp_path, "tiny:RECIPE", "--profile", "ci", "--out", str(tmp_path / "out")) == 0
     said = capsys.readouterr()
-    assert said.out == f"stored in {tmp_path}/out/tests/tiny; bars: error reached, examples missed\n"
+    assert (
+        said.out == f"stored in {tmp_path}/out/tests/tiny; bars: error reached, examples missed\n"
+    )
     assert re.search(r"40/40 .*loss \d\.\d{4}, \d+ examples/s", said.err)
 
 
@@ -254,7 +335,8 @@ def test_the_command_says_how_to_go_on(tmp_path, capsys):
     assert main(tmp_path, "tiny:SLOW", "--minutes", "0.001", "--fresh") == 0
     said = capsys.readouterr().out
     assert re.match(
-        r"stopped at step \d+ of 40; the same command goes on: python -m course_lib.recipes tiny:SLOW ", said
+        r"stopped at step \d+ of 40; the same command goes on: python -m course_lib.recipes tiny:SLOW ",
+        said,
     )
     assert "--fresh" not in said  # it would begin anew
 
@@ -278,7 +360,10 @@ def test_an_interrupt_is_no_accident(tiny, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(tiny, "RECIPE", replace(tiny.RECIPE, loss=interrupted))
     assert main(tmp_path, "tiny:RECIPE") == 130
-    assert "interrupted; the same command goes on: python -m course_lib.recipes tiny:RECIPE" in capsys.readouterr().err
+    assert (
+        "interrupted; the same command goes on: python -m course_lib.recipes tiny:RECIPE"
+        in capsys.readouterr().err
+    )
 
 
 def test_unknown_names_list_the_known_ones(tiny, tmp_path, capsys, monkeypatch):
@@ -319,7 +404,9 @@ def test_killed_the_same_command_goes_on(tiny, tmp_path):
     state, words = tmp_path / "slow" / "ci.safetensors", ["tiny:SLOW"]
     process = context.Process(target=_command, args=(tmp_path, words, 17))
     process.start()
-    while process.is_alive() and not (tmp_path / "napping").exists():  # a state is not read while it is replaced
+    while (
+        process.is_alive() and not (tmp_path / "napping").exists()
+    ):  # a state is not read while it is replaced
         time.sleep(0.01)
     process.kill()
     process.join()

@@ -48,7 +48,11 @@ def test_batches_are_pure_and_shake_each_clip_by_its_own_strength():
     one, again = (temporal_vae.batches(3, SMALL) for _ in range(2))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert one["video"].shape == (2, 3, 16, 64, 64) and one["noise"].shape == (2, 16, 16, 8, 8)
-    spread = torch.cat([temporal_vae.batches(number, SMALL)["noise"] for number in range(6)]).flatten(1).std(dim=1)
+    spread = (
+        torch.cat([temporal_vae.batches(number, SMALL)["noise"] for number in range(6)])
+        .flatten(1)
+        .std(dim=1)
+    )
     assert spread.max() <= temporal_vae.SHAKEN * 1.05 and spread.max() / spread.min() > 2
     assert not torch.allclose(one["noise"][:, :, 0], one["noise"][:, :, 1])  # frames shake apart
 
@@ -64,8 +68,13 @@ def test_untrained_it_decodes_frame_by_frame(model, vae):
     with torch.no_grad():
         found = model(batch["video"][:, :, :3], batch["noise"][:, :, :3])
         for frame in range(3):
-            latents = vae.encode(batch["video"][:, :, frame]).latent_dist.mode() * 0.5 + batch["noise"][:, :, frame]
-            torch.testing.assert_close(found[:, :, frame], vae.decode(latents / 0.5).sample, atol=1e-5, rtol=0)
+            latents = (
+                vae.encode(batch["video"][:, :, frame]).latent_dist.mode() * 0.5
+                + batch["noise"][:, :, frame]
+            )
+            torch.testing.assert_close(
+                found[:, :, frame], vae.decode(latents / 0.5).sample, atol=1e-5, rtol=0
+            )
 
 
 class Shift(nn.Module):
@@ -96,10 +105,16 @@ def test_only_layers_over_time_learn(model, clip):
     temporal_vae.loss(model, batch, torch.Generator()).backward()
     assert all(parameter.grad is None for parameter in model.vae.spatial.parameters())
     assert all(parameter.grad is None for parameter in clip.parameters())
-    assert any(parameter.grad.any() for parameter in model.vae.temporal.parameters() if parameter.grad is not None)
+    assert any(
+        parameter.grad.any()
+        for parameter in model.vae.temporal.parameters()
+        if parameter.grad is not None
+    )
 
 
-def test_the_folder_has_the_layers_over_time_and_says_of_which_autoencoder(model, vae, monkeypatch, tmp_path):
+def test_the_folder_has_the_layers_over_time_and_says_of_which_autoencoder(
+    model, vae, monkeypatch, tmp_path
+):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     awake(model)
 
@@ -108,12 +123,23 @@ def test_the_folder_has_the_layers_over_time_and_says_of_which_autoencoder(model
         (folder / "model_index.json").write_text("{}")
 
     zoo.store("mini-sd", save, {"evaluation": {}}, "# mini-sd")
-    folder = zoo.store("temporal-vae", lambda folder: temporal_vae.save(model, folder), {"evaluation": {}}, "# it")
+    folder = zoo.store(
+        "temporal-vae", lambda folder: temporal_vae.save(model, folder), {"evaluation": {}}, "# it"
+    )
     assert json.loads((folder / "base.json").read_text())["part"] == "vae"
-    with pytest.raises(ValueError, match="model: expected the weights of mini-sd/vae, on which it is to be built; got"):
-        temporal_vae.save(temporal_vae.Decoding(inflate_decoder(build_autoencoder((8, 8, 8, 8)))), tmp_path)
+    with pytest.raises(
+        ValueError,
+        match="model: expected the weights of mini-sd/vae, on which it is to be built; got",
+    ):
+        temporal_vae.save(
+            temporal_vae.Decoding(inflate_decoder(build_autoencoder((8, 8, 8, 8)))), tmp_path
+        )
     loaded = type("Pipeline", (), {"vae": vae, "to": lambda self, device: self})()
-    monkeypatch.setattr(zoo, "_class_of", lambda folder: type("Kind", (), {"from_pretrained": lambda *_, **__: loaded}))
+    monkeypatch.setattr(
+        zoo,
+        "_class_of",
+        lambda folder: type("Kind", (), {"from_pretrained": lambda *_, **__: loaded}),
+    )
     loaded.components = {}
     again = zoo.load("temporal-vae")
     assert isinstance(again, TemporalAutoencoder)
@@ -122,17 +148,25 @@ def test_the_folder_has_the_layers_over_time_and_says_of_which_autoencoder(model
     trained = temporal_vae.RECIPE.trained(again)
     latents = torch.randn(1, 16, 3, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(trained.vae.decode(latents), model.vae.decode(latents), atol=2e-2, rtol=0)
+        torch.testing.assert_close(
+            trained.vae.decode(latents), model.vae.decode(latents), atol=2e-2, rtol=0
+        )
 
 
 def test_clips_go_through_and_are_shaken_alike(model):
     awake(model)
     video = temporal_vae.batches(0, SMALL)["video"][:, :, :3]
     with torch.no_grad():
-        plain, apart = (temporal_vae.reconstructed(model.vae, video, temporal_scale=scale) for scale in (1, 0))
+        plain, apart = (
+            temporal_vae.reconstructed(model.vae, video, temporal_scale=scale) for scale in (1, 0)
+        )
         shaken, again = (temporal_vae.reconstructed(model.vae, video, 0.5) for _ in range(2))
-    torch.testing.assert_close(plain, model.vae.decode(model.vae.encode(video)).clamp(-1, 1), atol=1e-5, rtol=0)
-    assert not torch.allclose(plain, apart, atol=1e-3) and not torch.allclose(plain, shaken, atol=1e-3)
+    torch.testing.assert_close(
+        plain, model.vae.decode(model.vae.encode(video)).clamp(-1, 1), atol=1e-5, rtol=0
+    )
+    assert not torch.allclose(plain, apart, atol=1e-3) and not torch.allclose(
+        plain, shaken, atol=1e-3
+    )
     torch.testing.assert_close(shaken, again)
 
 
@@ -144,13 +178,20 @@ def test_changes_are_a_mean_over_all_pixels():
 
 def test_every_bar_is_measured(model):
     found = temporal_vae.evaluate(model, SMALL)
-    assert len(found) == 2 * (2 * 3 + 2) + 1  # both kinds of latents, both ways: three numbers; two that compare; floor
+    assert (
+        len(found) == 2 * (2 * 3 + 2) + 1
+    )  # both kinds of latents, both ways: three numbers; two that compare; floor
     assert set(temporal_vae.RECIPE.bars) < set(found)
     for kind in ("latents as they are", "latents shaken"):
         # Untrained, both ways are one
         assert found[f"PSNR gained together, dB, {kind}"] == pytest.approx(0, abs=1e-3)
-        assert found[f"FVD together, times that frame by frame, {kind}"] == pytest.approx(1, abs=1e-2)
-    assert found["PSNR, dB, together, latents shaken"] != found["PSNR, dB, together, latents as they are"]
+        assert found[f"FVD together, times that frame by frame, {kind}"] == pytest.approx(
+            1, abs=1e-2
+        )
+    assert (
+        found["PSNR, dB, together, latents shaken"]
+        != found["PSNR, dB, together, latents as they are"]
+    )
 
 
 def test_both_ways_are_compared_the_right_way_round(model, monkeypatch):
@@ -163,5 +204,9 @@ def test_both_ways_are_compared_the_right_way_round(model, monkeypatch):
     found = temporal_vae.evaluate(model, SMALL)
     for kind in ("latents as they are", "latents shaken"):
         assert found[f"PSNR gained together, dB, {kind}"] > 20
-        assert found[f"FVD together, times that frame by frame, {kind}"] == pytest.approx(0, abs=1e-3)
-        assert found[f"changes, times the film's own, frame by frame, {kind}"] == pytest.approx(0.5, rel=1e-3)
+        assert found[f"FVD together, times that frame by frame, {kind}"] == pytest.approx(
+            0, abs=1e-3
+        )
+        assert found[f"changes, times the film's own, frame by frame, {kind}"] == pytest.approx(
+            0.5, rel=1e-3
+        )

@@ -13,7 +13,9 @@ from course_lib.recipes.mini_sd import text_tower
 from course_lib.recipes.recipe import Settings
 from course_lib.world import Sampler, World, part_of, render
 
-SMALL = Settings(steps=3, batch=2, lr=1e-3, options={"picture steps": 2, "pictures a step": 3, "sparse steps": 2})
+SMALL = Settings(
+    steps=3, batch=2, lr=1e-3, options={"picture steps": 2, "pictures a step": 3, "sparse steps": 2}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +58,10 @@ def test_a_chunk_holds_its_scenes_at_their_rates_with_their_captions():
 def test_it_learns_only_from_what_generators_may_see():
     sampler = Sampler("train", seed=61, **vdm.SCENES)
     scenes = [sampler(index) for index in range(200)]
-    assert all(part_of(scene.subject, scene.motion) == "seen" and scene.subject in vdm.CLASSES for scene in scenes)
+    assert all(
+        part_of(scene.subject, scene.motion) == "seen" and scene.subject in vdm.CLASSES
+        for scene in scenes
+    )
     assert all(scene.variant % 2 == 0 for scene in scenes)  # the training split
 
 
@@ -72,13 +77,21 @@ def test_first_come_pictures_then_sparse_clips_then_clips_with_pictures():
     video = vdm._unpacked(vdm.chunk(0)[0])
     index = sparse["frame_index"][0]
     assert index.diff().tolist() == [4, 4, 4] and (sparse["frame_index"] == index).all()
-    films = [row for row in range(24) if row % 6 < 4][8:]  # the second batch of whole films: those of 8 frames a second
+    films = [row for row in range(24) if row % 6 < 4][
+        8:
+    ]  # the second batch of whole films: those of 8 frames a second
     both = torch.cat([video, vdm._unpacked(vdm.chunk(1)[0])])
     torch.testing.assert_close(clean(sparse), both[films][:, :, index], atol=2e-3, rtol=0)
-    spinning = next(row for row in range(24) if Sampler("train", seed=61, **vdm.SCENES)(row).motion == "spinning")
+    spinning = next(
+        row
+        for row in range(24)
+        if Sampler("train", seed=61, **vdm.SCENES)(row).motion == "spinning"
+    )
     torch.testing.assert_close(clean(then)[:, :, :16], both[[spinning, 0]], atol=1e-3, rtol=0)
     assert then["frame_rate"].tolist() == [vdm.RATES[spinning % 6], 8]
-    frames = torch.cat([vdm._unpacked(vdm.chunk(k)[0]) for k in range(2)]).transpose(1, 2).flatten(0, 1)
+    frames = (
+        torch.cat([vdm._unpacked(vdm.chunk(k)[0]) for k in range(2)]).transpose(1, 2).flatten(0, 1)
+    )
     for picture in clean(then)[:, :, 16:].transpose(1, 2).flatten(0, 1):
         assert (frames - picture).abs().amax(dim=(1, 2, 3)).min() < 1e-3
     for row, picture in enumerate(clean(first)[:, :, 0]):
@@ -87,9 +100,17 @@ def test_first_come_pictures_then_sparse_clips_then_clips_with_pictures():
 
 def test_sparse_clips_are_noisy_and_every_second_other_one_is_not():
     generator = torch.Generator().manual_seed(0)
-    noisy, mixed = (vdm._timesteps(20_000, generator, noisiest) / 1000 for noisiest in (True, False))
-    for some, mean, std in ((noisy, 3 / 4, 0.194), (mixed[::2], 1 / 2, 0.289), (mixed[1::2], 1 / 4, 0.194)):
-        assert some.mean().item() == pytest.approx(mean, abs=0.01) and some.std().item() == pytest.approx(std, abs=0.01)
+    noisy, mixed = (
+        vdm._timesteps(20_000, generator, noisiest) / 1000 for noisiest in (True, False)
+    )
+    for some, mean, std in (
+        (noisy, 3 / 4, 0.194),
+        (mixed[::2], 1 / 2, 0.289),
+        (mixed[1::2], 1 / 4, 0.194),
+    ):
+        assert some.mean().item() == pytest.approx(
+            mean, abs=0.01
+        ) and some.std().item() == pytest.approx(std, abs=0.01)
 
 
 def test_pictures_and_whole_clips_meet_low_noise_and_sparse_clips_high(monkeypatch):
@@ -124,7 +145,9 @@ def test_batches_are_pure():
     for number in (0, 2, 5):
         one, again, other = (vdm.batches(n, SMALL) for n in (number, number, number + 1))
         assert all(torch.equal(one[key], again[key]) for key in one)
-        assert not torch.equal(one["t"], other["t"]) or not torch.equal(one["x_t"][:, :, :1], other["x_t"][:, :, :1])
+        assert not torch.equal(one["t"], other["t"]) or not torch.equal(
+            one["x_t"][:, :, :1], other["x_t"][:, :, :1]
+        )
 
 
 def test_some_texts_are_forgotten_each_by_itself():
@@ -142,8 +165,14 @@ def test_the_loss_of_every_kind_of_batch_is_that_of_the_target_at_first(model):
         assert 0.7 * batch["target"].square().mean() < loss < 2 * batch["target"].square().mean()
 
 
-def test_draw_obeys_its_generator_and_does_not_depend_on_how_many_are_drawn_at_once(model, monkeypatch):
-    prompts = ["a tiger moving left on a sea background", "a pig spinning on a white background", ""]
+def test_draw_obeys_its_generator_and_does_not_depend_on_how_many_are_drawn_at_once(
+    model, monkeypatch
+):
+    prompts = [
+        "a tiger moving left on a sea background",
+        "a pig spinning on a white background",
+        "",
+    ]
     how = {"steps": 2}
     clips = vdm.draw(model, prompts, torch.Generator().manual_seed(0), **how)
     assert clips.shape == (3, 3, 16, 32, 32) and clips.abs().max() <= 1
@@ -155,7 +184,9 @@ def test_draw_obeys_its_generator_and_does_not_depend_on_how_many_are_drawn_at_o
 
 def test_draw_is_led_by_text_first_and_then_away_from_frames_alone(model):
     seen = []
-    model.register_forward_pre_hook(lambda _, args, told: seen.append((args, told)), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda _, args, told: seen.append((args, told)), with_kwargs=True
+    )
     prompt = ["a tiger moving left on a sea background"]
     vdm.draw(model, prompt, torch.Generator().manual_seed(0), steps=4)
     assert [args[1].tolist() for args, _ in seen] == [[999] * 2, [749] * 2, [499] * 2, [249] * 2]
@@ -163,10 +194,14 @@ def test_draw_is_led_by_text_first_and_then_away_from_frames_alone(model):
     for args, told in seen[:2]:
         assert "alone" not in told and torch.equal(args[2], torch.stack([empty, own]))
     for args, told in seen[2:]:
-        assert told["alone"].tolist() == [[True] * 16, [False] * 16] and torch.equal(args[2], torch.stack([own, own]))
+        assert told["alone"].tolist() == [[True] * 16, [False] * 16] and torch.equal(
+            args[2], torch.stack([own, own])
+        )
     seen.clear()
     vdm.draw(model, prompt, torch.Generator().manual_seed(0), steps=4, scale=1, coherence=None)
-    assert [len(args[0]) for args, _ in seen] == [1] * 4 and not any("alone" in told for _, told in seen)
+    assert [len(args[0]) for args, _ in seen] == [1] * 4 and not any(
+        "alone" in told for _, told in seen
+    )
 
 
 def test_what_is_told_is_text_and_rate():
@@ -178,13 +213,20 @@ def test_what_is_told_is_text_and_rate():
 def test_what_is_read_says_which_motion_and_the_tower_alone_hardly_does():
     """Share of its variance that a word has left when only it is exchanged."""
     kinds = {
-        "motion": [f"a tiger moving {way} on a grass background" for way in ("left", "right", "up", "down")],
-        "subject": [f"a {name} moving left on a grass background" for name in ("tiger", "rocket", "penguin", "owl")],
+        "motion": [
+            f"a tiger moving {way} on a grass background" for way in ("left", "right", "up", "down")
+        ],
+        "subject": [
+            f"a {name} moving left on a grass background"
+            for name in ("tiger", "rocket", "penguin", "owl")
+        ],
     }
     spread = {}
     for kind, prompts in kinds.items():
         text = vdm.told(prompts)["text"]
-        spread[kind] = [part.var(dim=0).sum().item() for part in text.chunk(2, dim=-1)]  # of the tower, of the words
+        spread[kind] = [
+            part.var(dim=0).sum().item() for part in text.chunk(2, dim=-1)
+        ]  # of the tower, of the words
     tower, words = zip(*spread.values(), strict=True)
     assert tower[0] < 0.03 * tower[1] and words[0] > 0.3 * words[1]
 
@@ -192,7 +234,8 @@ def test_what_is_read_says_which_motion_and_the_tower_alone_hardly_does():
 def test_a_longer_clip_is_drawn_from_the_same_beginning(model):
     prompt = ["a tiger moving left on a sea background"]
     short, long = (
-        vdm.draw(model, prompt, torch.Generator().manual_seed(0), steps=2, frames=frames) for frames in (16, 20)
+        vdm.draw(model, prompt, torch.Generator().manual_seed(0), steps=2, frames=frames)
+        for frames in (16, 20)
     )
     assert long.shape[2] == 20 and torch.equal(long[:, :, :16], short)
 
@@ -219,9 +262,14 @@ def test_what_is_measured_has_every_bar(model, monkeypatch):
     monkeypatch.setattr(vdm, "draw", blank)
     found = vdm.evaluate(model, SMALL)
     assert set(vdm.RECIPE.bars) <= set(found)
-    own = [scene.motion for scene in World("test", size=8, frames=1, seed=1, **vdm.SCENES).batch(range(16)).scenes]
+    own = [
+        scene.motion
+        for scene in World("test", size=8, frames=1, seed=1, **vdm.SCENES).batch(range(16)).scenes
+    ]
     assert {f"{motion}, judge" for motion in own} <= set(found)
-    assert sum(found[f"{motion}, judge"] for motion in own) / 16 == pytest.approx(found["motion, judge"])
+    assert sum(found[f"{motion}, judge"] for motion in own) / 16 == pytest.approx(
+        found["motion, judge"]
+    )
     (_, *told), (free, *how), (some, *longer) = asked
     assert told == [3.0, 2.0, 8, 16] and longer == [3.0, 2.0, 32, 64]
     assert set(free) == {""} and how == [1, None, 8, 16]

@@ -25,7 +25,11 @@ def batches(number, settings):
     generator = torch.Generator().manual_seed(1000 * settings.seed + number)
     x = torch.randn(settings.batch, 2, generator=generator)
     noise = 0.01 * torch.randn(settings.batch, 1, generator=generator)
-    return {"x": x, "y": x.prod(1, keepdim=True) + noise, "caption": [f"row {row}" for row in range(settings.batch)]}
+    return {
+        "x": x,
+        "y": x.prod(1, keepdim=True) + noise,
+        "caption": [f"row {row}" for row in range(settings.batch)],
+    }
 
 
 def loss(model, batch, generator):
@@ -50,7 +54,8 @@ def finish(model, settings):
 SETTINGS = Settings(steps=40, batch=8, lr=0.05, warmup=4, ema=0.9, mixed_precision="no")
 COMMON = dict(about="a tiny one", build=Tiny, batches=batches, evaluate=evaluate, finish=finish)
 COMMON |= dict(
-    settings={"cpu": SETTINGS, "gpu": SETTINGS, "ci": SETTINGS}, bars={"error": ("<=", 9.0), "examples": (">=", 100)}
+    settings={"cpu": SETTINGS, "gpu": SETTINGS, "ci": SETTINGS},
+    bars={"error": ("<=", 9.0), "examples": (">=", 100)},
 )
 RECIPE = Recipe(name="tests/tiny", loss=loss, **COMMON)
 SLOW = Recipe(name="slow", loss=slow_loss, **COMMON)

@@ -43,7 +43,9 @@ def test_blur_is_torchvisions(video, sigma):
     reach = int(-(-3 * sigma // 1))
     frames = video.transpose(1, 2).flatten(0, 1)
     theirs = TF.gaussian_blur(frames, [2 * reach + 1] * 2, [float(sigma)] * 2)
-    torch.testing.assert_close(blur(video, sigma).transpose(1, 2).flatten(0, 1), theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        blur(video, sigma).transpose(1, 2).flatten(0, 1), theirs, atol=1e-5, rtol=0
+    )
 
 
 def test_blur_works_where_the_picture_is_smaller_than_its_reach():
@@ -73,7 +75,9 @@ def test_frozen_reversed_swapped_cut(video):
     assert torch.equal(swap_halves(swap_halves(video)), video)
     assert torch.equal(swap_halves(video)[:, :, :4], video[:, :, 4:])
     assert torch.equal(cut(video)[:, :, :4], video[:, :, :4])
-    assert torch.equal(cut(video)[0, :, 4:], video[1, :, 4:]) and torch.equal(cut(video)[-1, :, 4:], video[0, :, 4:])
+    assert torch.equal(cut(video)[0, :, 4:], video[1, :, 4:]) and torch.equal(
+        cut(video)[-1, :, 4:], video[0, :, 4:]
+    )
 
 
 def test_shuffled_clips_hold_the_same_frames_in_an_order_of_their_own(video):
@@ -99,7 +103,9 @@ def test_wobble_bends_each_frame_alike_and_flickers_only_when_told(video):
     errors = [(bent - still).square().mean() for bent in (steady, flickering)]
     assert errors[0] == pytest.approx(errors[1].item(), rel=0.4)
     line = torch.arange(64.0) / 64
-    ramps = torch.stack(torch.meshgrid(line, line, indexing="ij"))  # each tells the displacement along one axis
+    ramps = torch.stack(
+        torch.meshgrid(line, line, indexing="ij")
+    )  # each tells the displacement along one axis
     ramp = ramps[None, :, None].expand(8, 2, 4, 64, 64)
     for bent in (wobble(ramp, 1.0, generator(), steady=s) for s in (True, False)):
         size = ((bent - ramp)[..., 6:-6, 6:-6] * 64).square().mean((1, 3, 4)).sqrt()

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from course_lib.world import DEFECTS, STYLES, Scene, World, damage, damage_some, parse_caption, render
+from course_lib.world import (
+    DEFECTS,
+    STYLES,
+    Scene,
+    World,
+    damage,
+    damage_some,
+    parse_caption,
+    render,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +61,29 @@ def test_each_defect_changes_what_it_should(clips, defect):
 def test_a_wrong_caption_is_wrong_even_among_twins():
     twins = render([Scene("tiger", "growing", "sea", 0), Scene("tiger", "growing", "sea", 2)])
     damaged = damage(twins, ["wrong caption", "clean"], generator())
-    assert parse_caption(damaged.captions[0])["background"] != "sea" and damaged.captions[1] == twins.captions[1]
+    assert (
+        parse_caption(damaged.captions[0])["background"] != "sea"
+        and damaged.captions[1] == twins.captions[1]
+    )
 
 
 def test_damage_is_reproducible_and_leaves_its_input_alone(clips):
     before = clips.video.clone()
     one, two = (damage_some(clips, 0.7, generator(3)) for _ in range(2))
-    assert torch.equal(one.video, two.video) and one.labels == two.labels and torch.equal(clips.video, before)
+    assert (
+        torch.equal(one.video, two.video)
+        and one.labels == two.labels
+        and torch.equal(clips.video, before)
+    )
     assert damage_some(clips, 0.0, generator()).labels == ["clean"] * 8
     assert "clean" not in damage_some(clips, 1.0, generator()).labels
 
 
 def test_a_label_is_never_false(clips):
     """A shape that stands still is static whatever it is called, and a cut to the same scene is no cut."""
-    still = render([Scene("red star", "standing still", "sea", 0), Scene("tiger", "growing", "sea", 2)])
+    still = render(
+        [Scene("red star", "standing still", "sea", 0), Scene("tiger", "growing", "sea", 2)]
+    )
     assert damage_some(still, 0.0, generator()).labels == ["static", "clean"]
     with pytest.raises(ValueError, match="clip 0 .* stands still already"):
         damage(still, ["static", "clean"], generator())

@@ -37,7 +37,9 @@ def test_cuts_are_where_the_card_says():
     """A cut is a jump: every listed frame differs from the one before far more than any other does."""
     for name, card in films().items():
         video = load_film(name, size=(32, 48))
-        jump = (video[:, 1:] - video[:, :-1]).abs().mean((0, 2, 3))  # entry i: from frame i to i + 1
+        jump = (
+            (video[:, 1:] - video[:, :-1]).abs().mean((0, 2, 3))
+        )  # entry i: from frame i to i + 1
         listed = [cut - 1 for cut in card.cuts]
         rest = np.delete(jump.numpy(), listed)
         assert all(jump[i] > 1.3 * rest.max() for i in listed), name
@@ -96,7 +98,9 @@ def test_bad_requests_are_refused(counting, arguments, message):
 
 
 def test_missing_file_is_named():
-    with pytest.raises(FileNotFoundError, match="nowhere.mp4 is not a file; shipped clips are: earth, bunny"):
+    with pytest.raises(
+        FileNotFoundError, match="nowhere.mp4 is not a file; shipped clips are: earth, bunny"
+    ):
         load_film("nowhere.mp4")
 
 
@@ -116,7 +120,9 @@ def test_spoilt_bytes_are_noticed(tmp_path):
     for i in dice.integers(3000, len(data) - 5000, 200):
         data[i] ^= int(dice.integers(1, 255))
     (tmp_path / "spoilt.mp4").write_bytes(data)
-    with pytest.raises(ValueError, match="spoilt.mp4 is damaged: its picture at .* cannot be decoded whole"):
+    with pytest.raises(
+        ValueError, match="spoilt.mp4 is damaged: its picture at .* cannot be decoded whole"
+    ):
         load_film(tmp_path / "spoilt.mp4")
 
 
@@ -141,7 +147,11 @@ def test_a_file_cut_short_is_noticed(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "codec", "container"),
-    [("bare.h264", "libx264", "h264"), ("a.ts", "libx264", "mpegts"), ("b.ts", "mpeg2video", "mpegts")],
+    [
+        ("bare.h264", "libx264", "h264"),
+        ("a.ts", "libx264", "mpegts"),
+        ("b.ts", "mpeg2video", "mpegts"),
+    ],
 )
 def test_containers_that_cannot_seek(tmp_path, name, codec, container):
     """No index, perhaps no time stamps: the frames must be right all the same."""
@@ -163,9 +173,16 @@ def test_a_frame_stays_on_screen_until_the_next_one(tmp_path):
     path = tmp_path / "pause.mkv"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt, stream.time_base = 48, 32, "bgr0", Fraction(1, 1000)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = (
+            48,
+            32,
+            "bgr0",
+            Fraction(1, 1000),
+        )
         for i, time in enumerate((0, 100, 200, 3000, 3100, 3200)):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), i * 8, dtype=np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((32, 48, 3), i * 8, dtype=np.uint8), format="rgb24"
+            )
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
@@ -177,7 +194,9 @@ def test_a_file_without_pictures_is_named(tmp_path):
     path = tmp_path / "sound.mkv"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
+        sound = av.AudioFrame.from_ndarray(
+            np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono"
+        )
         sound.sample_rate = 8000
         file.mux(stream.encode(sound))
         file.mux(stream.encode())

@@ -20,7 +20,10 @@ def warp(images, flow):
     """Fetch, for every pixel, the value at the end of its flow vector: (n, c, h, w), (n, 2, h, w) in pixels."""
     size = images.shape[-1]
     line = (torch.arange(size) * 2 + 1) / size - 1
-    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1) + flow.permute(0, 2, 3, 1) * 2 / size
+    grid = (
+        torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+        + flow.permute(0, 2, 3, 1) * 2 / size
+    )
     fetched = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return fetched, (grid.abs() <= 1 - 1 / size).all(-1)[:, None]
 
@@ -55,7 +58,9 @@ def test_flow_of_a_translation_is_the_step_of_its_path():
     clips = render([Scene("red square", "moving right", "white", 4)])
     step = (clips.path[0, 1, :2] - clips.path[0, 0, :2]) * 32  # pixels of a 64-pixel frame
     inside = clips.mask[0, 0, 0]
-    torch.testing.assert_close(clips.flow[0, :, 0, inside], step[:, None].expand(-1, int(inside.sum())))
+    torch.testing.assert_close(
+        clips.flow[0, :, 0, inside], step[:, None].expand(-1, int(inside.sum()))
+    )
     assert (clips.flow[0, :, 0, ~inside] == 0).all()
 
 
@@ -97,7 +102,9 @@ def test_bouncing_goes_up_and_down_and_spinning_both_ways():
     variants = np.arange(40)
     bounce = path(np.full(40, MOTION_INDEX["bouncing"]), variants, 16, 8)
     turns = np.sign(np.diff(bounce[..., 1], axis=1))
-    assert ((turns > 0).any(1) & (turns < 0).any(1)).all() and (np.ptp(bounce[..., 1], axis=1) > 0.4).all()
+    assert ((turns > 0).any(1) & (turns < 0).any(1)).all() and (
+        np.ptp(bounce[..., 1], axis=1) > 0.4
+    ).all()
     assert (bounce[..., 0] == bounce[:, :1, 0]).all()
     spin = np.diff(path(np.full(40, MOTION_INDEX["spinning"]), variants, 16, 8)[..., 3], axis=1)
     assert 10 < (spin[:, 0] > 0).sum() < 30
@@ -114,20 +121,26 @@ def test_a_sprite_moves_by_itself_to_and_fro_unless_it_is_frozen():
     assert not pictures_differ(render(tiger, frozen=True).video).any()
     there_and_back = render(tiger, frames=61).video[0]  # 16 pictures to and fro: period 30
     torch.testing.assert_close(there_and_back[:, :31], there_and_back[:, 30:])
-    turn = next(i for i in range(15, 46) if torch.equal(there_and_back[:, i - 1], there_and_back[:, i + 1]))
+    turn = next(
+        i for i in range(15, 46) if torch.equal(there_and_back[:, i - 1], there_and_back[:, i + 1])
+    )
     for k in range(1, 15):
         torch.testing.assert_close(there_and_back[:, turn - k], there_and_back[:, turn + k])
 
 
 def test_sprites_are_drawn_at_eight_frames_a_second():
-    changes = pictures_differ(render([Scene("tiger", "standing still", "white", 3)], frames=16, fps=16).video)
+    changes = pictures_differ(
+        render([Scene("tiger", "standing still", "white", 3)], frames=16, fps=16).video
+    )
     assert changes[1::2].sum() >= 6 and not changes[0::2].any()
 
 
 def test_a_short_clip_is_the_middle_of_the_canonical_one():
     for motion in MOTIONS:
         scene = [Scene("tiger", motion, "sea", 12)]
-        torch.testing.assert_close(render(scene, frames=8).video, render(scene).video[:, :, 4:12], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            render(scene, frames=8).video, render(scene).video[:, :, 4:12], atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(64, 8), (16, 2), (48, 24)])
@@ -165,7 +178,10 @@ def test_a_data_loader_takes_the_world_as_it_is():
 def test_wordings_vary_and_image_captions_name_no_motion():
     clips = World(size=8, frames=1).batch(range(60))
     assert 20 < sum(a != b for a, b in zip(clips.paraphrases, clips.captions, strict=True)) < 60
-    assert all(parse_caption(text)["motion"] is None for text in clips.image_captions + clips.image_paraphrases)
+    assert all(
+        parse_caption(text)["motion"] is None
+        for text in clips.image_captions + clips.image_paraphrases
+    )
     for text, scene in zip(clips.paraphrases, clips.scenes, strict=True):
         assert parse_caption(text)["motion"] == scene.motion
 
@@ -222,7 +238,9 @@ def test_bad_settings_are_refused_at_once(arguments, message):
 
 
 def test_a_still_clip_of_a_shape_is_still_and_its_ground_never_moves():
-    clips = render([Scene("red star", "standing still", "sea", 8), Scene("tiger", "moving left", "sea", 8)])
+    clips = render(
+        [Scene("red star", "standing still", "sea", 8), Scene("tiger", "moving left", "sea", 8)]
+    )
     assert (clips.video[0] - clips.video[0, :, :1]).abs().max() == 0
     ground = (clips.alpha[1] == 0).all(dim=1, keepdim=True).expand(3, 16, -1, -1)  # never covered
     assert (clips.video[1] - clips.video[1, :, :1])[ground].abs().max() == 0
@@ -233,7 +251,9 @@ def test_masks_cover_what_the_shape_covers():
     """A circle of share s covers pi/4 s^2 of the frame."""
     clips = render([Scene("blue circle", "standing still", "white", v) for v in range(0, 20, 2)])
     expected = np.pi / 4 * clips.path[:, 0, 2] ** 2
-    torch.testing.assert_close(clips.mask[:, 0, 0].float().mean((1, 2)), expected, rtol=0.03, atol=0)
+    torch.testing.assert_close(
+        clips.mask[:, 0, 0].float().mean((1, 2)), expected, rtol=0.03, atol=0
+    )
     torch.testing.assert_close(clips.alpha[:, 0, 0].mean((1, 2)), expected, rtol=0.03, atol=0)
 
 
@@ -266,11 +286,19 @@ def test_unknown_shape_is_refused():
 
 def test_sprites_are_premultiplied_with_an_empty_margin():
     pictures, table = sprite_bank()
-    assert pictures.shape[0] == len(LEVELS) and pictures.dtype == torch.uint8 and table.shape == (124, 16)
+    assert (
+        pictures.shape[0] == len(LEVELS)
+        and pictures.dtype == torch.uint8
+        and table.shape == (124, 16)
+    )
     colour, alpha = pictures[:, :, :3].int(), pictures[:, :, 3:].int()
     assert (colour <= alpha + 1).all(), "premultiplied colour never exceeds coverage"
-    assert alpha[0, :, :, 0].max() <= 3 and alpha[0, :, :, :, 0].max() <= 3, "the sharpest level ends in nothing"
-    assert alpha[..., 0, :].max() < 20 and alpha[..., :, 0].max() < 20, "and the softest almost does"
+    assert alpha[0, :, :, 0].max() <= 3 and alpha[0, :, :, :, 0].max() <= 3, (
+        "the sharpest level ends in nothing"
+    )
+    assert alpha[..., 0, :].max() < 20 and alpha[..., :, 0].max() < 20, (
+        "and the softest almost does"
+    )
     assert (table[76:] == table[76:, :1]).all() and len(np.unique(table[:76])) == 76 * 16
 
 
@@ -302,7 +330,10 @@ def test_canny_finds_the_outline_of_a_square():
     clips = render([Scene("red square", "standing still", "white", 0)], frames=2)
     edges = canny_edges(clips.video)
     assert edges.shape == (1, 1, 2, 64, 64) and set(edges.unique().tolist()) == {0.0, 1.0}
-    rim = F.max_pool2d(clips.alpha[:, :, 0], 5, 1, 2) - -F.max_pool2d(-clips.alpha[:, :, 0], 5, 1, 2) > 0.5
+    rim = (
+        F.max_pool2d(clips.alpha[:, :, 0], 5, 1, 2) - -F.max_pool2d(-clips.alpha[:, :, 0], 5, 1, 2)
+        > 0.5
+    )
     near = F.max_pool2d(rim.float(), 7, 1, 3) > 0  # the rim of a shape has a second, inner line
     assert edges[:, :, 0][~near].sum() == 0 and edges[:, :, 0].sum() > 60
     tiger = render([Scene("tiger")], frames=1).video
@@ -312,4 +343,6 @@ def test_canny_finds_the_outline_of_a_square():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_on_a_gpu():
     scenes = [World(part="all").sampler(i) for i in range(8)]
-    torch.testing.assert_close(render(scenes, device="cuda").video.cpu(), render(scenes).video, atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        render(scenes, device="cuda").video.cpu(), render(scenes).video, atol=2e-3, rtol=0
+    )

@@ -90,8 +90,12 @@ def test_every_caption_leads_back_to_its_scene(values, paraphrase):
 def test_articles():
     for subject in SUBJECTS:
         article = re.match(r"(an?) ", caption(Scene(subject))).group(1)
-        spoken = subject.startswith(("ant", "ambulance", "airplane", "alarm", "elephant", "octopus", "owl", "orange"))
-        assert (article == "an") == (spoken or subject.startswith("umbrella")), caption(Scene(subject))
+        spoken = subject.startswith(
+            ("ant", "ambulance", "airplane", "alarm", "elephant", "octopus", "owl", "orange")
+        )
+        assert (article == "an") == (spoken or subject.startswith("umbrella")), caption(
+            Scene(subject)
+        )
 
 
 def test_captions_refuse_what_they_cannot_say():
@@ -118,7 +122,11 @@ def test_scene_refuses_nonsense(values, message):
         Scene(*values)
 
 
-@given(st.integers(0, 2**31), st.integers(0, 10**9), st.sampled_from(["seen", "novel", "composed", "all"]))
+@given(
+    st.integers(0, 2**31),
+    st.integers(0, 10**9),
+    st.sampled_from(["seen", "novel", "composed", "all"]),
+)
 def test_sampling_is_a_pure_function_and_splits_never_overlap(seed, index, part):
     train, test = Sampler("train", part=part, seed=seed), Sampler("test", part=part, seed=seed)
     assert train(index) == Sampler("train", part=part, seed=seed)(index)
@@ -132,10 +140,14 @@ def test_sampling_covers_the_world_evenly():
     scenes = [sampler(i) for i in range(4000)]
     assert {s.subject for s in scenes} == set(SUBJECTS)
     backgrounds = Counter(s.background for s in scenes)
-    assert min(backgrounds.values()) > 320 and max(backgrounds.values()) < 480  # 400 each, about 4 sigma
+    assert (
+        min(backgrounds.values()) > 320 and max(backgrounds.values()) < 480
+    )  # 400 each, about 4 sigma
     assert len({s.variant for s in scenes}) == len(scenes)
     assert abs(sum(is_shape(s.subject) for s in scenes) / 4000 - 0.3) < 0.03
-    assert [Sampler("train", seed=1)(i) for i in range(5)] != [Sampler("train", seed=2)(i) for i in range(5)]
+    assert [Sampler("train", seed=1)(i) for i in range(5)] != [
+        Sampler("train", seed=2)(i) for i in range(5)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,10 @@ def test_sampling_covers_the_world_evenly():
         ({"backgrounds": []}, "backgrounds must name at least one, got none"),
         ({"subjects": ["dodo"]}, "subjects: 'dodo' is not one of"),
         ({"part": "novel", "subjects": ["tiger"]}, "no 'novel' scene is left"),
-        ({"part": "all", "subjects": ["red ring"], "motions": ["spinning"]}, "no 'all' scene is left"),
+        (
+            {"part": "all", "subjects": ["red ring"], "motions": ["spinning"]},
+            "no 'all' scene is left",
+        ),
     ],
 )
 def test_sampler_refuses_nonsense(arguments, message):

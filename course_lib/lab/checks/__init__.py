@@ -7,7 +7,16 @@ The exercises of lesson 1 are in `lesson_01.py`, as `EXERCISES: tuple[Exercise, 
 """
 
 from course_lib.lab.checks.compare import Wrong, brief, same
-from course_lib.lab.checks.engine import Exercise, call, check, describe, hint, lessons, report, solution
+from course_lib.lab.checks.engine import (
+    Exercise,
+    call,
+    check,
+    describe,
+    hint,
+    lessons,
+    report,
+    solution,
+)
 
 __all__ = [
     "Exercise",

@@ -27,13 +27,21 @@ def brief(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, torch.nn.Module):
         return f"a {type(value).__name__} module"
-    if isinstance(value, list | tuple) and any(isinstance(part, Tensor | np.ndarray) for part in value):
+    if isinstance(value, list | tuple) and any(
+        isinstance(part, Tensor | np.ndarray) for part in value
+    ):
         return f"{type(value).__name__} of ({', '.join(brief(part) for part in value)})"
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def same(actual: Any, expected: Any, what: str = "the result", atol: float | int = 1e-5, input: Any = None) -> None:
+def same(
+    actual: Any,
+    expected: Any,
+    what: str = "the result",
+    atol: float | int = 1e-5,
+    input: Any = None,
+) -> None:
     """Raise Wrong, saying exactly how, unless `actual` is `expected`.
 
     `expected`: a tensor, array, number, string, or a tuple or list of them; else ==.
@@ -42,7 +50,11 @@ def same(actual: Any, expected: Any, what: str = "the result", atol: float | int
     """
     problem = _problem(actual, expected, float(atol))
     if problem:
-        given = "" if input is None else f" (input: {input if isinstance(input, str) else brief(input)})"
+        given = (
+            ""
+            if input is None
+            else f" (input: {input if isinstance(input, str) else brief(input)})"
+        )
         raise Wrong(f"{what}{given}: {problem}")
 
 
@@ -55,7 +67,9 @@ def _problem(actual: Any, expected: Any, atol: float) -> str:
     if isinstance(expected, list | tuple):
         return _sequence_problem(actual, expected, atol)
     if isinstance(expected, bool | str) or not isinstance(expected, int | float):
-        return "" if _equal(actual, expected) else f"got {brief(actual)}, expected {brief(expected)}"
+        return (
+            "" if _equal(actual, expected) else f"got {brief(actual)}, expected {brief(expected)}"
+        )
     if isinstance(actual, Tensor | np.ndarray) and tuple(actual.shape) in ((), (1,)):
         actual = actual.item()
     if not isinstance(actual, int | float | np.number):
@@ -82,7 +96,11 @@ def _factor(ratio: float) -> str:
         return "the sign is flipped"
     for power, form in ((1, "{}"), (2, "the square root of {}")):
         simple = Fraction(abs(ratio) ** power).limit_denominator(64)
-        if simple > 0 and simple.numerator <= 4096 and abs(float(simple) / abs(ratio) ** power - 1) < 1e-5:
+        if (
+            simple > 0
+            and simple.numerator <= 4096
+            and abs(float(simple) / abs(ratio) ** power - 1) < 1e-5
+        ):
             sign = "minus " if ratio < 0 else ""
             return f"off by a factor of exactly {sign}{form.format(simple)}"
     return ""
@@ -117,9 +135,11 @@ def _array_problem(actual: Any, expected: Tensor | np.ndarray, atol: float) -> s
         where = tuple((~torch.isfinite(mine)).nonzero()[0].tolist())
         return f"the shape is right, but the value at index {where} is {mine[where].item()}"
     pattern = _pattern(mine, true, atol)
-    return (f"the shape is right, but {pattern}. " if pattern else "the shape is right, the values are not. ") + (
-        _first_difference(mine, true, atol)
-    )
+    return (
+        f"the shape is right, but {pattern}. "
+        if pattern
+        else "the shape is right, the values are not. "
+    ) + (_first_difference(mine, true, atol))
 
 
 def _close(mine: Tensor, true: Tensor, atol: float) -> bool:
@@ -130,8 +150,12 @@ def _shape_problem(mine: Tensor, true: Tensor, atol: float) -> str:
     text = f"shape is {tuple(mine.shape)}, expected {tuple(true.shape)}"
     if sorted(mine.shape) == sorted(true.shape):
         for order in itertools.permutations(range(true.ndim)):
-            if mine.permute(order).shape == true.shape and _close(mine.permute(order).double(), true.double(), atol):
-                return f"{text}: right values, but axes are swapped; .permute{order} puts them right"
+            if mine.permute(order).shape == true.shape and _close(
+                mine.permute(order).double(), true.double(), atol
+            ):
+                return (
+                    f"{text}: right values, but axes are swapped; .permute{order} puts them right"
+                )
         return f"{text}: the same sizes in another order"
     if mine.numel() == true.numel():
         return f"{text}: as many values, arranged otherwise"
@@ -145,7 +169,9 @@ def _pattern(mine: Tensor, true: Tensor, atol: float) -> str:
     ratio = float((mine * true).sum() / true.square().sum().clamp(min=1e-30))
     words = _factor(ratio) if ratio != 0 and _close(mine / ratio, true, atol) else ""
     if words:
-        return f"every value is {words}" if "factor" in words else "every value has its sign flipped"
+        return (
+            f"every value is {words}" if "factor" in words else "every value has its sign flipped"
+        )
     offset = (mine - true).mean()
     if _close(mine - offset, true, atol) and mine.unique().numel() > 1:
         return f"every value is off by the same {offset.item():+.6g}"
@@ -159,7 +185,9 @@ def _pattern(mine: Tensor, true: Tensor, atol: float) -> str:
             return f"axis {axis} runs backwards"
         for step in (1, -1):
             cut = size - 1
-            if size > 2 and _close(mine.narrow(axis, max(step, 0), cut), true.narrow(axis, max(-step, 0), cut), atol):
+            if size > 2 and _close(
+                mine.narrow(axis, max(step, 0), cut), true.narrow(axis, max(-step, 0), cut), atol
+            ):
                 return f"everything sits one step too {'late' if step == 1 else 'early'} along axis {axis}"
     return ""
 

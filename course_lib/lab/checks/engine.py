@@ -62,7 +62,10 @@ _progress: dict[str, Progress] = {}
 def lessons() -> list[int]:
     """Numbers of the lessons that have exercises."""
     package = importlib.import_module(PACKAGE)
-    names = (re.fullmatch(r"lesson_(\d\d)", module.name) for module in pkgutil.iter_modules(package.__path__))
+    names = (
+        re.fullmatch(r"lesson_(\d\d)", module.name)
+        for module in pkgutil.iter_modules(package.__path__)
+    )
     return sorted(int(name[1]) for name in names if name)
 
 
@@ -80,7 +83,9 @@ def _find(id: str) -> tuple[Exercise, Progress]:
     for exercise in known:
         if exercise.id == id:
             return exercise, _progress.setdefault(id, Progress())
-    raise ValueError(f"there is no exercise {id!r}; this lesson has {', '.join(e.id for e in known)}")
+    raise ValueError(
+        f"there is no exercise {id!r}; this lesson has {', '.join(e.id for e in known)}"
+    )
 
 
 def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -88,7 +93,9 @@ def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        named = [brief(value) for value in args] + [f"{key}={brief(value)}" for key, value in kwargs.items()]
+        named = [brief(value) for value in args] + [
+            f"{key}={brief(value)}" for key, value in kwargs.items()
+        ]
         if not getattr(error, "__notes__", None):
             error.add_note(f"The input was: {', '.join(named) or 'nothing'}.")
         raise
@@ -166,7 +173,13 @@ def hint(id: str) -> None:
     exercise, progress = _find(id)
     total = len(exercise.hints)
     if progress.hints == total:
-        present.box(present.OPEN, f"Exercise {id}: no more hints", [], [], f'solution("{id}") shows an answer.')
+        present.box(
+            present.OPEN,
+            f"Exercise {id}: no more hints",
+            [],
+            [],
+            f'solution("{id}") shows an answer.',
+        )
         return
     text = exercise.hints[progress.hints]
     progress.hints += 1
@@ -188,13 +201,17 @@ def solution(id: str) -> None:
     progress.solution_shown = True
     answer = exercise.solution
     has_source = inspect.isfunction(answer) or inspect.isclass(answer)
-    present.code(f"Exercise {id}: a solution", inspect.getsource(answer) if has_source else str(answer))
+    present.code(
+        f"Exercise {id}: a solution", inspect.getsource(answer) if has_source else str(answer)
+    )
 
 
 def describe(id: str) -> None:
     """Show an exercise's head line: "Exercise 1.2 · title · 10 min · ●●○○○". Raises ValueError as `hint`."""
     exercise, _ = _find(id)
-    present.line(f"Exercise {id} · {exercise.title} · {exercise.minutes} min · {present.dots(exercise.difficulty)}")
+    present.line(
+        f"Exercise {id} · {exercise.title} · {exercise.minutes} min · {present.dots(exercise.difficulty)}"
+    )
 
 
 class Scores(list):
@@ -222,5 +239,7 @@ def report(path: str | Path | None = None, *, lesson: int | None = None) -> list
         })  # fmt: skip
     present.table(rows, done=sum(row["status"] == RIGHT for row in rows))
     if path is not None:
-        Path(path).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(
+            json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return rows

@@ -53,11 +53,15 @@ def judge(got: object, expected: Tensor, mistakes: Sequence[tuple[Tensor, str]],
             off = (got - expected).abs()
             where = tuple((~(off <= 0.1 * off.nan_to_num().max())).nonzero()[0].tolist())
             at = f" at index {where}" if expected.numel() > 1 else ""
-            raise Wrong(f"{what}: got {got[where].item():.4g}{at}, expected {expected[where].item():.4g}. {message}")
+            raise Wrong(
+                f"{what}: got {got[where].item():.4g}{at}, expected {expected[where].item():.4g}. {message}"
+            )
     same(got, expected, what, atol=CLOSE * max(1.0, expected.abs().max().item()))
 
 
-def judge_number(got: object, expected: float, mistakes: list[tuple[object, str]], what: str) -> None:
+def judge_number(
+    got: object, expected: float, mistakes: list[tuple[object, str]], what: str
+) -> None:
     """Raise Wrong unless `got`, what the student returned for `what`, is the number `expected`, to 1e-4 of it.
 
     mistakes: the number that each leads to, and its message.

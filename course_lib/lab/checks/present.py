@@ -28,10 +28,14 @@ class Words:
         return self.plain
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": self.plain} | {f"text/{kind}": text for kind, text in self.rich.items()}
+        return {"text/plain": self.plain} | {
+            f"text/{kind}": text for kind, text in self.rich.items()
+        }
 
 
-def box(kind: tuple[str, str, str], headline: str, proved: list[str], message: list[str], after: str) -> None:
+def box(
+    kind: tuple[str, str, str], headline: str, proved: list[str], message: list[str], after: str
+) -> None:
     """Show a head line, what is right, what is to be said, and what to do next ("" for nothing)."""
     symbol, background, edge = kind
     plain = [f"{symbol} {headline}", *(f"  ✔ {fact}" for fact in proved)]
@@ -39,7 +43,9 @@ def box(kind: tuple[str, str, str], headline: str, proved: list[str], message: l
     parts = [f"<strong>{symbol} {escape(headline)}</strong>"]
     if proved:
         parts.append("".join(f"<br>✔ {escape(fact)}" for fact in proved))
-    parts += [f"<div style='margin-top:4px;white-space:pre-wrap'>{escape(text)}</div>" for text in message]
+    parts += [
+        f"<div style='margin-top:4px;white-space:pre-wrap'>{escape(text)}</div>" for text in message
+    ]
     if after:
         parts.append(f"<div style='margin-top:4px;color:#444'><em>{escape(after)}</em></div>")
     css = f"background:{background};color:#222;border-left:5px solid {edge};padding:8px 12px;max-width:52em"
@@ -49,7 +55,9 @@ def box(kind: tuple[str, str, str], headline: str, proved: list[str], message: l
 def code(headline: str, source: str) -> None:
     """Show source code, highlighted by whatever renders the notebook."""
     source = source.rstrip()
-    display(Words(f"{headline}\n\n{source}", markdown=f"**{headline}**\n\n```python\n{source}\n```"))
+    display(
+        Words(f"{headline}\n\n{source}", markdown=f"**{headline}**\n\n```python\n{source}\n```")
+    )
 
 
 def line(text: str) -> None:
@@ -64,7 +72,12 @@ def dots(difficulty: int) -> str:
 
 def table(rows: list[dict[str, Any]], done: int) -> None:
     """Show exercises with their status, and how many are right."""
-    symbols = {"right": "✔", "not right yet": "✘", "stopped with an error": "⚠", "not attempted": "○"}
+    symbols = {
+        "right": "✔",
+        "not right yet": "✘",
+        "stopped with an error": "⚠",
+        "not attempted": "○",
+    }
     head = ["exercise", "title", "minutes", "difficulty", "status", "attempts"]
     body = [
         [
@@ -80,9 +93,12 @@ def table(rows: list[dict[str, Any]], done: int) -> None:
     total = f"{done} of {len(rows)} right"
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     plain = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *body]
     ]
     markup = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    markup += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
+    markup += [
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body
+    ]
     html = f"<table>{''.join(markup)}</table><strong>{total}</strong>"
     display(Words("\n".join([*plain, total]), html=html))

