@@ -3,7 +3,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
-# JupyterLab refuses to run as root unless told; a container often has no other user.
+# JupyterLab needs a flag to run as root; a container often has no other user.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 PYTEST := COURSE_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -30,7 +30,7 @@ lint: setup  ## check style and format only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: setup  ## put the code into the house style
+format: setup  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -40,7 +40,7 @@ course: setup  ## run all notebooks and write an HTML gallery to build/course
 notebooks: setup  ## run all notebooks in place, ready to commit
 	$(BIN)/python -m course_lib.lab.gallery --in-place
 
-bench: setup  ## measure the library beside its peers
+bench: setup  ## compare the library with its peers
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[bench]'
 	$(BIN)/python -m course_lib.bench
 

@@ -1,7 +1,8 @@
-"""Set up the course: a virtual environment in .venv with the pinned versions. Run it as `python3 install.py`.
+"""Set up the course: a virtual environment in .venv with the pinned versions.
 
-Only the standard library is used, and only syntax that old Pythons can read, so that a Python which is
-too old can say so. Nothing happens when the environment is already up to date; an interrupted run resumes.
+Run it as `python3 install.py`. It uses only the standard library, and only syntax that old Pythons
+can read: a Python that is too old prints a message. Nothing happens when the environment is already
+up to date; an interrupted run resumes.
 """
 
 import glob
@@ -45,25 +46,25 @@ def supported(version):
 
 
 def find_python():
-    """A suitable interpreter on the PATH, newest first, or None. Each is run: some are only shims."""
+    """The newest suitable interpreter on the PATH, or None. Each is run: some are only shims."""
     for minor in range(TOO_NEW[1] - 1, OLDEST[1] - 1, -1):
         names = [["python3.%d" % minor]]
         if os.name == "nt":
             names.append(["py", "-3.%d" % minor])
         for command in names:
-            question = command + ["-c", "import sys; sys.stdout.write(sys.executable)"]
+            probe = command + ["-c", "import sys; sys.stdout.write(sys.executable)"]
             try:
-                process = subprocess.Popen(question, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                process = subprocess.Popen(probe, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             except OSError:
                 continue
-            answer = process.communicate()[0].decode()
-            if process.returncode == 0 and answer:
-                return answer
+            executable = process.communicate()[0].decode()
+            if process.returncode == 0 and executable:
+                return executable
     return None
 
 
 def fingerprint():
-    """A hash of everything that decides what is installed; the settings of pytest and ruff do not."""
+    """A hash of everything that decides what is installed, not of pytest's and ruff's settings."""
     import tomllib  # from Python 3.11 on
 
     with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:
@@ -92,16 +93,16 @@ def up_to_date():
 
 def folder_bytes(folder):
     total = 0
-    for where, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            path = os.path.join(where, name)
+            path = os.path.join(parent, name)
             if not os.path.islink(path):
                 total += os.path.getsize(path)
     return total
 
 
 def check_machine():
-    """Refuse at once, in one line, what would otherwise fail after minutes of downloading."""
+    """Raise Stop at once for what would otherwise fail after minutes of downloading."""
     if sys.platform == "darwin" and platform.machine() == "x86_64":
         raise Stop(
             "PyTorch has no build for Macs with Intel processors, nor for a Python run by Rosetta."
@@ -126,13 +127,13 @@ def make_environment():
     """A new .venv, unless one made here by a suitable Python is there already."""
     kept = read(HOME) == ROOT and os.path.exists(VENV_PYTHON)
     if kept:
-        question = [
+        probe = [
             VENV_PYTHON,
             "-c",
             "import pip, sys; sys.stdout.write('%d %d' % sys.version_info[:2])",
         ]
-        answer = subprocess.run(question, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        kept = answer.returncode == 0 and supported([int(part) for part in answer.stdout.split()])
+        process = subprocess.run(probe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        kept = process.returncode == 0 and supported([int(part) for part in process.stdout.split()])
     if kept:
         return
     say("making .venv with Python " + platform.python_version())
@@ -154,8 +155,8 @@ def pip(*arguments, **options):
     return subprocess.run(command + list(arguments), cwd=ROOT, **options)
 
 
-def forget_half_installed():
-    """pip writes INSTALLER last; a package without it was cut short, and pip would take it for complete."""
+def remove_half_installed():
+    """pip writes INSTALLER last, but would take a package without it for complete."""
     packages = glob.glob(os.path.join(VENV, "lib", "python3*", "site-packages"))
     for site in packages or [os.path.join(VENV, "Lib", "site-packages")]:
         for folder in glob.glob(os.path.join(site, "*.dist-info")):
@@ -164,13 +165,13 @@ def forget_half_installed():
 
 
 def install():
-    """pip shows its own progress. The small build tool goes first: it tells a missing network at once."""
+    """Run pip. The small build tool goes first: it shows at once if there is no network."""
     first = pip("--retries", "1", "setuptools", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if first.returncode != 0:
-        said = first.stdout.decode("utf-8", "replace").strip()
-        if "from versions: none" in said or "connection" in said.lower():
+        output = first.stdout.decode("utf-8", "replace").strip()
+        if "from versions: none" in output or "connection" in output.lower():
             raise Stop("pip cannot reach its package index: the first set-up needs the network.")
-        raise Stop("pip failed: " + (said.splitlines() or ["it said nothing"])[-1])
+        raise Stop("pip failed: " + (output.splitlines() or ["no output"])[-1])
     say("installing the pinned versions: minutes and gigabytes the first time")
     project = "%s[%s]" % (ROOT, EXTRAS)
     # Isolation would download an unpinned setuptools; the pinned one is already in .venv.
@@ -181,7 +182,7 @@ def install():
 
 
 def settle_jupyter():
-    """JupyterLab opens on the lesson: without first asking whether it may fetch its news."""
+    """JupyterLab opens the lesson without first asking whether it may fetch its news."""
     settings = {
         "@jupyterlab/apputils-extension:notification": {
             "fetchNews": "false",
@@ -205,12 +206,12 @@ def set_up():
         return
     start = time.time()
     check_machine()
-    wanted = fingerprint()
+    current = fingerprint()
     make_environment()
-    forget_half_installed()
+    remove_half_installed()
     install()
     settle_jupyter()
-    write(STAMP, wanted)
+    write(STAMP, current)
     size, minutes = folder_bytes(VENV) / 1e9, (time.time() - start) / 60
     say(
         "done in %.1f minutes; .venv takes %.1f GB. Open the course with: %s"
@@ -223,8 +224,8 @@ def main():
         other = find_python()
         if other:
             return subprocess.call([other, os.path.join(ROOT, "install.py")])
-        wanted = short_version(OLDEST) + "-" + short_version((TOO_NEW[0], TOO_NEW[1] - 1))
-        say("Python %s is needed; this is %s." % (wanted, short_version(sys.version_info)))
+        versions = short_version(OLDEST) + "-" + short_version((TOO_NEW[0], TOO_NEW[1] - 1))
+        say("Python %s is needed; this is %s." % (versions, short_version(sys.version_info)))
         return 1
     try:
         set_up()

@@ -4,15 +4,16 @@ One axis vocabulary, declared here and nowhere else; every annotation and docstr
 
 | axis | meaning                        |
 |------|--------------------------------|
-| `b`  | clip (which one of the batch)  |
+| `b`  | clip (index in the batch)      |
 | `c`  | channel                        |
 | `f`  | frame                          |
 | `h`  | height, downwards              |
 | `w`  | width, rightwards              |
 | `l`  | text token                     |
-| `d`  | width of an embedding          |
+| `d`  | size of an embedding           |
 
-Video is always `(b, c, f, h, w)`, one clip `(c, f, h, w)`, images `(b, c, h, w)`: float, in [-1, 1].
+Video is always `(b, c, f, h, w)`, one clip `(c, f, h, w)`, images `(b, c, h, w)`: floats in
+[-1, 1].
 """
 
 __version__ = "0.1.0"

@@ -1,65 +1,106 @@
-"""What a model card says about pictures and clips that a model has drawn: the judge's verdict, and the distance."""
+"""Evaluation of generated images and videos: accuracy by the judge, distance from real samples.
+
+The metrics of model cards and experiments; an image is a video of one frame.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from course_lib import zoo
-from course_lib.metrics import PromptAccuracy, extract, frechet_distance
+from course_lib.metrics import PromptAccuracy, frechet_distance
+from course_lib.metrics import extract_features as extract_with_net
 from course_lib.world import MOTIONS, Clips
 
+BATCH_SIZE = 64
 
-def judged(video: Float[Tensor, "b c f h w"], prompts: Sequence[str]) -> dict[str, Any]:
-    """Share of videos that show what was asked for, by attribute named, with 95 % intervals.
 
-    video: in [-1, 1]; one frame for pictures. prompts: one each. Raises ValueError as `PromptAccuracy` does.
+def prompt_accuracy(video: Float[Tensor, "b c f h w"], prompts: Sequence[str]) -> dict[str, Any]:
+    """Share of videos in which the judge sees what the prompt names, by attribute.
+
+    Args:
+        video: in [-1, 1].
+        prompts: one for each video.
+
+    Returns:
+        "subject_accuracy", "motion_accuracy" and "background_accuracy", as far as prompts name
+        them, "all_attributes_accuracy", and for each its 95 % interval, "…_accuracy_interval".
+
+    Raises:
+        ValueError: as `PromptAccuracy`.
     """
     accuracy = PromptAccuracy(zoo.load("judge"), "judge")
-    for some in torch.arange(len(video)).split(64):
-        accuracy.update(video[some], [prompts[row] for row in some])
+    for rows in torch.arange(len(video)).split(BATCH_SIZE):
+        accuracy.update(video[rows], [prompts[row] for row in rows])
     scores = {
-        ("everything named" if key == "all" else key): score
-        for key, score in accuracy.compute().items()
+        f"{'all_attributes' if attribute == 'all' else attribute}_accuracy": score
+        for attribute, score in accuracy.compute().items()
     }
-    found: dict[str, Any] = {f"{key}, judge": score.value for key, score in scores.items()}
-    return found | {
-        f"{key}, judge, 95 % interval": list(score.interval) for key, score in scores.items()
-    }
+    metrics: dict[str, Any] = {name: score.value for name, score in scores.items()}
+    return metrics | {f"{name}_interval": list(score.interval) for name, score in scores.items()}
 
 
-def judged_by_motion(video: Float[Tensor, "b c f h w"], clips: Clips) -> dict[str, float]:
-    """Share of videos that move as asked for, motion by motion. Arguments: video as for `judged`, drawn from the
-    captions of the clips.
+def motion_accuracy(video: Float[Tensor, "b c f h w"], clips: Clips) -> dict[str, float]:
+    """Motion accuracy of each motion, as "motion_accuracy/moving_left".
+
+    Args:
+        video: in [-1, 1], generated from the captions of the clips.
+        clips: one for each video.
     """
-    found = {}
+    metrics = {}
     for motion in MOTIONS:
         rows = [row for row, scene in enumerate(clips.scenes) if scene.motion == motion]
         if rows:
-            found[f"{motion}, judge"] = judged(video[rows], [clips.captions[row] for row in rows])[
-                "motion, judge"
-            ]
-    return found
+            accuracy = prompt_accuracy(video[rows], [clips.captions[row] for row in rows])
+            metrics[f"motion_accuracy/{motion.replace(' ', '_')}"] = accuracy["motion_accuracy"]
+    return metrics
 
 
-def features(net: str, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
-    """What one of the course's feature nets says of videos in [-1, 1], float64. net: "features/image" or "/video"."""
-    extractor = zoo.load(net).features
-    return torch.cat([extract(extractor, some) for some in video.split(64)])
+@torch.no_grad()
+def predict_logits(model: nn.Module, video: Float[Tensor, "b c f h w"]) -> dict[str, Tensor]:
+    """Logits of a VideoClassifier by head, on the CPU, a batch at a time."""
+    parts = [model(batch.to(model.device)) for batch in video.split(BATCH_SIZE)]
+    return {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}
 
 
-def compared(video: Tensor, real: Tensor, other: Tensor, name: str) -> dict[str, float]:
-    """The Fréchet distance from real videos on the course's features, and as a multiple of that between real ones.
+def extract_features(name: str, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
+    """Features of videos by a feature net of the course, float64.
 
-    video, real, other: (b, c, f, h, w) in [-1, 1]; one frame for pictures. name: of what was drawn, for the keys.
+    Args:
+        name: "features/image" or "features/video".
+        video: in [-1, 1].
     """
-    net = "features/image" if video.shape[2] == 1 else "features/video"
-    drawn, first, second = (features(net, part) for part in (video, real, other))
-    short = "FID" if video.shape[2] == 1 else "FVD"
-    distance, floor = frechet_distance(first, drawn), frechet_distance(first, second)
+    net = zoo.load(name).features
+    return torch.cat([extract_with_net(net, batch) for batch in video.split(BATCH_SIZE)])
+
+
+def frechet_report(
+    video: Float[Tensor, "b c f h w"],
+    real: Float[Tensor, "b_real c f h w"],
+    real_reference: Float[Tensor, "b_ref c f h w"],
+    label: str,
+) -> dict[str, float]:
+    """Fréchet distance from real videos, and its ratio to that between two sets of real videos.
+
+    Args:
+        video: generated, in [-1, 1].
+        real: the real videos of the distance.
+        real_reference: other real videos; their distance from `real` is the floor.
+        label: of the generated videos, for the keys.
+
+    Returns:
+        "fvd/label" and "fvd_over_real_floor/label"; "fid…" for images.
+    """
+    metric, net = ("fid", "features/image") if video.shape[2] == 1 else ("fvd", "features/video")
+    generated, first, second = (
+        extract_features(net, part) for part in (video, real, real_reference)
+    )
+    distance = frechet_distance(first, generated)
+    floor = frechet_distance(first, second)
     return {
-        f"{short}, n = {len(video)}, {name}": distance,
-        f"{short}, {name}, times the floor": distance / floor,
+        f"{metric}/{label}": distance,
+        f"{metric}_over_real_floor/{label}": distance / floor,
     }

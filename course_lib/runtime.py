@@ -1,8 +1,9 @@
-"""The ground everybody stands on: which machine is this, how big may a lesson be, and what did it cost.
+"""The machine: profile, device, precision, seeds, time and memory of a block, data folder.
 
-Five environment variables steer it, none is needed:
-`COURSE_PROFILE` (cpu, gpu or ci), `COURSE_DEVICE` (any torch device), `COURSE_DATA` (another data folder),
-`COURSE_HUB=1` (lessons may download the real checkpoints), `COURSE_WORK` (another folder for training states).
+Five optional environment variables:
+`COURSE_PROFILE` (cpu, gpu or ci), `COURSE_DEVICE` (any torch device), `COURSE_DATA` (another data
+folder), `COURSE_HUB=1` (lessons may download the original checkpoints), `COURSE_WORK` (another
+folder for training states).
 """
 
 import ctypes
@@ -23,33 +24,37 @@ import psutil
 import torch
 
 PROFILES = ("cpu", "gpu", "ci")
-HUB_TIMEOUT_S = 3.0
-SAMPLE_EVERY_S = 0.01
+HUB_TIMEOUT_SECONDS = 3.0
+RSS_POLL_SECONDS = 0.01
 
 
 def profile() -> str:
-    """Which sizes a lesson should use: "cpu" (a laptop), "gpu", or "ci" (a few steps, for tests).
+    """Name of the current profile, which decides the sizes of a lesson.
 
-    `COURSE_PROFILE` decides; without it, "gpu" on a machine with a CUDA device and "cpu" elsewhere.
-    Raises ValueError for any other value of `COURSE_PROFILE`.
+    Returns:
+        "cpu" (a laptop), "gpu", or "ci" (a few steps, for tests): the value of `COURSE_PROFILE`.
+        Without it, "gpu" on a machine with a CUDA device and "cpu" elsewhere.
+
+    Raises:
+        ValueError: `COURSE_PROFILE` has another value.
     """
     name = os.environ.get("COURSE_PROFILE", "")
     if name == "":
         return "gpu" if torch.cuda.is_available() else "cpu"
     if name not in PROFILES:
-        raise ValueError(f"COURSE_PROFILE must be one of {', '.join(PROFILES)}; got {name!r}")
+        raise ValueError(f"COURSE_PROFILE: expected one of {', '.join(PROFILES)}; got {name!r}")
     return name
 
 
-def pick(*, cpu: Any, gpu: Any, ci: Any) -> Any:
-    """The value for the current profile, for example `steps = pick(cpu=300, gpu=2000, ci=5)`."""
+def by_profile(*, cpu: Any, gpu: Any, ci: Any) -> Any:
+    """The value for the current profile: `num_steps = by_profile(cpu=300, gpu=2000, ci=5)`."""
     return {"cpu": cpu, "gpu": gpu, "ci": ci}[profile()]
 
 
 def device() -> torch.device:
-    """Where tensors live: `COURSE_DEVICE` if set, else cuda, else mps (Apple), else cpu.
+    """The device for tensors: `COURSE_DEVICE` if set, else cuda, else mps (Apple), else cpu.
 
-    A `COURSE_PROFILE` of cpu or ci that was asked for by name means the CPU, whatever else the machine has.
+    With `COURSE_PROFILE` set to cpu or ci it is the CPU, even on a machine with an accelerator.
     """
     if os.environ.get("COURSE_DEVICE"):
         return torch.device(os.environ["COURSE_DEVICE"])
@@ -57,28 +62,30 @@ def device() -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def dtype(device: torch.device | str | None = None) -> torch.dtype:
-    """bfloat16 where `device` (default: `device()`) multiplies it faster than float32, else float32.
+    """The faster type for matrix products on a device: bfloat16 or float32.
 
-    On a CPU that means AVX512-BF16 or AMX instructions; emulated bfloat16 is slower than float32.
+    On a CPU bfloat16 needs AVX512-BF16 or AMX instructions; emulated bfloat16 is slower than
+    float32.
+
+    Args:
+        device: any torch device; None means `device()`.
     """
-    kind = torch.device(device).type if device is not None else _device_type()
-    if kind == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif kind == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    device_type = torch.device(device).type if device is not None else _device_type()
+    if device_type == "cuda":
+        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
+        fast_bf16 = device_type == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    return torch.bfloat16 if fast_bf16 else torch.float32
 
 
 def autocast(device: torch.device | str) -> torch.autocast:
-    """Within it, a model on `device` multiplies in `dtype(device)`, and a float32 model stays one."""
+    """Context in which models on `device` multiply in `dtype(device)`; weights stay float32."""
     return torch.autocast(
         torch.device(device).type, torch.bfloat16, enabled=dtype(device) == torch.bfloat16
     )
@@ -89,178 +96,192 @@ def _device_type() -> str:
 
 
 def seed_everything(seed: int) -> torch.Generator:
-    """Seed Python, NumPy and torch (every device), and return a fresh CPU generator with the same seed.
+    """Seed Python, NumPy and torch on every device.
 
-    `seed`: 0 … 2**32 - 1, NumPy's range. Raises ValueError outside it.
-    Pass the generator on to whatever draws: global seeds are for libraries that take none.
+    Global seeds are for libraries that take no generator; pass the returned one to everything else.
+
+    Args:
+        seed: 0 to 2**32 - 1, NumPy's range.
+
+    Returns:
+        A new generator on the CPU with the same seed.
+
+    Raises:
+        ValueError: `seed` is outside its range.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must lie in 0 … 2**32 - 1 (NumPy's range); got {seed}")
+        raise ValueError(f"seed: expected 0 to 2**32 - 1 (NumPy's range), got {seed}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 
 
-def keep_freed_memory() -> bool:
-    """Ask the C library to keep memory that tensors leave behind for the next ones, for as long as the process lives.
+def tune_glibc_malloc() -> bool:
+    """Let glibc keep freed memory for later tensors, for the rest of the process.
 
-    glibc hands every block above 32 MB (often above 128 kB) back to the system, and a training step asks for dozens of
-    them: the system then clears every page again. Measured on two cores without it and with it: steps of vdm's training
-    took 4.2 to 6.2 s and 2.7 to 3.7 s, at 5 to 8 % more resident memory. Source: mallopt(3) of the Linux manual.
-    Returns whether the library agreed; only glibc is asked, others (macOS, Windows, musl) are left as they are.
+    By default glibc returns every block above 32 MB (often above 128 kB) to the system, which
+    clears its pages at the next allocation: see docs/decisions.md for the cost. Other C libraries
+    (macOS, Windows, musl) are left unchanged. Source: mallopt(3) of the Linux manual.
+
+    Returns:
+        Whether the setting was accepted.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    library = ctypes.CDLL(None)
-    # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h; 1 means taken
-    return library.mallopt(-3, 2**30) == 1 and library.mallopt(-1, 2**31 - 1) == 1
+    libc = ctypes.CDLL(None)
+    # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h; 1 means accepted
+    return libc.mallopt(-3, 2**30) == 1 and libc.mallopt(-1, 2**31 - 1) == 1
 
 
 def cpu_cores() -> int:
-    """How many CPU cores this process may use."""
-    if hasattr(
-        os, "sched_getaffinity"
-    ):  # Linux; a container often has fewer cores than the machine
+    """Number of CPU cores that this process may use: in a container often not all there are."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def machine_summary() -> str:
-    """One line: cores, memory, accelerator, arithmetic, versions, profile."""
-    cores = cpu_cores()
-    parts = [
-        f"{cores} CPU core{'s' * (cores != 1)}",
-        f"{_gb(psutil.virtual_memory().total)} memory",
-    ]
-    where = device()
-    if where.type == "cuda":
-        card = torch.cuda.get_device_properties(where)
-        parts.append(f"{card.name} ({_gb(card.total_memory)})")
+    """One line: cores, memory, accelerator, precision, versions, profile."""
+    current = device()
+    if current.type == "cuda":
+        gpu = torch.cuda.get_device_properties(current)
+        accelerator = f"{gpu.name} ({_format_bytes(gpu.total_memory)})"
     else:
-        parts.append("Apple GPU" if where.type == "mps" else "no GPU in use")
-    parts.append("fast bfloat16" if dtype(where) == torch.bfloat16 else "float32")
-    parts.append(
-        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
-    )
-    parts.append(f"profile {profile()}")
+        accelerator = "Apple GPU" if current.type == "mps" else "no GPU in use"
+    parts = [
+        _cpu_name(),
+        f"{_format_bytes(psutil.virtual_memory().total)} memory",
+        accelerator,
+        "fast bfloat16" if dtype(current) == torch.bfloat16 else "float32",
+        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}",
+        f"profile {profile()}",
+    ]
     return " · ".join(parts)
+
+
+def _cpu_name() -> str:
+    cores = cpu_cores()
+    return f"{cores} CPU core{'s' * (cores != 1)}"
 
 
 @dataclass
 class Measurement:
-    """What `measured` found out; filled in when its block ends.
+    """Time and memory of a block, complete once the block has ended.
 
-    `seconds`: wall clock. `peak_mb`: on a GPU the most memory torch held during the block, elsewhere the
-    most memory the whole process had resident during the block; both in 10**6 bytes.
+    Attributes:
+        label: name of the block.
+        seconds: wall-clock time.
+        peak_mb: peak memory during the block in 10**6 bytes: on a GPU what torch allocated,
+            elsewhere the resident memory of the whole process.
+        device: name of the hardware.
     """
 
-    what: str
+    label: str
     seconds: float = 0.0
     peak_mb: float = 0.0
-    where: str = ""
+    device: str = ""
 
     def __str__(self) -> str:
-        peak = _gb(self.peak_mb * 1e6) if self.peak_mb >= 1000 else f"{self.peak_mb:.0f} MB"
-        return (
-            f"measured: {self.what}: {_duration(self.seconds)}, peak memory {peak} ({self.where})"
+        memory = (
+            _format_bytes(self.peak_mb * 1e6) if self.peak_mb >= 1000 else f"{self.peak_mb:.0f} MB"
         )
+        duration = _format_seconds(self.seconds)
+        return f"measured: {self.label}: {duration}, peak memory {memory} ({self.device})"
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """While the block lasts, transformers and diffusers load without a bar: a small model is there before anybody has
-    read it.
-    """
-    from diffusers.utils import (
-        logging as diffusers_logging,
-    )  # takes seconds, and not everybody needs them
+    """Switch off the loading bars of transformers and diffusers inside the block."""
+    # imported here: they take seconds, and most callers of this module do not need them
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    shown = [
+    libraries = [
         library
         for library in (transformers_logging, diffusers_logging)
         if library.is_progress_bar_enabled()
     ]
-    for library in shown:
+    for library in libraries:
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library in shown:
+        for library in libraries:
             library.enable_progress_bar()
 
 
 @contextmanager
-def measured(what: str) -> Iterator[Measurement]:
-    """Time a block and its peak memory; prints one line at the end unless the block raised.
+def measure(label: str) -> Iterator[Measurement]:
+    """Measure time and peak memory of a block; print one line at its end unless it raised.
 
-    `with measured("training") as cost: …` prints
-    "measured: training: 12.3 s, peak memory 1.2 GB (2 CPU cores)"; `cost.seconds` and `cost.peak_mb` stay.
+    `with measure("training") as cost: …` prints
+    "measured: training: 12.3 s, peak memory 1.2 GB (2 CPU cores)".
+
+    Args:
+        label: name of the block.
+
+    Yields:
+        A `Measurement`; its numbers are filled in at the end of the block.
     """
-    where = device()
-    cores = cpu_cores()
-    name = f"{cores} CPU core{'s' * (cores != 1)}"
-    if where.type == "cuda":
-        name = torch.cuda.get_device_name(where)
-        torch.cuda.synchronize(where)
-        torch.cuda.reset_peak_memory_stats(where)
-    cost = Measurement(what, where=name)
-    with _resident_peak() as resident:
+    current = device()
+    on_gpu = current.type == "cuda"
+    cost = Measurement(label, device=_cpu_name())
+    if on_gpu:
+        cost.device = torch.cuda.get_device_name(current)
+        torch.cuda.synchronize(current)
+        torch.cuda.reset_peak_memory_stats(current)
+    with _peak_rss() as peak:
         start = time.perf_counter()
         yield cost
-        if where.type == "cuda":
-            torch.cuda.synchronize(
-                where
-            )  # kernels are queued: without this only the launch is timed
+        if on_gpu:
+            torch.cuda.synchronize(current)  # kernels are queued: otherwise only launches are timed
         cost.seconds = time.perf_counter() - start
-    cost.peak_mb = (
-        torch.cuda.max_memory_allocated(where) if where.type == "cuda" else resident[0]
-    ) / 1e6
+    cost.peak_mb = (torch.cuda.max_memory_allocated(current) if on_gpu else peak[0]) / 1e6
     print(cost)
 
 
 @contextmanager
-def _resident_peak() -> Iterator[list[int]]:
-    """Yields a one-element list that holds the process's peak resident bytes once the block is over."""
+def _peak_rss() -> Iterator[list[int]]:
+    """Yields a list of one element: the process's peak resident bytes, once the block has ended."""
     process = psutil.Process()
     peak = [process.memory_info().rss]
-    lifetime_before = _lifetime_peak()
-    done = threading.Event()
+    max_before = _max_rss()
+    finished = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(SAMPLE_EVERY_S):
+    def poll() -> None:
+        while not finished.wait(RSS_POLL_SECONDS):
             peak[0] = max(peak[0], process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    poller = threading.Thread(target=poll, daemon=True)
+    poller.start()
     try:
         yield peak
     finally:
-        done.set()
-        watcher.join()
+        finished.set()
+        poller.join()
         peak[0] = max(peak[0], process.memory_info().rss)
-        # The system's own high-water mark is exact, but covers the life of the process: it speaks about
-        # this block only if it rose in it. Otherwise the samples are the answer.
-        if _lifetime_peak() > lifetime_before:
-            peak[0] = max(peak[0], _lifetime_peak())
+        # The high-water mark is exact, but covers the whole process: valid only if it rose in the
+        # block
+        if _max_rss() > max_before:
+            peak[0] = max(peak[0], _max_rss())
 
 
-def _lifetime_peak() -> int:
+def _max_rss() -> int:
     """The process's high-water mark of resident memory in bytes."""
     if platform.system() == "Windows":
         return psutil.Process().memory_info().peak_wset
     import resource  # not on Windows
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_rss if platform.system() == "Darwin" else max_rss * 1024  # macOS bytes, Linux KiB
 
 
-def _gb(n_bytes: float | int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes < 10e9 else f"{n_bytes / 1e9:.0f} GB"
+def _format_bytes(num_bytes: float | int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes < 10e9 else f"{num_bytes / 1e9:.0f} GB"
 
 
-def _duration(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     if seconds < 0.1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 99.95:
@@ -269,29 +290,28 @@ def _duration(seconds: float) -> str:
 
 
 def hub_available() -> bool:
-    """Whether "On the real thing" may download: `COURSE_HUB=1`, and the model hub answers within 3 s.
+    """Whether lessons may download: `COURSE_HUB=1` and the model hub answers within 3 s.
 
-    Raises ValueError if `COURSE_HUB` is neither unset, 0 nor 1.
+    Raises:
+        ValueError: `COURSE_HUB` is set to something other than 0 or 1.
     """
-    wish = os.environ.get("COURSE_HUB", "")
-    if wish not in ("", "0", "1"):
-        raise ValueError(f"COURSE_HUB must be 0 or 1; got {wish!r}")
-    if wish != "1":
+    setting = os.environ.get("COURSE_HUB", "")
+    if setting not in ("", "0", "1"):
+        raise ValueError(f"COURSE_HUB: expected 0 or 1, got {setting!r}")
+    if setting != "1":
         return False
-    from huggingface_hub import (
-        constants,
-    )  # knows the hub's address, and any mirror the reader has set
+    from huggingface_hub import constants  # has the hub's address, or that of a configured mirror
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S):
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):
             return True
-    except OSError:  # no route, no name, too slow, or an answer that is an error
+    except OSError:  # no route, no such name, a timeout, or an HTTP error
         return False
 
 
 def data_dir() -> Path:
-    """The course's data folder: `COURSE_DATA` if set, else `data/` beside the package."""
+    """The course's data folder: `COURSE_DATA` if set, else `data/` next to the package."""
     return Path(os.environ.get("COURSE_DATA") or Path(__file__).resolve().parent.parent / "data")

@@ -1,4 +1,4 @@
-"""data/README.md and what lies in data/: every file has its line, its licence and its checksum."""
+"""data/README.md and the files of data/: every file has its line, its licence and its checksum."""
 
 import hashlib
 import json
@@ -60,31 +60,31 @@ def test_all_of_it_stays_small():
 
 
 @pytest.mark.parametrize("name", zoo.names(CHECKPOINTS))
-def test_a_checkpoint_is_whole_listed_and_has_a_card(name):
+def test_a_checkpoint_is_complete_listed_and_has_a_card(name):
     zoo.verify(name, CHECKPOINTS)
     card = zoo.card(name, CHECKPOINTS)
     assert f"`checkpoints/{name}/`" in README
-    assert card.facts["name"] == name and f"# {name}\n" in card.text
+    assert card.metadata["name"] == name and f"# {name}\n" in card.text
     assert f"python -m course_lib.recipes {name} --profile " in card.text
     assert "## Use and limits" in card.text
 
 
 def test_no_file_lies_among_the_checkpoints_unlisted():
-    listed = [CHECKPOINTS / line[66:] for line in sums_of_checkpoints()]
+    listed = [CHECKPOINTS / line[66:] for line in checksum_lines()]
     cards = [CHECKPOINTS / name / "README.md" for name in zoo.names(CHECKPOINTS)]
-    found = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
+    files = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
     hidden = [
         path
-        for path in found
+        for path in files
         if any(part.startswith(".") for part in path.relative_to(CHECKPOINTS).parts)
     ]
-    assert sorted(set(found) - set(hidden)) == sorted(
-        [*listed, *cards, *[CHECKPOINTS / zoo.SUMS] * bool(listed)]
+    assert sorted(set(files) - set(hidden)) == sorted(
+        [*listed, *cards, *[CHECKPOINTS / zoo.CHECKSUMS_FILE] * bool(listed)]
     )
 
 
-def sums_of_checkpoints():
-    sums = CHECKPOINTS / zoo.SUMS
+def checksum_lines():
+    sums = CHECKPOINTS / zoo.CHECKSUMS_FILE
     return sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
 
 

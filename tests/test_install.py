@@ -1,4 +1,4 @@
-"""The set-up: install.py's messages and its memory, and the files that pin the versions, kept in step."""
+"""The set-up: install.py's messages and its stamp, and the consistency of the pinned versions."""
 
 import ast
 import importlib.metadata
@@ -43,7 +43,7 @@ def install(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake_install(install, monkeypatch):
-    """The same with the slow parts replaced; its `.runs` counts how often pip would have installed."""
+    """The same with the slow parts replaced; `.runs` has an entry per installation by pip."""
     runs = []
 
     def make_environment():
@@ -70,8 +70,8 @@ def test_a_wrong_python_says_so_in_one_line(install, monkeypatch, capsys, versio
     pretend_version(install, monkeypatch, *version)
     monkeypatch.setattr(install, "find_python", lambda: None)
     assert install.main() == 1
-    wanted = f"Set-up: Python 3.11-3.13 is needed; this is {version[0]}.{version[1]}.\n"
-    assert capsys.readouterr().out == wanted
+    expected = f"Set-up: Python 3.11-3.13 is needed; this is {version[0]}.{version[1]}.\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_old_pythons_can_read_it():
@@ -133,31 +133,31 @@ def test_too_little_disk_stops_a_fresh_install_only(install, monkeypatch, capsys
 def test_a_missing_venv_module_names_the_package(install, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ensurepip", None)
     assert install.main() == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     minor = sys.version_info[1]
-    assert said.endswith(f"sudo apt install python3.{minor}-venv\n")
-    assert said.count("\n") == 1
+    assert output.endswith(f"sudo apt install python3.{minor}-venv\n")
+    assert output.count("\n") == 1
 
 
-def test_an_intel_mac_is_told_that_torch_has_no_build(install, monkeypatch):
+def test_an_intel_mac_has_no_build_of_torch(install, monkeypatch):
     monkeypatch.setattr(install.sys, "platform", "darwin")
     monkeypatch.setattr(install.platform, "machine", lambda: "x86_64")
     with pytest.raises(install.Stop, match="no build for Macs with Intel"):
         install.check_machine()
 
 
-def fake_pip(install, monkeypatch, *answers):
-    answers = iter(answers)
+def fake_pip(install, monkeypatch, *outputs):
+    outputs = iter(outputs)
 
     def run(command, **options):
-        code, said = next(answers)
-        return subprocess.CompletedProcess(command, code, stdout=said)
+        code, stdout = next(outputs)
+        return subprocess.CompletedProcess(command, code, stdout=stdout)
 
     monkeypatch.setattr(install.subprocess, "run", run)
 
 
 @pytest.mark.parametrize(
-    ("answers", "message"),
+    ("outputs", "message"),
     [
         (
             [(1, b"Retrying after connection broken\nERROR: no match")],
@@ -171,12 +171,12 @@ def fake_pip(install, monkeypatch, *answers):
             [(1, b"Looking\nERROR: No space left on device")],
             "pip failed: ERROR: No space left on device",
         ),
-        ([(1, b"")], "pip failed: it said nothing"),
+        ([(1, b"")], "pip failed: no output"),
         ([(0, b""), (1, None)], "pip did not finish"),
     ],
 )
-def test_pip_failures_become_one_line(install, monkeypatch, answers, message):
-    fake_pip(install, monkeypatch, *answers)
+def test_pip_failures_become_one_line(install, monkeypatch, outputs, message):
+    fake_pip(install, monkeypatch, *outputs)
     with pytest.raises(install.Stop, match=message):
         install.install()
 
@@ -194,7 +194,7 @@ def test_a_second_run_does_nothing_and_a_changed_pin_installs_again(fake_install
     fake_install.main()
     assert len(fake_install.runs) == 2
     project = Path(fake_install.ROOT) / "pyproject.toml"
-    project.write_text(project.read_text().replace("line-length = 120", "line-length = 99"))
+    project.write_text(project.read_text().replace("line-length = 100", "line-length = 99"))
     fake_install.main()
     assert len(fake_install.runs) == 2, "a tool's settings do not decide what is installed"
 
@@ -218,25 +218,26 @@ def test_an_environment_without_its_python_is_not_up_to_date(fake_install):
     assert not fake_install.up_to_date()
 
 
-def test_a_package_cut_short_is_forgotten(install):
+def test_a_half_installed_package_is_removed(install):
     site = Path(install.VENV) / "lib" / "python3.11" / "site-packages"
     for name in (
-        "whole-1.dist-info",
+        "complete-1.dist-info",
         "cut-1.dist-info",
-        "whole-1.dist-info/licenses/vendored-1.dist-info",
+        "complete-1.dist-info/licenses/vendored-1.dist-info",
     ):
         (site / name).mkdir(parents=True)
-    (site / "whole-1.dist-info" / "INSTALLER").write_text("pip")
-    install.forget_half_installed()
-    assert sorted(path.name for path in site.iterdir()) == ["whole-1.dist-info"]
-    assert (site / "whole-1.dist-info" / "licenses" / "vendored-1.dist-info").is_dir()
+    (site / "complete-1.dist-info" / "INSTALLER").write_text("pip")
+    install.remove_half_installed()
+    assert sorted(path.name for path in site.iterdir()) == ["complete-1.dist-info"]
+    assert (site / "complete-1.dist-info" / "licenses" / "vendored-1.dist-info").is_dir()
 
 
 def test_an_environment_is_kept_unless_moved_or_of_another_python(install, monkeypatch):
-    made, version = [], b"3 12"
+    commands = []
+    version = b"3 12"
 
     def call(command):
-        made.append(command)
+        commands.append(command)
         Path(install.VENV).mkdir(exist_ok=True)
         Path(install.VENV_PYTHON).touch()
         return 0
@@ -248,14 +249,14 @@ def test_an_environment_is_kept_unless_moved_or_of_another_python(install, monke
     monkeypatch.setattr(install.subprocess, "run", run)
     for _ in range(3):
         install.make_environment()
-    assert len(made) == 1
-    assert made[0][1:4] == ["-m", "venv", "--clear"]
+    assert len(commands) == 1
+    assert commands[0][1:4] == ["-m", "venv", "--clear"]
     Path(install.HOME).write_text("/elsewhere\n")
     install.make_environment()
-    assert len(made) == 2
+    assert len(commands) == 2
     version = b"3 14"
     install.make_environment()
-    assert len(made) == 3
+    assert len(commands) == 3
 
 
 # Ranges, pins and the conda file
@@ -289,22 +290,23 @@ def test_every_range_has_a_pin_inside_it(requirement):
 
 def needed_here():
     """Every installed package that the course needs on this machine, through all levels."""
-    todo, seen = [(canonicalize_name(r.name), frozenset(r.extras)) for r in DIRECT], set()
+    todo = [(canonicalize_name(r.name), frozenset(r.extras)) for r in DIRECT]
+    visited = set()
     while todo:
         name, extras = todo.pop()
         try:
             requires = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue  # the bench extra is installed by `make bench` only
-        if (name, extras) in seen:
+        if (name, extras) in visited:
             continue
-        seen.add((name, extras))
+        visited.add((name, extras))
         for line in requires:
             requirement = Requirement(line)
-            wanted = [{"extra": extra} for extra in (extras or {""})]
-            if requirement.marker is None or any(map(requirement.marker.evaluate, wanted)):
+            environments = [{"extra": extra} for extra in (extras or {""})]
+            if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
                 todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return sorted({name for name, _ in seen})
+    return sorted({name for name, _ in visited})
 
 
 def test_everything_installed_for_the_course_is_at_its_pin():
@@ -324,8 +326,8 @@ def test_one_python_range_everywhere(install):
     allowed = SpecifierSet(PROJECT["requires-python"])
     minors = [minor for minor in range(8, 20) if allowed.contains(f"3.{minor}.1")]
     assert minors == list(range(install.OLDEST[1], install.TOO_NEW[1]))
-    words = f"3.{minors[0]}-3.{minors[-1]}"
-    assert f"Python {words} is needed" in (ROOT / "Makefile").read_text()
+    versions = f"3.{minors[0]}-3.{minors[-1]}"
+    assert f"Python {versions} is needed" in (ROOT / "Makefile").read_text()
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == [
         f"3.{minor}" for minor in minors
@@ -349,7 +351,7 @@ def test_ci_and_the_workflow_run_the_one_test_command():
 
 
 def test_the_pip_part_of_the_conda_file_resolves(tmp_path):
-    """pip itself resolves it, the way conda hands it over: a requirements file beside environment.yml.
+    """pip itself resolves it, as conda calls it: with a requirements file.
 
     Packages that are installed at their pin need no network; anything else is asked of pip's index.
     """
@@ -368,12 +370,12 @@ def test_the_pip_part_of_the_conda_file_resolves(tmp_path):
         "--retries",
         "1",
     ]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "-r", "requirements.txt"], cwd=tmp_path, capture_output=True, text=True
     )
-    said = done.stdout + done.stderr
-    if done.returncode and ("from versions: none" in said or "connection" in said.lower()):
+    output = process.stdout + process.stderr
+    if process.returncode and ("from versions: none" in output or "connection" in output.lower()):
         pytest.skip("pip cannot reach its index, and not every pinned package is installed here")
-    assert done.returncode == 0, said[-2000:]
-    assert "Would install" in done.stdout
-    assert "course-lib" in done.stdout
+    assert process.returncode == 0, output[-2000:]
+    assert "Would install" in process.stdout
+    assert "course-lib" in process.stdout

@@ -1,6 +1,6 @@
-"""Links in README.md, data/README.md and the notebooks: files and headings exist, addresses are well formed.
+"""Links in README.md, data/README.md and the notebooks: targets exist, addresses are well formed.
 
-Nothing is asked of the network.
+The network is not used.
 """
 
 import json
@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "data" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "notebooks").glob("*.ipynb")),
 ]
 # Spelt in pieces, since no file of the repository may contain them.
@@ -38,12 +40,12 @@ def markdown(path):
 
 def links(text):
     text = re.sub(r"(`+)(?!`).+?\1", "", text)
-    found = [match for pattern in (LINK, REFERENCE, TAG) for match in pattern.findall(text)]
-    return sorted({*found, *(address.rstrip(".,;:") for address in BARE.findall(text))})
+    matches = [match for pattern in (LINK, REFERENCE, TAG) for match in pattern.findall(text)]
+    return sorted({*matches, *(address.rstrip(".,;:") for address in BARE.findall(text))})
 
 
 def anchors(path):
-    """The names that #… may carry in a page: as GitHub makes them from headings, and as JupyterLab does."""
+    """The fragments #… of a page: as GitHub makes them from headings, and as JupyterLab does."""
     text = markdown(path)
     names = set(re.findall(r"""<\w+\b[^>]*\b(?:id|name)=["']([^"']+)""", text))
     for heading in re.findall(r"^#{1,6} +(.+?) *#*$", text, re.MULTILINE):
@@ -81,9 +83,9 @@ def test_links(page):
 
 
 def test_the_readme_leads_to_every_notebook():
-    found = links(markdown(ROOT / "README.md"))
+    readme_links = links(markdown(ROOT / "README.md"))
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        assert f"notebooks/{path.name}" in found
+        assert f"notebooks/{path.name}" in readme_links
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def page(tmp_path):
     other = [{"cell_type": "markdown", "source": ["# The `end` of noise!\n"]}]
     (tmp_path / "other.ipynb").write_text(json.dumps({"cells": other}))
     page = tmp_path / "page.md"
-    page.write_text('# Top\n<a id="here"></a>\n```\n[no](missing.md)\n```\nand `[no](gone.md)`')
+    page.write_text('# Top\n<a id="part"></a>\n```\n[no](missing.md)\n```\nand `[no](gone.md)`')
     return page
 
 
@@ -102,7 +104,7 @@ def page(tmp_path):
         "a%20b.txt",
         "#Top",
         "#top",
-        "#here",
+        "#part",
         "other.ipynb#the-end-of-noise",
         "other.ipynb#The-end-of-noise!",
         "https://arxiv.org/abs/2204.03458",
@@ -128,14 +130,14 @@ def test_a_good_link_passes(page, link):
         (f"https://{REGISTRIES[0]}/project/x", "package registry"),
     ],
 )
-def test_a_bad_link_is_seen(page, link, problem):
+def test_a_bad_link_is_detected(page, link, problem):
     assert problem in link_problem(link, page)
 
 
 def test_every_kind_of_link_is_found():
     text = (
-        '[a](one.md) ![b](two.png "title") [c][r] <img alt="x" src="three.png"> <https://four.org/x> '
-        "see https://five.org/y.\n\n[r]: six.md\n"
+        '[a](one.md) ![b](two.png "title") [c][r] <img alt="x" src="three.png"> '
+        "<https://four.org/x> see https://five.org/y.\n\n[r]: six.md\n"
     )
     expected = [
         "https://five.org/y",

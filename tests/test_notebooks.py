@@ -1,4 +1,4 @@
-"""The contract of the saved notebooks: what a reader meets on a page before running anything."""
+"""The contract of the saved notebooks: what a page shows before anything is run."""
 
 import ast
 import importlib
@@ -10,12 +10,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from course_lib.lab.gallery import pictures, tidy
+from course_lib.lab.gallery import clean_notebook, output_images
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LARGEST, LONGEST_CELL, LONGEST_DEFINITION = 2**20, 30, 25  # bytes, lines, lines
-PICTURES, CHECKS = 4, 3  # at least
+MAX_BYTES, MAX_CELL_LINES, MAX_DEFINITION_LINES = 2**20, 30, 25
+MIN_IMAGES, MIN_CHECKS = 4, 3
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SEED = re.compile(r"seed_everything\(|manual_seed\(|default_rng\(\d|seed=\d")
 CHECK = re.compile(r"""\bcheck\(\s*["'](\d+\.\d+)["']""")
@@ -52,7 +52,7 @@ def python(source):
 def long_definitions(source):
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     nodes = [node for node in ast.walk(ast.parse(python(source))) if isinstance(node, kinds)]
-    return [node.name for node in nodes if node.end_lineno - node.lineno >= LONGEST_DEFINITION]
+    return [node.name for node in nodes if node.end_lineno - node.lineno >= MAX_DEFINITION_LINES]
 
 
 def output_problems(number, output):
@@ -70,17 +70,17 @@ def cell_problems(notebook):
     if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
         yield "the cells were not run once, in order, in a new kernel"
     for number, cell in enumerate(cells, 1):
-        if len(cell.source.splitlines()) > LONGEST_CELL:
-            yield f"cell {number} is longer than {LONGEST_CELL} lines"
+        if len(cell.source.splitlines()) > MAX_CELL_LINES:
+            yield f"cell {number} is longer than {MAX_CELL_LINES} lines"
         for name in long_definitions(cell.source):
-            yield f"cell {number} defines {name} in more than {LONGEST_DEFINITION} lines"
+            yield f"cell {number} defines {name} in more than {MAX_DEFINITION_LINES} lines"
         for output in cell.outputs:
             yield from output_problems(number, output)
 
 
 def page_problems(notebook, size):
     code = "\n".join(cell.source for cell in code_cells(notebook))
-    if size > LARGEST:
+    if size > MAX_BYTES:
         yield f"{size / 2**20:.1f} MB is more than 1 MB"
     if "widgets" in notebook.metadata:
         yield "widget state is saved in its metadata"
@@ -90,10 +90,12 @@ def page_problems(notebook, size):
         yield "it does not import course_lib"
     if not SEED.search(code):
         yield "no seed is set"
-    if len(pictures(notebook)) < PICTURES:
-        yield f"it shows {len(pictures(notebook))} pictures, fewer than {PICTURES}"
-    if len(CHECK.findall(code)) < CHECKS:
-        yield f"it checks {len(CHECK.findall(code))} exercises, fewer than {CHECKS}"
+    num_images = len(output_images(notebook))
+    if num_images < MIN_IMAGES:
+        yield f"it shows {num_images} images, fewer than {MIN_IMAGES}"
+    num_checks = len(CHECK.findall(code))
+    if num_checks < MIN_CHECKS:
+        yield f"it checks {num_checks} exercises, fewer than {MIN_CHECKS}"
 
 
 def section_problems(notebook, sections=SECTIONS):
@@ -114,11 +116,11 @@ def exercises(number):
     return {exercise.id for exercise in module.EXERCISES}
 
 
-def exercise_problems(notebook, known):
-    asked = set(CHECK.findall("\n".join(cell.source for cell in code_cells(notebook))))
-    for identifier in sorted(asked - known):
+def exercise_problems(notebook, ids):
+    checked = set(CHECK.findall("\n".join(cell.source for cell in code_cells(notebook))))
+    for identifier in sorted(checked - ids):
         yield f"exercise {identifier} has no check"
-    for identifier in sorted(known - asked):
+    for identifier in sorted(ids - checked):
         yield f"exercise {identifier} has a check but is not in the notebook"
 
 
@@ -145,9 +147,9 @@ class TestNotebook:
     def test_exercises(self, path):
         assert list(exercise_problems(load(path), exercises(int(path.name[:2])))) == []
 
-    def test_saved_tidily(self, path):
+    def test_saved_cleanly(self, path):
         """As `make notebooks` saves it: stable cell ids, no timings, no editor settings."""
-        saved, cleaned = json.loads(path.read_text(encoding="utf-8")), tidy(load(path))
+        saved, cleaned = json.loads(path.read_text(encoding="utf-8")), clean_notebook(load(path))
         assert saved["metadata"] == cleaned.metadata
         assert [cell["id"] for cell in saved["cells"]] == [cell.id for cell in cleaned.cells]
         assert [cell["metadata"] for cell in saved["cells"]] == [
@@ -159,23 +161,23 @@ class TestNotebook:
 
 
 def sound():
-    picture = new_output("display_data", {"image/png": "aGVsbG8="})
+    image = new_output("display_data", {"image/png": "aGVsbG8="})
     prose = "# Lesson\n\nMeasured: 1 minute.\n\n" + "\n\n".join(
         f"## {section}" for section in SECTIONS
     )
     cells = [new_markdown_cell(prose)]
     cells.append(new_code_cell("from course_lib import runtime\nruntime.seed_everything(0)"))
-    cells.append(new_code_cell("%matplotlib inline\ndraw()", outputs=[picture] * PICTURES))
+    cells.append(new_code_cell("%matplotlib inline\ndraw()", outputs=[image] * MIN_IMAGES))
     cells += [new_code_cell(f'check("7.{n}", f)') for n in (1, 2, 3)]
-    notebook = tidy(new_notebook(cells=cells))
+    notebook = clean_notebook(new_notebook(cells=cells))
     for number, cell in enumerate(code_cells(notebook), 1):
         cell.execution_count = number
     return notebook
 
 
-def problems(notebook, size=1000, known=frozenset({"7.1", "7.2", "7.3"})):
-    found = [*cell_problems(notebook), *page_problems(notebook, size), *section_problems(notebook)]
-    return found + list(exercise_problems(notebook, known))
+def problems(notebook, size=1000, ids=frozenset({"7.1", "7.2", "7.3"})):
+    page = [*cell_problems(notebook), *page_problems(notebook, size), *section_problems(notebook)]
+    return page + list(exercise_problems(notebook, ids))
 
 
 def test_a_sound_notebook_has_no_problems():
@@ -223,7 +225,7 @@ def replace(cell, old, new):
         (lambda n: n.metadata.kernelspec.update(name="venv"), "kernel is not python3"),
         (replace(1, "course_lib", "other"), "does not import course_lib"),
         (replace(1, "seed_everything(0)", "device()"), "no seed"),
-        (lambda n: n.cells[2].outputs.pop(), "3 pictures, fewer than 4"),
+        (lambda n: n.cells[2].outputs.pop(), "3 images, fewer than 4"),
         (set_source("check('7.4', f)"), "exercise 7.4 has no check"),
         (set_source("x = 1"), "checks 2 exercises"),
         (set_source("x = 1"), "exercise 7.3 has a check but is not"),
@@ -231,11 +233,11 @@ def replace(cell, old, new):
         (replace(0, "Measured", "Thought"), "what time and memory were measured"),
     ],
 )
-def test_the_contract_sees(change, problem):
+def test_the_contract_detects(change, problem):
     notebook = sound()
     change(notebook)
-    assert any(problem in found for found in problems(notebook)), problems(notebook)
+    assert any(problem in line for line in problems(notebook)), problems(notebook)
 
 
-def test_the_contract_sees_a_big_file():
+def test_the_contract_detects_a_big_file():
     assert problems(sound(), size=2**20 + 1) == ["1.0 MB is more than 1 MB"]

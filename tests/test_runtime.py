@@ -1,4 +1,4 @@
-"""The ground: profile, device, dtype, seeds, costs, the hub, the data folder."""
+"""runtime: profile, device, dtype, seeds, time and memory, the hub, the data folder."""
 
 import http.server
 import importlib
@@ -29,7 +29,7 @@ def plain_environment(monkeypatch):
 def test_profile_is_what_the_environment_says(monkeypatch, name):
     monkeypatch.setenv("COURSE_PROFILE", name)
     assert runtime.profile() == name
-    assert runtime.pick(cpu="cpu", gpu="gpu", ci="ci") == name
+    assert runtime.by_profile(cpu="cpu", gpu="gpu", ci="ci") == name
 
 
 def test_profile_defaults_to_the_machine(monkeypatch):
@@ -41,13 +41,13 @@ def test_profile_defaults_to_the_machine(monkeypatch):
 
 def test_unknown_profile_is_refused(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "tpu")
-    with pytest.raises(ValueError, match="COURSE_PROFILE must be one of cpu, gpu, ci; got 'tpu'"):
-        runtime.pick(cpu=1, gpu=2, ci=3)
+    with pytest.raises(ValueError, match="COURSE_PROFILE: expected one of cpu, gpu, ci; got 'tpu'"):
+        runtime.by_profile(cpu=1, gpu=2, ci=3)
 
 
-def test_pick_wants_every_profile():
+def test_by_profile_requires_every_profile():
     with pytest.raises(TypeError):
-        runtime.pick(cpu=1, gpu=2)
+        runtime.by_profile(cpu=1, gpu=2)
 
 
 def test_device_order(monkeypatch):
@@ -117,7 +117,7 @@ def test_seeding_repeats_every_draw():
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seed_out_of_range(seed):
-    with pytest.raises(ValueError, match=rf"seed must lie in 0 … .*; got {seed}"):
+    with pytest.raises(ValueError, match=rf"seed: expected 0 to .*, got {seed}"):
         runtime.seed_everything(seed)
 
 
@@ -131,8 +131,8 @@ FAULTS = """
 import resource, sys
 import torch
 from course_lib import runtime
-if sys.argv[1] == "kept":
-    assert runtime.keep_freed_memory()
+if sys.argv[1] == "tuned":
+    assert runtime.tune_glibc_malloc()
 def rounds(count):
     for _ in range(count):
         torch.ones(8, 2**20), torch.ones(8, 2**20)  # 32 MB each
@@ -144,28 +144,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_kept_memory_is_not_fetched_again():
-    def faults(how):
+def test_freed_memory_is_reused():
+    def page_faults(mode):
         return int(
             subprocess.run(
-                [sys.executable, "-c", FAULTS, how], capture_output=True, check=True
+                [sys.executable, "-c", FAULTS, mode], capture_output=True, check=True
             ).stdout
         )
 
     assert (
-        faults("kept") < 100 < 20 * 15 < faults("left")
+        page_faults("tuned") < 100 < 20 * 15 < page_faults("default")
     )  # 64 MB a round: 16,384 pages, 32 where they have 2 MB
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("asked for the C library"))
-    assert runtime.keep_freed_memory() is False
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("opened the C library"))
+    assert runtime.tune_glibc_malloc() is False
 
 
-def test_measured_times_the_block(monkeypatch, capsys):
+def test_measure_times_the_block(monkeypatch, capsys):
     monkeypatch.setenv("COURSE_DEVICE", "cpu")
-    with runtime.measured("a nap") as cost:
+    with runtime.measure("a nap") as cost:
         time.sleep(0.15)
     assert 0.15 <= cost.seconds < 1.5
     assert cost.peak_mb > 50  # torch alone is more
@@ -179,23 +179,23 @@ import json, sys, time
 import torch
 from course_lib import runtime
 
-with runtime.measured("nothing") as before:
+with runtime.measure("nothing") as before:
     pass
 if sys.argv[1] == "True":
-    torch.ones(60_000_000)  # from now on the process's own high-water mark says nothing about 100 MB
-with runtime.measured("100 MB for a moment") as cost:
-    held = torch.ones(25_000_000)
+    torch.ones(60_000_000)  # lifts the process's high-water mark above 100 MB
+with runtime.measure("100 MB for a moment") as cost:
+    x = torch.ones(25_000_000)
     time.sleep(0.1)
-    del held
-with runtime.measured("nothing again") as after:
+    del x
+with runtime.measure("nothing again") as after:
     pass
 print(json.dumps([part.peak_mb for part in (before, cost, after)]))
 """
 
 
 @pytest.mark.parametrize("lived_larger", [False, True])
-def test_measured_sees_a_peak_that_is_gone_at_the_end(lived_larger):
-    """In a process of its own: one that has freed much memory may take 100 MB of it again, and does not grow."""
+def test_measure_finds_a_peak_that_is_gone_at_the_end(lived_larger):
+    """In a new process: one that has freed much memory may reuse 100 MB of it without growing."""
     run = subprocess.run(
         [sys.executable, "-c", PEAKS, str(lived_larger)],
         capture_output=True,
@@ -208,9 +208,9 @@ def test_measured_sees_a_peak_that_is_gone_at_the_end(lived_larger):
     assert after < cost - 80  # an earlier block's peak is not this block's
 
 
-def test_measured_says_nothing_after_an_error_and_stops_watching(capsys):
+def test_measure_prints_nothing_after_an_error_and_stops_polling(capsys):
     threads = threading.active_count()
-    with pytest.raises(RuntimeError, match="boom"), runtime.measured("a crash"):
+    with pytest.raises(RuntimeError, match="boom"), runtime.measure("a crash"):
         raise RuntimeError("boom")
     assert capsys.readouterr().out == ""
     assert threading.active_count() == threads
@@ -225,7 +225,7 @@ def test_measured_says_nothing_after_an_error_and_stops_watching(capsys):
         (3599.8, 12345.0, "60 min 0 s, peak memory 12 GB"),
     ],
 )
-def test_how_a_measurement_reads(seconds, mb, expected):
+def test_format_of_a_measurement(seconds, mb, expected):
     text = str(runtime.Measurement("x", seconds, mb, "2 CPU cores"))
     assert text == f"measured: x: {expected} (2 CPU cores)"
 
@@ -248,11 +248,11 @@ def small_hub():
         server.shutdown()
 
 
-def test_hub_needs_the_wish_and_the_answer(monkeypatch, small_hub):
+def test_hub_needs_the_setting_and_an_answer(monkeypatch, small_hub):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", small_hub)
-    assert not runtime.hub_available()  # nobody asked
+    assert not runtime.hub_available()  # not requested
     monkeypatch.setenv("COURSE_HUB", "1")
     assert runtime.hub_available()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -262,13 +262,13 @@ def test_hub_needs_the_wish_and_the_answer(monkeypatch, small_hub):
     assert not runtime.hub_available()
     monkeypatch.setattr(
         constants, "ENDPOINT", "http://127.0.0.1:9"
-    )  # nobody listens on the discard port
+    )  # nothing listens on the discard port
     assert not runtime.hub_available()
 
 
-def test_unknown_hub_wish_is_refused(monkeypatch):
+def test_unknown_hub_setting_is_refused(monkeypatch):
     monkeypatch.setenv("COURSE_HUB", "yes")
-    with pytest.raises(ValueError, match="COURSE_HUB must be 0 or 1; got 'yes'"):
+    with pytest.raises(ValueError, match="COURSE_HUB: expected 0 or 1, got 'yes'"):
         runtime.hub_available()
 
 

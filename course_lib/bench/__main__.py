@@ -13,7 +13,7 @@ import torch
 
 from course_lib import runtime
 from course_lib.bench.registry import BENCHMARKS
-from course_lib.bench.timing import Row
+from course_lib.bench.timing import BenchmarkRow
 
 PACKAGES = (
     "torch",
@@ -26,25 +26,28 @@ PACKAGES = (
 )
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[BenchmarkRow]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| case | subject | median | against | times as good (quartiles) | note |",
+        "| case | contender | median | peer | times as good (quartiles) | note |",
         "|---|---|---:|---|---|---|",
     ]
     for row in rows:
-        ratio = (
-            f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})" if row.subject != row.peer else ""
-        )
-        value = f"{row.value:,.0f}" if row.value >= 1000 else f"{row.value:.3g}"
-        lines.append(
-            f"| {row.case} | {row.subject} | {value} {row.unit} | {row.peer} | {ratio} | {row.note} |"
-        )
+        ratio = f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+        cells = [
+            row.case,
+            row.contender,
+            f"{row.value:{',.0f' if row.value >= 1000 else '.3g'}} {row.unit}",
+            row.peer,
+            ratio if row.contender != row.peer else "",
+            row.note,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def report(name: str) -> dict:
-    """Run one benchmark, print its table, and return what goes into the file."""
+    """Run one benchmark, print its table, and return its entry of the file."""
     print(f"\n## {name}\n", flush=True)
     start = time.perf_counter()
     rows = BENCHMARKS[name]()
@@ -61,9 +64,9 @@ def report(name: str) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; 0 if all went well. Benchmarks not named keep what the file says of them."""
+    """Command line; returns the exit status. Entries of other benchmarks stay in the file."""
     parser = argparse.ArgumentParser(
-        prog="python -m course_lib.bench", description="Time the course against peers."
+        prog="python -m course_lib.bench", description="Time the course against other libraries."
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BENCHMARKS)} (default: all)"
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; expected some of: {', '.join(BENCHMARKS)}")
+        parser.error(f"NAME: expected some of {', '.join(BENCHMARKS)}; got {', '.join(unknown)}")
     out = options.out or runtime.data_dir() / "bench.json"
     print(runtime.machine_summary())
     results = json.loads(out.read_text()) if out.exists() else {}

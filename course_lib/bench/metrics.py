@@ -1,4 +1,4 @@
-"""The metrics against scipy, scikit-image and torchmetrics: time, and how far the numbers are apart."""
+"""Metrics against scipy, scikit-image and torchmetrics: time, and how far the results differ."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,36 +11,36 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from course_lib.bench.timing import Row, alternate, compare
+from course_lib.bench.timing import BenchmarkRow, compare, timed_with_results
 from course_lib.metrics import frechet_distance, psnr, ssim
 
-WIDTH = 1024
-SAMPLES = 2048  # the convention of FVD
-FEW = 128  # fewer than WIDTH
-CLIPS, FRAMES, PIXELS = 4, 8, 64
+FEATURE_DIM = 1024
+NUM_SAMPLES = 2048  # the convention of FVD
+NUM_FEW_SAMPLES = 128  # fewer than FEATURE_DIM
+VIDEO_SHAPE = (4, 3, 8, 64, 64)
 ROUNDS = 5
-SECONDS_A_CASE = 8  # scipy's square root takes some seconds
+SECONDS_PER_CASE = 8  # scipy's square root takes some seconds
 
 
-def features(n: int, seed: int) -> Tensor:
-    """(n, WIDTH) correlated features, float64."""
+def random_features(num_samples: int, seed: int) -> Tensor:
+    """Correlated features (n, d), float64."""
     generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64) / WIDTH**0.5
-    return torch.randn(n, WIDTH, generator=generator, dtype=torch.float64) @ mix + 0.1 * seed
+    mix = torch.randn(FEATURE_DIM, FEATURE_DIM, generator=generator, dtype=torch.float64)
+    noise = torch.randn(num_samples, FEATURE_DIM, generator=generator, dtype=torch.float64)
+    return noise @ (mix / FEATURE_DIM**0.5) + 0.1 * seed
 
 
-def by_scipy(real: Tensor, generated: Tensor) -> float:
-    """Fréchet distance as it is usually written: the square root of the product of the covariances."""
+def frechet_scipy(real: Tensor, generated: Tensor) -> float:
+    """Fréchet distance with the matrix square root of the product of covariances, as is usual."""
     (m1, s1), (m2, s2) = (
         (x.mean(axis=0), np.cov(x, rowvar=False)) for x in (real.numpy(), generated.numpy())
     )
-    return float(
-        ((m1 - m2) ** 2).sum() + np.trace(s1 + s2) - 2 * np.trace(scipy.linalg.sqrtm(s1 @ s2)).real
-    )
+    root = scipy.linalg.sqrtm(s1 @ s2).real
+    return float(((m1 - m2) ** 2).sum() + np.trace(s1 + s2) - 2 * np.trace(root))
 
 
-def by_torchmetrics(real: Tensor, generated: Tensor) -> float:
-    """Fréchet distance by the eigenvalues of the product, which is not symmetric."""
+def frechet_torchmetrics(real: Tensor, generated: Tensor) -> float:
+    """Fréchet distance with the eigenvalues of the product, which is not symmetric."""
     net = nn.Identity()
     net.num_features = real.shape[1]
     metric = FrechetInceptionDistance(net, normalize=True)
@@ -49,90 +49,78 @@ def by_torchmetrics(real: Tensor, generated: Tensor) -> float:
     return metric.compute().item()
 
 
-def rows_of(
-    case: str, subject: str, functions: Mapping[str, Callable[[], float]], repeats: int
-) -> list[Row]:
-    """One row for every peer of `subject`, with the relative difference of their numbers."""
-    values: dict[str, float] = {}
-
-    def remembering(name: str) -> Callable[[], None]:
-        return lambda: values.update({name: functions[name]()})
-
-    times = alternate(
-        {name: remembering(name) for name in functions}, repeats, budget_s=SECONDS_A_CASE
-    )
+def peer_rows(
+    case: str, functions: Mapping[str, Callable[[], float]], repeats: int
+) -> list[BenchmarkRow]:
+    """The first function against each of the others, with the relative difference of results."""
+    times, results = timed_with_results(functions, repeats, SECONDS_PER_CASE)
+    contender, *peers = functions
     rows = []
-    for peer in functions:
-        if peer != subject:
-            note = f"relative difference {abs(values[subject] / values[peer] - 1):.1e}"
-            rows.append(compare(times, subject, peer, benchmark="metrics", case=case, note=note))
+    for peer in peers:
+        note = f"relative difference {abs(results[contender] / results[peer] - 1):.1e}"
+        rows.append(compare(times, contender, peer, benchmark="metrics", case=case, note=note))
     return rows
 
 
-def frechet_rows() -> list[Row]:
-    """Ours against the root and the eigenvalues of the product, for many samples and for fewer than dimensions."""
+def frechet_rows() -> list[BenchmarkRow]:
+    """For many samples, and for fewer samples than dimensions."""
+    peers = {"scipy sqrtm": frechet_scipy, "torchmetrics": frechet_torchmetrics}
+    few_peers = {"torchmetrics": frechet_torchmetrics}
     rows = []
-    for n, peers in (
-        (SAMPLES, {"scipy sqrtm": by_scipy, "torchmetrics": by_torchmetrics}),
-        (FEW, {"torchmetrics": by_torchmetrics}),
-    ):
-        sides = features(n, 0), features(n, 1)
-        forms = {"frechet_distance": frechet_distance, **peers}
+    for num_samples, others in ((NUM_SAMPLES, peers), (NUM_FEW_SAMPLES, few_peers)):
+        features = random_features(num_samples, 0), random_features(num_samples, 1)
         functions = {
-            name: lambda form=form, sides=sides: form(*sides) for name, form in forms.items()
+            name: lambda distance=distance, features=features: distance(*features)
+            for name, distance in {"frechet_distance": frechet_distance, **others}.items()
         }
-        rows += rows_of(f"{n} features of width {WIDTH}", "frechet_distance", functions, ROUNDS)
+        rows += peer_rows(f"{num_samples} features of width {FEATURE_DIM}", functions, ROUNDS)
     return rows
 
 
-def image_rows() -> list[Row]:
-    """Mean over frames of PSNR, and of SSIM in the paper's form; all in float64, scikit-image frame by frame."""
+def image_rows() -> list[BenchmarkRow]:
+    """Mean over frames of PSNR, and of SSIM as in the paper; in float64, skimage frame by frame."""
     generator = torch.Generator().manual_seed(0)
-    video = (
-        torch.rand(CLIPS, 3, FRAMES, PIXELS, PIXELS, generator=generator, dtype=torch.float64) * 2
-        - 1
-    )
-    noisy = (
-        video + 0.2 * torch.randn(video.shape, generator=generator, dtype=torch.float64)
-    ).clamp(-1, 1)
-    images, changed = ((x.transpose(1, 2).flatten(0, 1) + 1) / 2 for x in (video, noisy))
-    paper = dict(
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1.0,
-        channel_axis=0,
-    )
+    uniform = torch.rand(VIDEO_SHAPE, generator=generator, dtype=torch.float64)
+    video = uniform * 2 - 1
+    noise = torch.randn(VIDEO_SHAPE, generator=generator, dtype=torch.float64)
+    noisy = (video + 0.2 * noise).clamp(-1, 1)
+    images, noisy_images = ((x.transpose(1, 2).flatten(0, 1) + 1) / 2 for x in (video, noisy))
+    paper_kwargs = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "channel_axis": 0,
+    }
 
-    def each_frame(metric: Callable, **options: object) -> float:
-        pairs = zip(images.numpy(), changed.numpy(), strict=True)
-        return float(np.mean([metric(*pair, **options) for pair in pairs]))
+    def skimage_mean(metric: Callable, **kwargs: object) -> float:
+        pairs = zip(images.numpy(), noisy_images.numpy(), strict=True)
+        return float(np.mean([metric(*pair, data_range=1.0, **kwargs) for pair in pairs]))
 
     def torchmetrics_ssim() -> float:
         _, full = structural_similarity_index_measure(
-            changed, images, data_range=1.0, return_full_image=True
+            noisy_images, images, data_range=1.0, return_full_image=True
         )
         return full[..., 5:-5, 5:-5].mean().item()
 
     def torchmetrics_psnr() -> float:
         metric = PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))
-        metric.update(changed, images)
+        metric.update(noisy_images, images)
         return metric.compute().item()
 
-    case = f"{CLIPS}x3x{FRAMES}x{PIXELS}x{PIXELS}"
-    ssims = {
+    case = "x".join(map(str, VIDEO_SHAPE))
+    ssim_functions = {
         "ssim": lambda: ssim(noisy, video).mean().item(),
-        "scikit-image": lambda: each_frame(structural_similarity, **paper),
+        "scikit-image": lambda: skimage_mean(structural_similarity, **paper_kwargs),
         "torchmetrics": torchmetrics_ssim,
     }
-    psnrs = {
+    psnr_functions = {
         "psnr": lambda: psnr(noisy, video).mean().item(),
-        "scikit-image": lambda: each_frame(peak_signal_noise_ratio, data_range=1.0),
+        "scikit-image": lambda: skimage_mean(peak_signal_noise_ratio),
         "torchmetrics": torchmetrics_psnr,
     }
-    return rows_of(case, "ssim", ssims, ROUNDS) + rows_of(case, "psnr", psnrs, 4 * ROUNDS)
+    return peer_rows(case, ssim_functions, ROUNDS) + peer_rows(case, psnr_functions, 4 * ROUNDS)
 
 
-def bench_metrics() -> list[Row]:
-    """Fréchet distance, SSIM and PSNR: how many times as fast as the libraries' own, and whether they agree."""
+def bench_metrics() -> list[BenchmarkRow]:
+    """SSIM, PSNR and Fréchet distance against the libraries' own."""
     return image_rows() + frechet_rows()

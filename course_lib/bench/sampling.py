@@ -1,10 +1,10 @@
-"""Seconds a picture: the text-to-image model beside diffusers' own pipeline, and every sampler beside a plain loop.
+"""Text to image against diffusers' pipeline, and every sampler against a plain loop.
 
-Unlike other benchmarks this one takes minutes: torch.compile works for one of them on each number of pictures.
+This benchmark takes minutes: torch.compile needs one for each batch size.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,194 +18,187 @@ from diffusers import (
 from torch import Tensor
 
 from course_lib import runtime, zoo
-from course_lib.bench.timing import Row, alternate, compare, compile_seconds
-from course_lib.diffusion import Model, Step, ddim, ddpm, initial_noise, sample
-from course_lib.papers.ddpm import PATCH, as_model, build_schedule
+from course_lib.bench.timing import BenchmarkRow, compare, compile_seconds, timed_with_results
+from course_lib.diffusion import Model, SamplerStep, ddim, ddpm, sample, sample_noise
+from course_lib.papers.ddpm import PATCH_SIZE, build_scheduler, unet_denoiser
 from course_lib.papers.latent_diffusion import LatentDiffusion
 from course_lib.world import World
 
-STEPS = 25
-GUIDANCE = 5.0  # of text to image; the other cases have none
-BARS = {
-    1: 0.5,
-    16: 0.15,
-}  # pictures at once: seconds a picture in bfloat16; float32 may take twice as long
-PIXEL_PICTURES = 16
-REPEATS, SHORT_REPEATS = 9, 60
-SECONDS_A_CASE = 30
+NUM_INFERENCE_STEPS = 25
+GUIDANCE_SCALE = 5.0  # of text to image; the other cases have none
+# Batch size to seconds per image in bfloat16; float32 may take twice as long
+TARGET_SECONDS = {1: 0.5, 16: 0.15}
+PIXEL_BATCH = 16
+SECONDS_PER_CASE = 30
 PIPELINE = "diffusers float32"
 LOOP = "DDIMScheduler.step in a loop"
-COMPILED = "ours bfloat16, compiled"
+COMPILED = "course bfloat16, compiled"
 
-Draw = Callable[[], Tensor]
-
-
-def remembered(
-    functions: Mapping[str, Draw], repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
-    """Seconds of every call, see `timing.alternate`, and what the last one gave."""
-    results: dict[str, Tensor] = {}
-
-    def remembering(name: str) -> Callable[[], None]:
-        return lambda: results.update({name: functions[name]()})
-
-    times = alternate(
-        {name: remembering(name) for name in functions}, repeats, budget_s=SECONDS_A_CASE
-    )
-    return times, results
+Generate = Callable[[], Tensor]
 
 
-def per_picture(row: Row, pictures: int) -> Row:
-    """The row in seconds a picture instead of milliseconds a call."""
-    return replace(row, value=row.value / 1000 / pictures, unit="s/picture")
+def _row(
+    times: Mapping[str, Sequence[float]],
+    name: str,
+    peer: str,
+    case: str,
+    note: str,
+    num_images: int,
+) -> BenchmarkRow:
+    """A row in seconds per image."""
+    row = compare(times, name, peer, benchmark="sampling", case=case, note=note)
+    return replace(row, value=row.value / 1000 / num_images, unit="s/image")
 
 
-def apart(a: Tensor, b: Tensor) -> str:
-    """A note on the mean distance of pictures in [-1, 1], in the 255 levels of a screen."""
-    return f"{(a - b).abs().mean().item() * 255 / 2:.2f} of 255 levels apart"
+def mean_abs_diff_note(a: Tensor, b: Tensor) -> str:
+    """The mean difference of images in [-1, 1], in the 255 levels of a screen."""
+    return f"mean difference {(a - b).abs().mean().item() * 255 / 2:.2f} of 255 levels"
 
 
 # Text to image
 
 
-def by_us(parts: LatentDiffusion, prompts: list[str], noise: Tensor) -> Draw:
-    """Draws the prompts from the noise, in [-1, 1] on the CPU."""
-    # The generator draws nothing: the noise is given, and DDIM adds none
-    return lambda: parts.draw(
-        prompts, generator=torch.Generator(), latents=noise, steps=STEPS, scale=GUIDANCE
+def course_fn(parts: LatentDiffusion, prompts: list[str], noise: Tensor) -> Generate:
+    """Generates images in [-1, 1] on the CPU."""
+    return lambda: parts.generate(
+        prompts,
+        generator=torch.Generator(),  # unused: the noise is given, and DDIM adds none
+        latents=noise,
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
     )
 
 
-def by_diffusers(parts: LatentDiffusion, prompts: list[str], noise: Tensor) -> Draw:
-    """The same parts as a StableDiffusionPipeline, which gives pictures in [0, 1]."""
-    pipeline, noise = parts.pipeline(), noise.to(parts.unet.dtype)
+def diffusers_fn(parts: LatentDiffusion, prompts: list[str], noise: Tensor) -> Generate:
+    """The same with StableDiffusionPipeline, whose images are in [0, 1]."""
+    pipeline = parts.to_pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "pt"}
-    return lambda: pipeline(prompts, latents=noise, **options).images.float().cpu() * 2 - 1
+    kwargs = {"latents": noise.to(parts.unet.dtype), "guidance_scale": GUIDANCE_SCALE}
+    kwargs |= {"num_inference_steps": NUM_INFERENCE_STEPS, "output_type": "pt"}
+    return lambda: pipeline(prompts, **kwargs).images.float().cpu() * 2 - 1
 
 
 def text_to_image_rows(
-    full: LatentDiffusion, half: LatentDiffusion, compiled: LatentDiffusion, count: int
-) -> list[Row]:
-    """Ours and diffusers' pipeline on the same prompts and noise, `count` pictures at once.
+    fp32: LatentDiffusion, bf16: LatentDiffusion, compiled: LatentDiffusion, batch_size: int
+) -> list[BenchmarkRow]:
+    """The course and diffusers' pipeline on the same prompts and noise.
 
-    full, half, compiled: the model in float32, in bfloat16, and that one compiled.
+    Args:
+        fp32: the model in float32.
+        bf16: the model in bfloat16.
+        compiled: the same, compiled.
+        batch_size: images per call.
     """
-    prompts = World("test", frames=1, anytime=True).batch(range(count)).image_captions
-    size, channels = full.unet.config.sample_size, full.unet.config.in_channels
-    noise = initial_noise((count, channels, size, size), torch.Generator().manual_seed(0))
+    world = World("test", num_frames=1, random_time_offset=True)
+    prompts = world.batch(range(batch_size)).image_captions
+    size = fp32.unet.config.sample_size
+    shape = (batch_size, fp32.unet.config.in_channels, size, size)
+    noise = sample_noise(shape, torch.Generator().manual_seed(0))
     functions = {
-        PIPELINE: by_diffusers(full, prompts, noise),
-        "ours float32": by_us(full, prompts, noise),
-        "diffusers bfloat16": by_diffusers(half, prompts, noise),
-        "ours bfloat16": by_us(half, prompts, noise),
-        COMPILED: by_us(compiled, prompts, noise),
+        PIPELINE: diffusers_fn(fp32, prompts, noise),
+        "course float32": course_fn(fp32, prompts, noise),
+        "diffusers bfloat16": diffusers_fn(bf16, prompts, noise),
+        "course bfloat16": course_fn(bf16, prompts, noise),
+        COMPILED: course_fn(compiled, prompts, noise),
     }
-    bar = BARS[count]
-    notes = {"ours float32": f"bar {2 * bar:g} s; ", "ours bfloat16": f"bar {bar:g} s; "}
+    target = TARGET_SECONDS[batch_size]
+    notes = dict.fromkeys(functions, "")
+    notes["course float32"] = f"target {2 * target:g} s; "
+    notes["course bfloat16"] = f"target {target:g} s; "
     first = compile_seconds(functions[COMPILED], COMPILED)
     if first is None:
         del functions[COMPILED]
     else:
-        notes[COMPILED] = f"bar {bar:g} s; the first after {first:.0f} s; "
-    times, pictures = remembered(functions, REPEATS)
-    case = f"mini-sd, {STEPS} steps of DDIM with guidance, {count} at once"
-    rows = []
+        notes[COMPILED] = f"target {target:g} s; first call after {first:.0f} s; "
+    times, images = timed_with_results(functions, 9, SECONDS_PER_CASE)
+    case = f"mini-sd, {NUM_INFERENCE_STEPS} steps of DDIM with guidance, batch of {batch_size}"
     for name in functions:
-        note = (
-            notes.get(name, "") + apart(pictures[name], pictures[PIPELINE])
-            if name != PIPELINE
-            else ""
-        )
-        row = compare(times, name, PIPELINE, benchmark="sampling", case=case, note=note)
-        rows.append(per_picture(row, count))
-    return rows
+        if name != PIPELINE:
+            notes[name] += mean_abs_diff_note(images[name], images[PIPELINE])
+    return [_row(times, name, PIPELINE, case, notes[name], batch_size) for name in functions]
 
 
-# Every sampler
+# Samplers
 
 
-def plain_loop(model: Model, scheduler: SchedulerMixin, x: Tensor, conditioning: Tensor) -> Tensor:
-    """DDIM as a pipeline of diffusers has it: what `sample` does, without what it checks and yields."""
-    scheduler.set_timesteps(STEPS, device=x.device)
+def plain_loop(model: Model, scheduler: SchedulerMixin, x: Tensor, cond: object) -> Tensor:
+    """DDIM as in a pipeline of diffusers: `sample` without its checks and its generator."""
+    scheduler.set_timesteps(NUM_INFERENCE_STEPS, device=x.device)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            prediction = model(x, t.expand(len(x)), conditioning)
-            x = scheduler.step(prediction, t, x, use_clipped_model_output=True).prev_sample
+            pred = model(x, t.expand(len(x)), cond)
+            x = scheduler.step(pred, t, x, use_clipped_model_output=True).prev_sample
     return x
 
 
-def last(sampler: Callable[..., Iterator[Step]], *arguments: object) -> Tensor:
-    """Where a sampler arrives after all its steps."""
-    *_, end = sampler(*arguments, steps=STEPS, generator=torch.Generator().manual_seed(0))
-    return end.x
+def last_sample(sampler: Callable[..., Iterator[SamplerStep]], *args: object) -> Tensor:
+    """The result of a sampler."""
+    generator = torch.Generator().manual_seed(0)
+    *_, last = sampler(*args, num_inference_steps=NUM_INFERENCE_STEPS, generator=generator)
+    return last.x
 
 
-def samplers(model: Model, x: Tensor, conditioning: Tensor) -> dict[str, Draw]:
-    """Every way from the noise `x` to data, the plain loop first."""
-    schedule = build_schedule()
-    own = DDIMScheduler.from_config(schedule.config)  # the loop sets the steps of its scheduler
-    found: dict[str, Draw] = {LOOP: lambda: plain_loop(model, own, x, conditioning)}
-    for by_hand in (ddpm, ddim):
-        found[by_hand.__name__] = lambda by_hand=by_hand: last(
-            by_hand, model, schedule, x, conditioning
+def samplers(model: Model, x: Tensor, cond: object) -> dict[str, Generate]:
+    """Every sampler, from the noise x; the plain loop first."""
+    scheduler = build_scheduler()
+    loop_scheduler = DDIMScheduler.from_config(scheduler.config)  # the loop sets its timesteps
+    functions: dict[str, Generate] = {LOOP: lambda: plain_loop(model, loop_scheduler, x, cond)}
+    for sampler in (ddpm, ddim):
+        functions[sampler.__name__] = lambda sampler=sampler: last_sample(
+            sampler, model, scheduler, x, cond
         )
     for kind in (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
-        scheduler = kind.from_config(schedule.config)
-        found[f"sample, {kind.__name__}"] = lambda some=scheduler: last(
-            sample, model, some, x, conditioning
+        other = kind.from_config(scheduler.config)
+        functions[f"sample, {kind.__name__}"] = lambda other=other: last_sample(
+            sample, model, other, x, cond
         )
-    return found
+    return functions
 
 
-def sampler_rows() -> list[Row]:
-    """Seconds a picture of pixel-ddpm by every sampler; of those that should draw what the loop draws, how far off."""
+def sampler_rows() -> list[BenchmarkRow]:
+    """Seconds per image of pixel-ddpm; for samplers equal to the loop also how far they differ."""
     unet = zoo.load("pixel-ddpm", device=runtime.device())
-    x = pixel_noise(unet.config.sample_size * PATCH).to(unet.device)
-    classes = torch.arange(PIXEL_PICTURES, device=unet.device) % unet.config.num_class_embeds
-    times, pictures = remembered(samplers(as_model(unet), x, classes), REPEATS)
-    case = f"pixel-ddpm, {STEPS} steps, {PIXEL_PICTURES} at once"
-    rows = []
-    for name in times:
-        same = name in ("ddim", "sample, DDIMScheduler")
-        note = apart(pictures[name], pictures[LOOP]) if same else ""
-        rows.append(
-            per_picture(
-                compare(times, name, LOOP, benchmark="sampling", case=case, note=note),
-                PIXEL_PICTURES,
-            )
-        )
-    return rows
+    x = pixel_noise(unet.config.sample_size * PATCH_SIZE).to(unet.device)
+    classes = torch.arange(PIXEL_BATCH, device=unet.device) % unet.config.num_class_embeds
+    functions = samplers(unet_denoiser(unet), x, classes)
+    times, images = timed_with_results(functions, 9, SECONDS_PER_CASE)
+    case = f"pixel-ddpm, {NUM_INFERENCE_STEPS} steps, batch of {PIXEL_BATCH}"
+    notes = dict.fromkeys(functions, "") | {
+        name: mean_abs_diff_note(images[name], images[LOOP])
+        for name in ("ddim", "sample, DDIMScheduler")
+    }
+    return [_row(times, name, LOOP, case, notes[name], PIXEL_BATCH) for name in functions]
 
 
-def overhead_rows() -> list[Row]:
-    """What the samplers themselves cost: microseconds a step with a model that does nothing, set-up included."""
+def overhead_rows() -> list[BenchmarkRow]:
+    """Microseconds per step of the samplers themselves, with an identity model."""
     x = pixel_noise(32).to(runtime.device())
-    functions = samplers(lambda x, t, conditioning: x, x, x)
-    times, _ = remembered(functions, SHORT_REPEATS)
-    case = f"a model that does nothing, {STEPS} steps, {PIXEL_PICTURES}x3x32x32"
+    functions = samplers(lambda x, t, cond: x, x, x)
+    times, _ = timed_with_results(functions, 60, SECONDS_PER_CASE)
+    case = f"identity model, {NUM_INFERENCE_STEPS} steps, {PIXEL_BATCH}x3x32x32"
     rows = []
     for name in functions:
-        more = statistics.median(
-            ours - loop for ours, loop in zip(times[name], times[LOOP], strict=True)
-        )
-        note = f"{1e6 * more / STEPS:+.0f} µs a step" if name != LOOP else ""
+        pairs = zip(times[name], times[LOOP], strict=True)
+        overhead = statistics.median(seconds - loop for seconds, loop in pairs)
+        note = f"{1e6 * overhead / NUM_INFERENCE_STEPS:+.0f} µs per step" if name != LOOP else ""
         row = compare(times, name, LOOP, benchmark="sampling", case=case, note=note)
-        rows.append(replace(row, value=1000 * row.value / STEPS, unit="µs/step"))
+        rows.append(replace(row, value=1000 * row.value / NUM_INFERENCE_STEPS, unit="µs/step"))
     return rows
 
 
 def pixel_noise(size: int) -> Tensor:
-    """Noise for pictures of so many pixels, on the CPU."""
-    return initial_noise((PIXEL_PICTURES, 3, size, size), torch.Generator().manual_seed(0))
+    """Noise for images of `size` pixels, on the CPU."""
+    return sample_noise((PIXEL_BATCH, 3, size, size), torch.Generator().manual_seed(0))
 
 
-def bench_sampling() -> list[Row]:
-    """Seconds a picture, alone and in a batch, and what a sampler costs; about 4 minutes, most of them compiling."""
-    full, half = (
-        LatentDiffusion.of(zoo.load("mini-sd", dtype=dtype, device=runtime.device()))
+def bench_sampling() -> list[BenchmarkRow]:
+    """Seconds per image for two batch sizes, then the samplers; about 4 minutes."""
+    fp32, bf16 = (
+        LatentDiffusion.from_pipeline(zoo.load("mini-sd", dtype=dtype, device=runtime.device()))
         for dtype in (torch.float32, torch.bfloat16)
     )
-    compiled = half.compiled()
-    rows = [row for count in BARS for row in text_to_image_rows(full, half, compiled, count)]
+    compiled = bf16.compile()
+    rows = []
+    for batch_size in TARGET_SECONDS:
+        rows += text_to_image_rows(fp32, bf16, compiled, batch_size)
     return rows + sampler_rows() + overhead_rows()

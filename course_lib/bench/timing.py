@@ -1,4 +1,4 @@
-"""Fair timing on a machine that other work shares: subjects take turns, and only turns of one round are compared."""
+"""Fair timing on a shared machine: contenders take turns and are compared within a round."""
 
 import statistics
 import time
@@ -7,40 +7,98 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from course_lib import runtime
 
-LEAST_ROUNDS = 3
+MIN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One line of a report.
 
-    benchmark, case, subject: what was measured, on what, of what. value, unit: the median.
-    peer: what it is compared with; ratio, low, high: how many times as good as the peer (above 1: better), as the
-    median over rounds and the quartiles on both sides. note: anything else worth a word.
+    Attributes:
+        benchmark: name of the benchmark.
+        case: what was measured, with its sizes.
+        contender: the implementation.
+        value: median over rounds.
+        unit: of `value`.
+        peer: what the contender is compared with.
+        ratio: how many times as good as the peer, median over rounds; above 1 is better.
+        ratio_low: lower quartile.
+        ratio_high: upper quartile.
+        note: other results.
     """
 
     benchmark: str
     case: str
-    subject: str
+    contender: str
     value: float
     unit: str
     peer: str
     ratio: float
-    low: float
-    high: float
+    ratio_low: float
+    ratio_high: float
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, four significant digits: more would be noise."""
+        """For JSON, with four significant digits; more would be noise."""
         return {
-            key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in asdict(self).items()
+            key: float(f"{value:.4g}") if isinstance(value, float) else value
+            for key, value in asdict(self).items()
         }
 
 
-def alternate(
+@dataclass(frozen=True)
+class Contender:
+    """A network with the input on which it is timed.
+
+    Attributes:
+        net: the network.
+        inputs: positional arguments of the call.
+        call: called instead of the network, for one that needs other arguments.
+        dtype: float32, or bfloat16 for autocast.
+    """
+
+    net: nn.Module
+    inputs: tuple[Tensor, ...]
+    call: Callable[..., Any] | None = None
+    dtype: torch.dtype = torch.float32
+
+    def predict(self) -> Tensor:
+        """The network's output, as a tensor."""
+        bf16 = self.dtype == torch.bfloat16
+        with torch.autocast(runtime.device().type, torch.bfloat16, enabled=bf16):
+            out = (self.call or self.net)(*self.inputs)
+        # diffusers' causal convolution also returns its cache
+        return out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+
+    @torch.no_grad()
+    def sampling_step(self) -> None:
+        """A forward pass without gradients."""
+        self.predict()
+
+    def training_step(self) -> None:
+        """A forward and a backward pass; the update is the same for all and left out."""
+        self.net.zero_grad(set_to_none=True)
+        for tensor in self.inputs:
+            tensor.grad = None
+        self.predict().float().sum().backward()
+
+
+def fast_dtypes() -> list[torch.dtype]:
+    """float32, and bfloat16 where the machine is fast at it; emulated, nobody would use it."""
+    fast = runtime.dtype(runtime.device())
+    return [torch.float32] + [torch.bfloat16] * (fast == torch.bfloat16)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as in the cases of reports, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def interleaved_timings(
     functions: Mapping[str, Callable[[], object]],
     repeats: int = 9,
     warmup: int = 1,
@@ -48,11 +106,19 @@ def alternate(
     budget_s: float | int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, by name: `repeats` rounds in which every function runs once, each second round reversed.
+    """Seconds of each call, by name; every round runs every function once.
 
-    warmup: rounds that are not counted. budget_s: no new round begins after so many seconds, but 3 are always run.
-    clock: seconds; another one is for tests. On a GPU each call is waited for.
-    Raises ValueError for no functions or fewer than 1 repeat.
+    Every second round is in reversed order. On a GPU each call is waited for.
+
+    Args:
+        functions: name to function.
+        repeats: rounds that are counted.
+        warmup: rounds before, which are not counted.
+        budget_s: no round begins after so many seconds, but `MIN_ROUNDS` are always run.
+        clock: returns seconds; for tests.
+
+    Raises:
+        ValueError: no functions, or fewer than 1 repeat.
     """
     if not functions or repeats < 1:
         raise ValueError(
@@ -62,12 +128,11 @@ def alternate(
     times: dict[str, list[float]] = {name: [] for name in functions}
     start = clock()
     for round_number in range(warmup + repeats):
-        late = budget_s is not None and clock() - start > budget_s
-        if late and round_number >= warmup + min(repeats, LEAST_ROUNDS):
+        is_late = budget_s is not None and clock() - start > budget_s
+        if is_late and round_number >= warmup + min(repeats, MIN_ROUNDS):
             break
-        # A, B then B, A: whatever drifts during a round (heat, other jobs) favours each of them in turn
-        names = list(functions) if round_number % 2 == 0 else list(functions)[::-1]
-        for name in names:
+        # A, B then B, A: a drift within a round (heat, other jobs) favours each of them in turn
+        for name in list(functions)[:: 1 if round_number % 2 == 0 else -1]:
             wait()
             before = clock()
             functions[name]()
@@ -77,14 +142,57 @@ def alternate(
     return times
 
 
-def compile_seconds(draw: Callable[[], object], name: str) -> float | None:
-    """What the first call of a compiled model takes; where there is no compiler, None and a printed line.
+def contender_rows(
+    contenders: Mapping[str, Contender],
+    method: str,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    benchmark: str,
+    case: str,
+    budget_s: float | int,
+    note: Callable[[str, Sequence[float]], str] = lambda name, times: "",
+) -> list[BenchmarkRow]:
+    """Rows of networks.
 
-    name: of the subject, for that line.
+    Args:
+        contenders: by name.
+        method: which of their methods is timed.
+        pairs: contender and peer of every row.
+        benchmark, case: of the rows.
+        budget_s: see `interleaved_timings`.
+        note: from a contender's name and times.
+    """
+    functions = {name: getattr(contender, method) for name, contender in contenders.items()}
+    times = interleaved_timings(functions, budget_s=budget_s)
+    return [
+        compare(times, name, peer, benchmark=benchmark, case=case, note=note(name, times[name]))
+        for name, peer in pairs
+    ]
+
+
+def timed_with_results(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, budget_s: float | int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Timings and what the last call of each function returned. Arguments: see above."""
+    results: dict[str, Any] = {}
+
+    def store_result(name: str) -> Callable[[], None]:
+        return lambda: results.update({name: functions[name]()})
+
+    wrapped = {name: store_result(name) for name in functions}
+    return interleaved_timings(wrapped, repeats, budget_s=budget_s), results
+
+
+def compile_seconds(function: Callable[[], object], name: str) -> float | None:
+    """Duration of the first call of a compiled model; None, with a message, without a compiler.
+
+    Args:
+        function: makes the call.
+        name: of the contender, for the message.
     """
     start = time.perf_counter()
     try:
-        draw()
+        function()
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         print(f"{name}: left out, {reason}", flush=True)
@@ -93,28 +201,32 @@ def compile_seconds(draw: Callable[[], object], name: str) -> float | None:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; of one value, that value three times."""
+    """Lower quartile, median, upper quartile; all the same for one value."""
     if len(values) == 1:
         return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
 
 
 def compare(
     times: Mapping[str, Sequence[float]],
-    subject: str,
+    contender: str,
     peer: str,
     *,
     benchmark: str,
     case: str,
     note: str = "",
-) -> Row:
-    """How many times as fast as `peer` is `subject`: the median over rounds of one round's ratio, not of all times.
+) -> BenchmarkRow:
+    """A row in milliseconds; the ratio is the median of the rounds' ratios, not of all times.
 
-    times: from `alternate`, so that the n-th of each stood next to each other.
+    Args:
+        times: from `interleaved_timings`, so that the n-th of each belong to one round.
+        contender, peer: keys of `times`.
+        benchmark, case, note: of the row.
     """
-    low, ratio, high = quartiles(
-        [theirs / ours for ours, theirs in zip(times[subject], times[peer], strict=True)]
+    pairs = zip(times[contender], times[peer], strict=True)
+    low, ratio, high = quartiles([peer_time / own_time for own_time, peer_time in pairs])
+    milliseconds = 1000 * statistics.median(times[contender])
+    return BenchmarkRow(
+        benchmark, case, contender, milliseconds, "ms", peer, ratio, low, high, note
     )
-    milliseconds = 1000 * statistics.median(times[subject])
-    return Row(benchmark, case, subject, milliseconds, "ms", peer, ratio, low, high, note)

@@ -1,33 +1,34 @@
-"""Every paper's headline claim as an experiment: seeds, effect, interval, and an honest verdict.
+"""Claims of the papers as experiments: arms, seeds, paired effects with intervals, verdicts.
 
-    make claims                                     # all of them, three seeds or more (seven hours on two cores)
-    python -m course_lib.claims order-blind         # one
-    load_ledger()["order-blind"].verdict            # what the course found
+    make claims                                # all, three seeds or more (7 hours on two cores)
+    python -m course_lib.claims order-blind    # one
+    load_ledger()["order-blind"].verdict       # the result that ships with the course
 
-One file per lesson's experiments (`convolution.py` …), each with a tuple `CLAIMS`; `ledger.py` runs and records them.
+There is one file per lesson, each with a tuple `CLAIMS`. `ledger` runs and records them, `common`
+holds what several of them share.
 """
 
 from course_lib.claims import convolution, diffusion, inflation, latents, metrics, motion_words, vdm
 from course_lib.claims.ledger import (
+    Arm,
     Claim,
     Record,
-    judge,
     load_ledger,
-    mean_interval,
+    paired_verdict,
     run_claim,
     save_ledger,
 )
 
-_ROOMS = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
-CLAIMS: dict[str, Claim] = {claim.id: claim for room in _ROOMS for claim in room.CLAIMS}
+_MODULES = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
+CLAIMS: dict[str, Claim] = {claim.id: claim for module in _MODULES for claim in module.CLAIMS}
 
 __all__ = [
     "CLAIMS",
+    "Arm",
     "Claim",
     "Record",
-    "judge",
     "load_ledger",
-    "mean_interval",
+    "paired_verdict",
     "run_claim",
     "save_ledger",
 ]

@@ -1,128 +1,149 @@
-"""Lesson 01's claims: what convolving over time is good for, and what it costs.
+"""Lesson 01: what convolutions over time contribute, and what they cost.
 
-Motion recognition in the Emoji World: nine motions, eight frames of 32x32 pixels seen by a bad camera (noise), small
-residual nets with batch norm, AdamW, a cosine schedule, float32. Test clips come from the world's test split.
+Motion recognition in the Emoji World: nine motions, eight noisy frames of 32x32 pixels, small
+residual networks with batch norm, AdamW with a cosine schedule, float32. Test clips come from the
+world's test split.
 """
 
 import time
-from functools import cache, lru_cache
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from course_lib.claims.ledger import Claim, Numbers
+from course_lib.claims.common import Training, seconds_per_step, shared_run, train_model
+from course_lib.claims.ledger import Arm, Claim, Metrics
 from course_lib.nn.profiling import count_flops, count_parameters
 from course_lib.nn.video_resnet import VideoResNet, video_resnet
-from course_lib.training import fit
+from course_lib.training import TrainStep
 from course_lib.world import MOTIONS, Sampler, Scene, World, render
 
-SIZE, FRAMES, FPS = 32, 8, 4
-NOISE = 0.5  # standard deviation, pixels being in [-1, 1]: without it every 3D net errs on 1-2 % and none can be better
-BATCH, STEPS, LEARNING_RATE = 32, 600, 3e-3
-TRAIN_CLIPS, TEST_CLIPS = 4096, 1024
-WIDTHS = (8, 16, 32, 64)
+SIZE = 32
+NUM_FRAMES = 8
+FPS = 4
+# Standard deviation of pixel noise; without it all 3D networks err on 1-2 % and cannot be compared
+NOISE_STD = 0.5
+# float32 is as fast as bfloat16 at these sizes, and keeps rounding out of the verdicts
+TRAINING = Training(4096, batch_size=32, num_steps=600, lr=3e-3, warmup=20, mixed_precision="no")
+LEFT_RIGHT_TRAINING = replace(TRAINING, num_examples=2048, num_steps=200)
+NUM_TEST = 1024
+CHANNELS = (8, 16, 32, 64)
+RENDER_BATCH = 256
 
-Labelled = tuple[Tensor, Tensor]  # videos (n, 3, f, h, w) in half precision, labels (n,)
+# Videos (n, 3, f, h, w) in half precision, labels (n,)
+LabelledClips = tuple[Tensor, Tensor]
+
+# Ids are kinds of `nn.video_resnet`
+ARMS = {
+    kind: Arm(kind, label)
+    for kind, label in {
+        "f-r2d": "f-R2D",
+        "r2d": "R2D",
+        "mc3": "MC3",
+        "rmc3": "rMC3",
+        "r3d": "R3D",
+        "r2plus1d": "R(2+1)D",
+    }.items()
+}
 
 
-def left_or_right(split: str, count: int, seed: int) -> Labelled:
-    """Clips of frozen sprites that move left (label 0) or right (1), in mirrored pairs.
+def left_or_right(split: str, num_clips: int, seed: int) -> LabelledClips:
+    """Clips of rigid sprites that move left (label 0) or right (label 1), in mirrored pairs.
 
-    Both clips of a pair show the same frames in opposite order, so whatever does not see the order of frames
-    must give both the same answer, and is right exactly half of the time.
+    Both clips of a pair have the same frames in opposite order. A model that ignores the order of
+    frames gives both the same answer and is correct exactly half of the time.
 
     Args:
         split: "train" or "test".
-        count: number of clips, even.
+        num_clips: even number of clips.
         seed: of the scenes.
 
     Raises:
-        ValueError: count not even or not positive.
+        ValueError: `num_clips` is not even or not positive.
     """
-    if count < 2 or count % 2:
-        raise ValueError(f"count must be a positive even number, got {count}")
-    sampler = Sampler(split, part="all", seed=seed, motions=["standing still"])
-    still = [sampler(i) for i in range(count // 2)]
+    if num_clips < 2 or num_clips % 2:
+        raise ValueError(f"num_clips: expected a positive even number, got {num_clips}")
+    sampler = Sampler(split, subset="all", seed=seed, motions=["standing still"])
     scenes = [
-        Scene(s.subject, f"moving {way}", s.background, s.variant)
-        for s in still
-        for way in ("left", "right")
+        Scene(scene.subject, f"moving {direction}", scene.background, scene.variant)
+        for scene in map(sampler, range(num_clips // 2))
+        for direction in ("left", "right")
     ]
     chunks = [
-        render(scenes[i : i + 256], size=SIZE, frames=FRAMES, fps=FPS, frozen=True).video.half()
-        for i in range(0, count, 256)
+        render(
+            scenes[start : start + RENDER_BATCH],
+            size=SIZE,
+            num_frames=NUM_FRAMES,
+            fps=FPS,
+            static_sprites=True,
+        ).video.half()
+        for start in range(0, num_clips, RENDER_BATCH)
     ]
-    return torch.cat(chunks), torch.arange(count) % 2
+    return torch.cat(chunks), torch.arange(num_clips) % 2
 
 
 @lru_cache(maxsize=4)
-def all_motions(split: str, count: int, seed: int) -> Labelled:
-    """Clips of every subject, motion and background with noise on every pixel, labelled with the motion.
+def noisy_motion_clips(split: str, num_clips: int, seed: int) -> LabelledClips:
+    """Clips of every subject, motion and background with pixel noise, labelled with the motion.
 
     Args:
         split: "train" or "test".
-        count: number of clips.
-        seed: of the scenes.
+        num_clips: number of clips.
+        seed: of the scenes and of the noise.
     """
-    world = World(split, part="all", seed=seed, size=SIZE, frames=FRAMES, fps=FPS)
-    chunks = [world.batch(range(i, min(i + 256, count))) for i in range(0, count, 256)]
+    world = World(split, subset="all", seed=seed, size=SIZE, num_frames=NUM_FRAMES, fps=FPS)
+    starts = range(0, num_clips, RENDER_BATCH)
+    chunks = [world.batch(range(i, min(i + RENDER_BATCH, num_clips))) for i in starts]
     generator = torch.Generator().manual_seed(seed)
-    videos = [c.video + NOISE * torch.randn(c.video.shape, generator=generator) for c in chunks]
-    return torch.cat([video.half() for video in videos]), torch.cat(
-        [c.labels["motion"] for c in chunks]
-    )
+    videos = [
+        (chunk.video + NOISE_STD * torch.randn(chunk.video.shape, generator=generator)).half()
+        for chunk in chunks
+    ]
+    return torch.cat(videos), torch.cat([chunk.labels["motion"] for chunk in chunks])
 
 
-def build(kind: str, classes: int, seed: int) -> VideoResNet:
-    """Make a classifier with weights that depend on the seed only.
+def build_classifier(kind: str, num_classes: int, seed: int) -> VideoResNet:
+    """A classifier with weights that depend on the seed only.
 
     Args:
-        kind: as in `video_resnet`.
-        classes: number of labels.
+        kind: see `nn.video_resnet.video_resnet`.
+        num_classes: number of labels.
         seed: of the weights.
     """
     torch.manual_seed(seed)
-    return video_resnet(kind, classes, widths=WIDTHS, frames=FRAMES if kind == "r2d" else None)
+    num_frames = NUM_FRAMES if kind == "r2d" else None
+    return video_resnet(kind, num_classes, channels=CHANNELS, num_frames=num_frames)
 
 
-def learn(model: VideoResNet, data: Labelled, steps: int, seed: int) -> float:
-    """Train a classifier on a fixed set of clips.
+def train_classifier(
+    model: VideoResNet, data: LabelledClips, training: Training, seed: int, scale: float = 1.0
+) -> list[TrainStep]:
+    """Train a classifier in place on a fixed set of clips.
 
     Args:
-        model: trained in place.
-        data: what `all_motions` or `left_or_right` returns.
-        steps: number of updates.
+        model: the classifier.
+        data: what `noisy_motion_clips` or `left_or_right` returns.
+        training: hyperparameters.
         seed: of the order of clips.
-
-    Returns:
-        milliseconds per update.
+        scale: fraction of the steps.
     """
     videos, labels = data
 
-    def batch(number: int) -> Labelled:
-        draw = torch.randint(
-            len(labels), (BATCH,), generator=torch.Generator().manual_seed(seed * 100_000 + number)
-        )
-        return videos[draw].float(), labels[draw]
+    def make_batch(generator: torch.Generator) -> LabelledClips:
+        rows = torch.randint(len(labels), (training.batch_size,), generator=generator)
+        return videos[rows].float(), labels[rows]
 
-    def loss(model, batch: Labelled, generator: torch.Generator) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1])
+    def loss_fn(net: nn.Module, batch: LabelledClips, generator: torch.Generator) -> Tensor:
+        return F.cross_entropy(net(batch[0]), batch[1])
 
-    # float32: at these sizes it is as fast as bf16, and no verdict should hang on rounding
-    options = {
-        "warmup": min(20, steps - 1),
-        "mixed_precision": "no",
-        "seed": seed,
-        "progress": False,
-    }
-    history = fit(model, batch, loss, steps=steps, lr=LEARNING_RATE, **options)
-    return 1000 * history[-1].seconds / steps
+    return train_model(model, make_batch, loss_fn, training, seed=seed, scale=scale)
 
 
 @torch.no_grad()
-def error_rate(model: VideoResNet, data: Labelled) -> float:
-    """Share of clips whose label the model gets wrong.
+def error_rate(model: VideoResNet, data: LabelledClips) -> float:
+    """Fraction of clips that the model labels wrongly.
 
     Args:
         model: a classifier; put into evaluation mode.
@@ -130,101 +151,105 @@ def error_rate(model: VideoResNet, data: Labelled) -> float:
     """
     model.eval()
     videos, labels = data
-    guesses = torch.cat(
-        [model(videos[i : i + 128].float()).argmax(1) for i in range(0, len(labels), 128)]
-    )
-    return (guesses != labels).float().mean().item()
+    predicted = torch.cat([model(chunk.float()).argmax(1) for chunk in videos.split(128)])
+    return (predicted != labels).float().mean().item()
 
 
-def _order_blind(arm: str, seed: int, scale: float) -> Numbers:
-    steps = max(1, round(200 * scale))
-    model = build(arm, 2, seed)
-    learn(model, left_or_right("train", 2048, seed), steps, seed)
-    return {"test accuracy": 1 - error_rate(model, left_or_right("test", TEST_CLIPS, 1000 + seed))}
+def _run_order_blind(arm: Arm, seed: int, scale: float) -> Metrics:
+    model = build_classifier(arm.id, 2, seed)
+    train = left_or_right("train", LEFT_RIGHT_TRAINING.num_examples, seed)
+    train_classifier(model, train, LEFT_RIGHT_TRAINING, seed, scale)
+    return {"test_accuracy": 1 - error_rate(model, left_or_right("test", NUM_TEST, 1000 + seed))}
 
 
-@cache
-def _recognise(arm: str, seed: int, scale: float) -> Numbers:
-    start, steps = time.perf_counter(), max(1, round(STEPS * scale))
-    train, test = (
-        all_motions("train", TRAIN_CLIPS, seed),
-        all_motions("test", TEST_CLIPS, 1000 + seed),
-    )
-    model = build(arm, len(MOTIONS), seed)
-    milliseconds = learn(model, train, steps, seed)
-    before = time.perf_counter()
+@shared_run
+def _run_recognition(arm: Arm, seed: int, scale: float) -> Metrics:
+    train = noisy_motion_clips("train", TRAINING.num_examples, seed)
+    test = noisy_motion_clips("test", NUM_TEST, 1000 + seed)
+    model = build_classifier(arm.id, len(MOTIONS), seed)
+    num_parameters = count_parameters(model)
+    history = train_classifier(model, train, TRAINING, seed, scale)
+    start = time.perf_counter()
     test_error = error_rate(model, test)
-    forward = 1000 * (time.perf_counter() - before) / len(test[1])
-    some = (train[0][:TEST_CLIPS], train[1][:TEST_CLIPS])
-    numbers = {
-        "test error": test_error,
-        "train error": error_rate(model, some),
-        "test accuracy": 1 - test_error,
-        "parameters": float(count_parameters(model)),
-        "MFLOP a clip": count_flops(model, torch.zeros(1, 3, FRAMES, SIZE, SIZE)) / 1e6,
-        "ms a training step": milliseconds,
-        "ms a clip, forward": forward,
-        "minutes": (time.perf_counter() - start) / 60,  # its own: several claims share one run
+    test_seconds = time.perf_counter() - start
+    return {
+        "test_error": test_error,
+        "train_error": error_rate(model, (train[0][:NUM_TEST], train[1][:NUM_TEST])),
+        "test_accuracy": 1 - test_error,
+        "num_parameters": float(num_parameters),
+        "mflops_per_clip": count_flops(model, torch.zeros(1, 3, NUM_FRAMES, SIZE, SIZE)) / 1e6,
+        "ms_per_training_step": 1000 * seconds_per_step(history),
+        "ms_per_clip_forward": 1000 * test_seconds / len(test[1]),
     }
-    return numbers
 
 
 _TRAN = "Tran et al. 2018, A Closer Look at Spatiotemporal Convolutions for Action Recognition"
-_SETTING = (
-    f"nine motions, {FRAMES} frames of {SIZE}x{SIZE} with noise of {NOISE:g}, {TRAIN_CLIPS} training and {TEST_CLIPS} "
-    f"test clips (others for every seed; training error on the first {TEST_CLIPS} training clips), widths {WIDTHS}, "
-    f"{STEPS} steps of {BATCH} clips, AdamW at {LEARNING_RATE:g}, float32"
+_SETUP = (
+    f"recognition of nine motions in {NUM_FRAMES} frames of {SIZE}x{SIZE} pixels with noise of "
+    f"standard deviation {NOISE_STD:g}; {TRAINING.num_examples} training and {NUM_TEST} test "
+    f"clips, other ones for every seed; training error on the first {NUM_TEST} training clips; "
+    f"channels {CHANNELS}, {TRAINING.num_steps} steps of {TRAINING.batch_size} clips, AdamW with "
+    f"learning rate {TRAINING.lr:g}, float32"
 )
 CLAIMS = (
     Claim(
         id="order-blind",
         lesson="01",
         source="this course; the 2D baseline f-R2D is from " + _TRAN,
-        statement="A net that convolves every frame alone cannot tell left from right; a 3D net can.",
-        arms=("f-r2d", "r3d"),
-        run=_order_blind,
-        metric="test accuracy",
+        statement="R3D, a 3D network, can tell a motion to the left from one to the right; f-R2D, "
+        "a 2D network that is applied to every frame separately, cannot.",
+        arms=(ARMS["f-r2d"], ARMS["r3d"]),
+        run=_run_order_blind,
+        metric="test_accuracy",
+        metric_label="test accuracy",
         better="r3d",
         worse="f-r2d",
-        setting=f"frozen sprites in mirrored pairs, {FRAMES} frames of {SIZE}x{SIZE}, 2048 training and {TEST_CLIPS} "
-        f"test clips, widths {WIDTHS}, 200 steps of {BATCH} clips",
+        setup=f"rigid sprites in mirrored pairs, {NUM_FRAMES} frames of {SIZE}x{SIZE} pixels; "
+        f"{LEFT_RIGHT_TRAINING.num_examples} training and {NUM_TEST} test clips, channels "
+        f"{CHANNELS}, {LEFT_RIGHT_TRAINING.num_steps} steps of {LEFT_RIGHT_TRAINING.batch_size} "
+        "clips",
     ),
     Claim(
         id="factorised-test-error",
         lesson="01",
         source=_TRAN,
-        statement="With as many parameters, R(2+1)D reaches a lower test error than R3D.",
-        arms=("r3d", "r2plus1d"),
-        run=_recognise,
-        metric="test error",
+        statement="R(2+1)D has a lower test error than R3D with the same number of parameters.",
+        arms=(ARMS["r3d"], ARMS["r2plus1d"]),
+        run=_run_recognition,
+        metric="test_error",
+        metric_label="test error",
         lower_is_better=True,
         better="r2plus1d",
         worse="r3d",
-        setting=_SETTING,
+        setup=_SETUP,
     ),
     Claim(
         id="factorised-train-error",
         lesson="01",
         source=_TRAN,
-        statement="With as many parameters, R(2+1)D also reaches a lower training error than R3D: it is easier to fit.",
-        arms=("r3d", "r2plus1d"),
-        run=_recognise,
-        metric="train error",
+        statement="R(2+1)D has a lower training error than R3D with the same number of "
+        "parameters, so it is easier to optimise.",
+        arms=(ARMS["r3d"], ARMS["r2plus1d"]),
+        run=_run_recognition,
+        metric="train_error",
+        metric_label="training error",
         lower_is_better=True,
         better="r2plus1d",
         worse="r3d",
-        setting=_SETTING,
+        setup=_SETUP,
     ),
     Claim(
-        id="where-time-belongs",
+        id="early-temporal-convolutions",
         lesson="01",
         source="a hypothesis of " + _TRAN,
-        statement="Motion is best modelled in early layers: MC3 (3D early) recognises it better than rMC3 (3D late).",
-        arms=("f-r2d", "r2d", "mc3", "rmc3", "r3d", "r2plus1d"),
-        run=_recognise,
-        metric="test accuracy",
+        statement="MC3, with 3D convolutions in the early layers, recognises motion better than "
+        "rMC3, with 3D convolutions in the late layers.",
+        arms=tuple(ARMS.values()),
+        run=_run_recognition,
+        metric="test_accuracy",
+        metric_label="test accuracy",
         better="mc3",
         worse="rmc3",
-        setting=_SETTING,
+        setup=_SETUP,
     ),
 )

@@ -1,208 +1,238 @@
-"""The ledger: which claims the course has tested, over which seeds, with what effect, and what we conclude.
+"""The ledger of claims: experiments, their runs over several seeds, paired effects and verdicts.
 
-A claim is an experiment with two or more arms. Every arm runs once per seed and returns a few numbers; the ledger
-keeps all of them, the paired difference the claim is about, its 95 % interval, the cost, and a verdict in words that
-may well be "not reproduced at this scale".
+A claim is an experiment with two or more arms. Every arm runs once per seed and returns metrics.
+The record of a claim keeps all of them, the paired difference between the two arms that the claim
+compares, its 95 % confidence interval, the cost, and a verdict, which may well be "not reproduced
+at this scale".
 """
 
 import importlib.metadata
 import json
 import math
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
+from course_lib.metrics import mean_interval
 from course_lib.runtime import data_dir, machine_summary
 
-Numbers = dict[str, float]
+Metrics = dict[str, float]
 VERDICTS = ("reproduced", "not reproduced at this scale", "opposite at this scale")
+REPRODUCED, NOT_REPRODUCED, OPPOSITE = VERDICTS
+MIN_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One experiment.
+class Arm:
+    """One condition of an experiment; subclasses have more options than one.
 
-    Args:
-        id: short name, unique.
+    Attributes:
+        id: identifier, a key of `Record.runs`.
+        label: text for plots and tables.
+        value: the option in which the arms of an experiment differ, such as a guidance scale.
+    """
+
+    id: str
+    label: str
+    value: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """What is claimed: arm `better` has a larger `metric` than arm `worse`.
+
+    Attributes:
+        id: identifier, unique.
         lesson: two digits, the lesson that shows it.
         source: paper and section, or "this course".
-        statement: what is claimed, in one sentence.
-        arms: names of what is compared.
-        run: (arm, seed, scale) to the measured numbers of one run; scale 1 is the ledger's, less is quicker.
-        better, worse, metric: the claim says that arm `better` has more of `metric` than arm `worse`,
-        lower_is_better: or less of it, as with errors.
-        setting: data, model and training in one line, for whoever reads only the ledger.
-        seeds: of the ledger's runs; others than 0, 1, 2 where those were looked at while the experiment was designed.
+        statement: the claim in one sentence.
+        setup: data, model and training in one line.
+        metric: key of the metrics of a run.
+        metric_label: text for plots and tables.
+        better: id of the arm that the claim favours.
+        worse: id of the arm that it is compared with.
+        lower_is_better: the claim is about a smaller metric, such as an error.
+        added_seeds: how many of the last seeds were added after a look at the first ones.
     """
 
     id: str
     lesson: str
     source: str
     statement: str
-    arms: tuple[str, ...]
-    run: Callable[[str, int, float], Numbers]
+    setup: str
     metric: str
+    metric_label: str
     better: str
     worse: str
-    setting: str
     lower_is_better: bool = False
+    added_seeds: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(Hypothesis):
+    """A hypothesis with its experiment.
+
+    Attributes:
+        arms: the conditions.
+        run: (arm, seed, scale) to the metrics of one run; scale 1 is the ledger's, less is quicker.
+        seeds: of the ledger's runs. They differ from 0, 1, 2 where those were used to design the
+            experiment.
+    """
+
+    arms: tuple[Arm, ...]
+    run: Callable[[Any, int, float], Metrics]
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-@dataclass(frozen=True)
-class Record:
-    """What the ledger holds about a claim.
+@dataclass(frozen=True, kw_only=True)
+class Record(Hypothesis):
+    """A hypothesis with its runs and its verdict, the ledger's entry.
 
-    `runs[arm]` has one dict of numbers per seed, in the order of `seeds`. `effect` is by how much `better` is better
-    than `worse` (positive supports the claim), in units of `metric`, with its 95 % `interval`.
+    Attributes:
+        arm_labels: arm id to label.
+        seeds: one per run.
+        runs: arm id to one dictionary of metrics per seed.
+        effect: mean over seeds of how much `better` exceeds `worse` in the direction of the claim,
+            in units of `metric`. A positive effect supports the claim.
+        interval: 95 % confidence interval of the effect.
+        verdict: conclusion from the interval, see `paired_verdict`.
+        minutes: duration of all runs.
+        machine: hardware of the runs.
+        versions: package to version.
     """
 
-    id: str
-    lesson: str
-    source: str
-    statement: str
-    setting: str
-    metric: str
-    better: str
-    worse: str
-    lower_is_better: bool
+    arm_labels: dict[str, str]
     seeds: list[int]
-    runs: dict[str, list[Numbers]]
+    runs: dict[str, list[Metrics]]
     effect: float
     interval: tuple[float, float]
     verdict: str
     minutes: float
     machine: str
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str]
 
     def values(self, arm: str, metric: str | None = None) -> list[float]:
         """One number per seed.
 
         Args:
-            arm: a key of `runs`.
-            metric: which number; None is the one the claim is about.
+            arm: id of an arm.
+            metric: which metric; None is the one that the claim is about.
         """
         return [run[metric or self.metric] for run in self.runs[arm]]
 
-
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and its confidence interval by Student's t.
-
-    Args:
-        values: at least two independent measurements.
-        level: probability that the interval covers the true mean, if the values are normal.
-
-    Returns:
-        mean, lower end, upper end.
-
-    Raises:
-        ValueError: fewer than two values.
-    """
-    if len(values) < 2:
-        raise ValueError(f"values: an interval needs at least two, got {len(values)}")
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    reach = float(stats.t.ppf(0.5 + level / 2, len(values) - 1)) * error
-    return mean, mean - reach, mean + reach
+    def summary(self) -> str:
+        """Verdict, means of the favoured and of the other arm, and effect, in one line."""
+        low, high = self.interval
+        means = " vs ".join(
+            f"{self.arm_labels[arm]} {statistics.fmean(self.values(arm)):.3g}"
+            for arm in (self.better, self.worse)
+        )
+        added = f" ({self.added_seeds} added after a look)" if self.added_seeds else ""
+        return (
+            f"{self.verdict}; {self.metric_label}: {means}; effect {self.effect:+.3f}, "
+            f"95 % interval [{low:+.3f}, {high:+.3f}], {len(self.seeds)} seeds{added}"
+        )
 
 
-def judge(
+def paired_verdict(
     better: Sequence[float], worse: Sequence[float]
 ) -> tuple[float, tuple[float, float], str]:
-    """Compare two arms seed by seed: the same seed means the same data and the same order.
+    """Compare two arms seed by seed; equal seeds mean equal data in equal order.
 
     Args:
-        better: the metric of the arm claimed to have more of it, one value per seed.
-        worse: that of the other arm, same seeds.
+        better: one value per seed of the arm that the claim favours; more is better.
+        worse: values of the other arm, same seeds.
 
     Returns:
-        mean difference, its 95 % interval, and a verdict: reproduced if the whole interval is above zero,
-        opposite if it is below, else not reproduced.
+        Mean difference, its 95 % interval (Student's t), and the verdict: reproduced if the whole
+        interval is above zero, opposite if it is below, else not reproduced.
 
     Raises:
         ValueError: different numbers of seeds, fewer than three, or a value that is not finite.
     """
-    if len(better) != len(worse) or len(better) < 3:
+    if len(better) != len(worse) or len(better) < MIN_SEEDS:
         raise ValueError(
-            f"a verdict needs the same three or more seeds in both arms, got {len(better)}, {len(worse)}"
+            f"better, worse: expected the same number of seeds, at least {MIN_SEEDS}; "
+            f"got {len(better)} and {len(worse)}"
         )
     if not all(map(math.isfinite, [*better, *worse])):
-        raise ValueError(f"a verdict needs finite numbers, got {list(better)} and {list(worse)}")
-    mean, low, high = mean_interval(
-        [ours - theirs for ours, theirs in zip(better, worse, strict=True)]
-    )
-    verdict = VERDICTS[0] if low > 0 else VERDICTS[2] if high < 0 else VERDICTS[1]
+        raise ValueError(
+            f"better, worse: expected finite numbers, got {list(better)} and {list(worse)}"
+        )
+    mean, low, high = mean_interval([a - b for a, b in zip(better, worse, strict=True)])
+    verdict = REPRODUCED if low > 0 else OPPOSITE if high < 0 else NOT_REPRODUCED
     return mean, (low, high), verdict
 
 
 def run_claim(
-    claim: Claim, seeds: Sequence[int] | None = None, scale: float = 1.0, keep: Path | None = None
+    claim: Claim,
+    seeds: Sequence[int] | None = None,
+    scale: float = 1.0,
+    cache_dir: Path | None = None,
 ) -> Record:
-    """Run all arms of a claim over all seeds and judge it.
+    """Run all arms of a claim over all seeds and derive its verdict.
 
     Args:
         claim: the experiment.
-        seeds: at least three, all different; None takes the claim's own.
-        scale: share of the ledger's training steps.
-        keep: a folder that remembers finished runs, so that an interrupted run goes on where it stopped.
+        seeds: at least three, all different; None is the claim's own.
+        scale: fraction of the ledger's training steps and samples.
+        cache_dir: folder that keeps finished runs, so that an interrupted call can be resumed.
 
     Raises:
         ValueError: fewer than three seeds, or one of them twice.
     """
-    seeds = claim.seeds if seeds is None else seeds
-    if len(set(seeds)) != len(seeds) or len(seeds) < 3:
-        raise ValueError(f"seeds must be three or more different ones, got {list(seeds)}")
-    runs: dict[str, list[Numbers]] = {arm: [] for arm in claim.arms}
-    for seed in seeds:  # seeds outside, arms inside: an early stop leaves complete comparisons
+    claimed = {field.name: getattr(claim, field.name) for field in fields(Hypothesis)}
+    if seeds is not None:
+        claimed["added_seeds"] = 0
+    seeds = list(claim.seeds if seeds is None else seeds)
+    if len(set(seeds)) != len(seeds) or len(seeds) < MIN_SEEDS:
+        raise ValueError(f"seeds: expected at least {MIN_SEEDS}, all different; got {seeds}")
+    runs: dict[str, list[Metrics]] = {arm.id: [] for arm in claim.arms}
+    for seed in seeds:  # arms inside, so that an early stop leaves complete comparisons
         for arm in claim.arms:
-            runs[arm].append(_run_once(claim, arm, seed, scale, keep))
+            runs[arm.id].append(_cached_run(claim, arm, seed, scale, cache_dir))
     sign = -1 if claim.lower_is_better else 1
-    values = {
-        arm: [sign * run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)
+    better, worse = (
+        [sign * run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)
+    )
+    effect, interval, verdict = paired_verdict(better, worse)
+    versions = {
+        name: importlib.metadata.version(name) for name in ("torch", "torchvision", "diffusers")
     }
-    effect, interval, verdict = judge(values[claim.better], values[claim.worse])
     return Record(
-        **{
-            name: getattr(claim, name)
-            for name in ("id", "lesson", "source", "statement", "setting", "metric")
-        },
-        better=claim.better,
-        worse=claim.worse,
-        lower_is_better=claim.lower_is_better,
-        seeds=list(seeds),
+        **claimed,
+        arm_labels={arm.id: arm.label for arm in claim.arms},
+        seeds=seeds,
         runs=runs,
         effect=effect,
         interval=interval,
         verdict=verdict,
         minutes=sum(run["minutes"] for arm in runs.values() for run in arm),
         machine=machine_summary(),
-        versions={
-            name: importlib.metadata.version(name) for name in ("torch", "torchvision", "diffusers")
-        }
-        | {"python": platform.python_version()},
+        versions=versions | {"python": platform.python_version()},
     )
 
 
-def _run_once(claim: Claim, arm: str, seed: int, scale: float, keep: Path | None) -> Numbers:
-    file = None if keep is None else keep / f"{claim.id}--{arm}--{seed}--{scale:g}.json"
+def _cached_run(claim: Claim, arm: Arm, seed: int, scale: float, cache_dir: Path | None) -> Metrics:
+    """One run, or what `cache_dir` has of it."""
+    file = (
+        None if cache_dir is None else cache_dir / f"{claim.id}--{arm.id}--{seed}--{scale:g}.json"
+    )
     if file is not None and file.exists():
         return json.loads(file.read_text())
     start = time.perf_counter()
-    numbers = claim.run(arm, seed, scale)
-    numbers = {"minutes": (time.perf_counter() - start) / 60} | numbers
-    print(
-        f"{claim.id}, {arm}, seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()),
-        flush=True,
-    )
+    result = claim.run(arm, seed, scale)
+    metrics = {"minutes": (time.perf_counter() - start) / 60} | result
+    values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    print(f"{claim.id}, {arm.id}, seed {seed}: {values}", flush=True)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(numbers))
-    return numbers
+        file.write_text(json.dumps(metrics))
+    return metrics
 
 
 def load_ledger(path: Path | None = None) -> dict[str, Record]:
@@ -210,6 +240,9 @@ def load_ledger(path: Path | None = None) -> dict[str, Record]:
 
     Args:
         path: a JSON file; None is the course's own `data/claims.json`.
+
+    Returns:
+        Claim id to record.
 
     Raises:
         FileNotFoundError: no such file.
@@ -224,18 +257,17 @@ def save_ledger(records: Mapping[str, Record], path: Path | None = None) -> None
     """Write the ledger, sorted by lesson and id.
 
     Args:
-        records: by claim id.
+        records: claim id to record.
         path: a JSON file; None is the course's own `data/claims.json`.
     """
     ordered = sorted(records.values(), key=lambda record: (record.lesson, record.id))
-    entries: list[dict[str, Any]] = [_rounded(asdict(record)) for record in ordered]
-    (path or data_dir() / "claims.json").write_text(
-        json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
-    )
+    entries = [_rounded(asdict(record)) for record in ordered]
+    text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    (path or data_dir() / "claims.json").write_text(text)
 
 
 def _rounded(value: Any) -> Any:
-    """Five significant digits: more would be noise that makes every diff a long one."""
+    """Five significant digits; more would be noise and make every diff long."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

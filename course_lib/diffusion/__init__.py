@@ -1,80 +1,94 @@
-"""Diffusion without networks: what a denoiser learns, how its answers become samples, and how good they could be.
+"""Diffusion without networks: noise levels, the objective, guidance, samplers, ideal denoisers.
 
-| file        | what it is about                                                                              |
-|-------------|-----------------------------------------------------------------------------------------------|
-| `objective` | noise levels, ε, x0 and v and the ways between them, min-SNR, noise, one training example      |
-| `guidance`  | text dropout, classifier-free guidance with rescale, dynamic thresholding                       |
-| `sampling`  | generators over any diffusers scheduler; DDPM and DDIM by hand                                 |
-| `exact`     | optimal denoisers of finite data and Gaussian mixtures: the oracle                             |
+| file        | contents                                                                       |
+|-------------|--------------------------------------------------------------------------------|
+| `schedule`  | alpha and sigma at every timestep, prediction types, zero terminal SNR         |
+| `noise`     | Gaussian noise, shared between frames or offset per video                      |
+| `objective` | targets, conversions between eps, x0, v and flow, min-SNR, noisy batches, loss |
+| `guidance`  | conditioning dropout, classifier-free guidance, dynamic thresholding           |
+| `sampling`  | sampling with any diffusers scheduler                                          |
+| `ancestral` | DDPM and DDIM by hand, DDIM inversion                                          |
+| `ideal`     | ideal denoisers of finite data and Gaussian mixtures                           |
 
-The schedule and what is predicted come from a diffusers scheduler (`alphas_cumprod`, `config.prediction_type`). A model
-is any callable (x, t, conditioning) to a prediction; nothing here knows an architecture. Data are videos
+The noise schedule and the prediction type come from a diffusers scheduler. A model is any callable
+(x, t, cond) to a prediction; nothing here depends on an architecture. Data are videos
 (b, c, f, h, w), or anything else whose first axis is the batch.
 """
 
-from course_lib.diffusion.ideal import Mixture, finite_data, gaussian, ode_solution, optimal_model
+from course_lib.diffusion.ancestral import ddim, ddpm
 from course_lib.diffusion.guidance import (
+    cfg_model,
+    classifier_free_guidance,
     drop_conditioning,
-    dynamic_threshold,
-    guide,
-    guided,
-    in_turn,
+    dynamic_thresholding,
+    switch_at,
 )
+from course_lib.diffusion.ideal import (
+    GaussianMixture,
+    empirical_distribution,
+    ideal_denoiser,
+    isotropic_gaussian,
+    probability_flow_solution,
+)
+from course_lib.diffusion.noise import offset_noise, sample_noise
 from course_lib.diffusion.objective import (
-    CLEAN,
-    PREDICTION_TYPES,
-    Estimate,
-    Example,
-    Level,
     Model,
+    NoisyBatch,
+    Prediction,
     add_noise,
+    convert_prediction,
     denoising_loss,
-    ends_without_signal,
-    estimate,
-    initial_noise,
-    level_at,
+    make_noisy_batch,
     min_snr_weights,
-    offset_noise,
-    prediction_type,
-    snr,
-    target,
-    training_example,
-    zero_terminal_snr,
+    prediction_target,
 )
-from course_lib.diffusion.sampling import Step, ddim, ddpm, sample
+from course_lib.diffusion.sampler_step import SamplerStep
+from course_lib.diffusion.sampling import sample
+from course_lib.diffusion.schedule import (
+    CLEAN_LEVEL,
+    PREDICTION_TYPES,
+    AlphaSigma,
+    alpha_sigma_at,
+    get_prediction_type,
+    has_zero_terminal_snr,
+    is_flow_matching,
+    rescale_to_zero_terminal_snr,
+    snr,
+)
 
 __all__ = [
-    "CLEAN",
+    "CLEAN_LEVEL",
     "PREDICTION_TYPES",
-    "Estimate",
-    "Example",
-    "Level",
-    "Mixture",
+    "AlphaSigma",
+    "GaussianMixture",
     "Model",
-    "Step",
+    "NoisyBatch",
+    "Prediction",
+    "SamplerStep",
     "add_noise",
+    "alpha_sigma_at",
+    "cfg_model",
+    "classifier_free_guidance",
+    "convert_prediction",
     "ddim",
     "ddpm",
     "denoising_loss",
     "drop_conditioning",
-    "dynamic_threshold",
-    "ends_without_signal",
-    "estimate",
-    "finite_data",
-    "gaussian",
-    "guide",
-    "guided",
-    "in_turn",
-    "initial_noise",
-    "level_at",
+    "dynamic_thresholding",
+    "empirical_distribution",
+    "get_prediction_type",
+    "has_zero_terminal_snr",
+    "ideal_denoiser",
+    "is_flow_matching",
+    "isotropic_gaussian",
+    "make_noisy_batch",
     "min_snr_weights",
-    "ode_solution",
     "offset_noise",
-    "optimal_model",
-    "prediction_type",
+    "prediction_target",
+    "probability_flow_solution",
+    "rescale_to_zero_terminal_snr",
     "sample",
+    "sample_noise",
     "snr",
-    "target",
-    "training_example",
-    "zero_terminal_snr",
+    "switch_at",
 ]

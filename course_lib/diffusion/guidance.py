@@ -1,15 +1,17 @@
-"""Classifier-free guidance: away from what the model says of nothing, towards what it says of the prompt.
+"""Classifier-free guidance: extrapolate from the unconditional prediction to the conditional one.
 
-A guided model is a model: it takes (x, t, conditioning) and predicts, so every sampler takes it. Guidance may mix ε, x0
-or v: at a given x_t they are affine in one another, so the result is the same, as long as nothing is rescaled.
-Reads top to bottom: what training needs, the formula, a model under guidance, two models that take turns, a cure for
-what guidance saturates.
+A guided model is itself a model (x, t, cond), so every sampler takes it. Guidance may be applied to
+eps, x0 or v: given x_t they are affine in one another, so the result is the same unless it is
+rescaled.
 
-Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", arXiv 2207.12598.
-Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models" (Imagen), arXiv 2205.11487 (dynamic thresholding).
-Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv 2305.08891 (rescale).
-Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
-Models", arXiv 2404.07724.
+Sources:
+    Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", arXiv 2207.12598.
+    Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models" (Imagen),
+        arXiv 2205.11487 (dynamic thresholding).
+    Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed",
+        arXiv 2305.08891 (rescale).
+    Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and
+        Distribution Quality in Diffusion Models", arXiv 2404.07724.
 """
 
 import math
@@ -17,169 +19,207 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Real, Shaped
 from torch import Tensor
 
 from course_lib.diffusion.objective import Model
 
 
 def drop_conditioning(
-    conditioning: Shaped[Tensor, "b *axes"],
-    empty: Shaped[Tensor, "*row"],
-    probability: float | int,
+    cond: Shaped[Tensor, "b *axes"],
+    uncond: Shaped[Tensor, "*row"],
+    drop_prob: float | int,
     generator: torch.Generator,
 ) -> Shaped[Tensor, "b *axes"]:
-    """Give some rows, each by its own chance, the empty prompt instead: what guidance needs a model to have learnt.
+    """Replaces random rows of the conditioning by the unconditional one, for training with CFG.
 
-    conditioning: one row per clip: text (b, l, d), or classes (b,). empty: that row for no prompt, such as (l, d) or
-    (1, l, d).
-    probability: of losing a row's conditioning, 0 to 1; 0.1 is usual. generator: draws b numbers whatever it is.
-    Ho & Salimans 2022, algorithm 1. Raises ValueError for another shape of `empty` or another probability.
+    Ho & Salimans 2022, algorithm 1.
+
+    Args:
+        cond: (b, …), one row per sample: text (b, l, d) or classes (b,).
+        uncond: the row for no prompt, (…) or (1, …).
+        drop_prob: probability that a row is replaced, 0 to 1; 0.1 is usual.
+        generator: draws b numbers, whatever the probability.
+
+    Raises:
+        ValueError: for another shape of `uncond` or another probability.
     """
-    row = conditioning.shape[1:]
-    if empty.shape not in (row, (1, *row)):
+    row = cond.shape[1:]
+    if uncond.shape not in (row, (1, *row)):
         raise ValueError(
-            f"empty: expected one row of conditioning, {tuple(row)}, got {tuple(empty.shape)}"
+            f"uncond: expected one row of cond, {tuple(row)}, got {tuple(uncond.shape)}"
         )
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability: expected 0 to 1, got {probability}")
-    dropped = (
-        torch.rand(len(conditioning), generator=generator, device=generator.device) < probability
-    )
-    dropped = dropped.to(conditioning.device).view(-1, *[1] * len(row))
-    return torch.where(dropped, empty.to(conditioning), conditioning)
+    if not 0 <= drop_prob <= 1:
+        raise ValueError(f"drop_prob: expected 0 to 1, got {drop_prob}")
+    dropped = torch.rand(len(cond), generator=generator, device=generator.device) < drop_prob
+    dropped = dropped.to(cond.device).view(-1, *[1] * len(row))
+    return torch.where(dropped, uncond.to(cond), cond)
 
 
-def guide(
-    conditional: Float[Tensor, "b *axes"],
-    unconditional: Float[Tensor, "b *axes"],
-    scale: float | int,
-    rescale: float | int = 0.0,
+def classifier_free_guidance(
+    cond_pred: Float[Tensor, "b *axes"],
+    uncond_pred: Float[Tensor, "b *axes"],
+    guidance_scale: float | int | Real[Tensor, "*scale"],
+    guidance_rescale: float | int = 0.0,
 ) -> Float[Tensor, "b *axes"]:
-    """unconditional + scale · (conditional - unconditional), then brought `rescale` of the way to conditional's spread.
+    """uncond_pred + guidance_scale · (cond_pred - uncond_pred), optionally rescaled.
 
-    conditional, unconditional: two predictions at the same x_t. scale: 0 ignores the prompt, 1 is no guidance; it is
-    1 + w of Ho & Salimans 2022 (equation 6) and w of most code and later papers.
-    rescale: φ, 0 to 1, against over-exposure; 0.7 in the paper. Standard deviations are taken over each clip as a
-    whole, so that one frame's changes all others. Lin et al. 2024, section 3.4.
-    Raises ValueError for a negative scale or another rescale.
+    Args:
+        cond_pred, uncond_pred: (b, …) two predictions for the same x_t.
+        guidance_scale: 0 ignores the prompt, 1 is no guidance; 1 + w in Ho & Salimans 2022
+            (equation 6), w in most code and later papers. A number; or a tensor (b,), one per row;
+            or a tensor that broadcasts to the predictions, such as (f, 1, 1), one per frame.
+        guidance_rescale: phi, 0 to 1, moves the standard deviation of each sample (over all its
+            axes) towards that of `cond_pred`, against over-exposure; 0.7 in Lin et al. 2024,
+            section 3.4.
+
+    Raises:
+        ValueError: for a negative scale, one that does not broadcast, or another rescale.
     """
-    _refuse(scale, rescale)
-    prediction = unconditional + scale * (conditional - unconditional)
-    if rescale == 0:
-        return prediction
-    axes = tuple(range(1, prediction.ndim))
-    ratio = conditional.std(dim=axes, keepdim=True) / prediction.std(dim=axes, keepdim=True)
-    return rescale * prediction * ratio + (1 - rescale) * prediction  # equations 15, 16
+    _check_scales(guidance_scale, guidance_rescale)
+    scale = _expand_scale(guidance_scale, cond_pred)
+    pred = uncond_pred + scale * (cond_pred - uncond_pred)
+    if guidance_rescale == 0:
+        return pred
+    axes = tuple(range(1, pred.ndim))
+    ratio = cond_pred.std(dim=axes, keepdim=True) / pred.std(dim=axes, keepdim=True)
+    return guidance_rescale * pred * ratio + (1 - guidance_rescale) * pred  # equations 15, 16
 
 
-def _refuse(scale: float | int, rescale: float | int) -> None:
-    if scale < 0:
-        raise ValueError(f"scale: expected 0 or more, got {scale}")
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale: expected 0 to 1, got {rescale}")
+def _check_scales(guidance_scale: float | int | Tensor, guidance_rescale: float | int) -> None:
+    if not bool((torch.as_tensor(guidance_scale) >= 0).all()):
+        raise ValueError(f"guidance_scale: expected 0 or more, got {guidance_scale}")
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(f"guidance_rescale: expected 0 to 1, got {guidance_rescale}")
 
 
-def guided(
+def _expand_scale(guidance_scale: float | int | Tensor, pred: Tensor) -> float | int | Tensor:
+    """A tensor of scales that broadcasts against `pred`; (b,) becomes (b, 1, …)."""
+    if not isinstance(guidance_scale, Tensor):
+        return guidance_scale
+    scale = guidance_scale.to(pred)
+    if scale.ndim == 1:
+        scale = scale.view(-1, *[1] * (pred.ndim - 1))
+    sizes = zip(reversed(scale.shape), reversed(pred.shape), strict=False)
+    if scale.ndim > pred.ndim or any(size not in (1, expected) for size, expected in sizes):
+        raise ValueError(
+            f"guidance_scale: expected a number, ({len(pred)},) or a shape that broadcasts to "
+            f"{tuple(pred.shape)}, got {tuple(guidance_scale.shape)}"
+        )
+    return scale
+
+
+def cfg_model(
     model: Model,
-    empty: Tensor | Mapping[str, Tensor],
-    scale: float | int,
-    rescale: float | int = 0.0,
+    uncond: Tensor | Mapping[str, Tensor],
+    guidance_scale: float | int | Real[Tensor, "*scale"],
+    guidance_rescale: float | int = 0.0,
 ) -> Model:
-    """The model under guidance: one forward pass of twice the rows; at scale 1 the model itself, at its own cost.
+    """The model under classifier-free guidance, in one forward pass of 2 b rows.
 
-    model: trained with `drop_conditioning`. empty: conditioning without a prompt, or with a negative one: one row for
-    all or a row for each; a tensor or a mapping of tensors, as the conditioning is. The empty half comes first.
-    scale, rescale: see `guide`. Raises ValueError as `guide`; when called, where `empty` and conditioning do not match.
+    Args:
+        model: trained with `drop_conditioning`.
+        uncond: conditioning without a prompt, or with a negative prompt; one row for all or one for
+            each; a tensor or a mapping of tensors, like `cond`. Its rows come first in the batch.
+        guidance_scale, guidance_rescale: see `classifier_free_guidance`.
+
+    Returns:
+        A model (x, t, cond). With the number 1 as the scale it is `model` itself, at half the cost.
+
+    Raises:
+        ValueError: as `classifier_free_guidance`; when called, if `uncond` does not match `cond`.
     """
-    _refuse(scale, rescale)
-    if scale == 1:
+    _check_scales(guidance_scale, guidance_rescale)
+    if not isinstance(guidance_scale, Tensor) and guidance_scale == 1:
         return model
 
-    def both(x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
-        prediction = model(
-            torch.cat([x, x]), torch.cat([t, t]), _joined(empty, conditioning, len(x))
-        )
-        unconditional, conditional = prediction.chunk(2)
-        return guide(conditional, unconditional, scale, rescale)
+    def cfg_forward(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        both = _cat_cond(uncond, cond, len(x))
+        uncond_pred, cond_pred = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return classifier_free_guidance(cond_pred, uncond_pred, guidance_scale, guidance_rescale)
 
-    return both
+    return cfg_forward
 
 
-def _joined(empty: Any, conditioning: Any, rows: int) -> Any:
+def _cat_cond(uncond: Any, cond: Any, num_rows: int) -> Any:
     """Both halves of the batch, tensor by tensor."""
-    if (
-        isinstance(conditioning, Mapping)
-        and isinstance(empty, Mapping)
-        and conditioning.keys() == empty.keys()
-    ):
-        return {name: _joined(empty[name], conditioning[name], rows) for name in conditioning}
-    if not isinstance(conditioning, Tensor) or not isinstance(empty, Tensor):
+    are_mappings = isinstance(cond, Mapping) and isinstance(uncond, Mapping)
+    if are_mappings and cond.keys() == uncond.keys():
+        return {name: _cat_cond(uncond[name], cond[name], num_rows) for name in cond}
+    if not isinstance(cond, Tensor) or not isinstance(uncond, Tensor):
+        raise ValueError(f"cond: expected {_describe(uncond)} like uncond, got {_describe(cond)}")
+    rows_fit = len(cond) == num_rows and len(uncond) in (1, num_rows)
+    if not rows_fit or uncond.shape[1:] != cond.shape[1:]:
         raise ValueError(
-            f"conditioning: expected what `empty` is, {_described(empty)}, got {_described(conditioning)}"
+            f"uncond, cond: expected rows of one shape, 1 or {num_rows} and {num_rows} of them, "
+            f"got {tuple(uncond.shape)} and {tuple(cond.shape)}"
         )
-    if (
-        len(conditioning) != rows
-        or len(empty) not in (1, rows)
-        or empty.shape[1:] != conditioning.shape[1:]
-    ):
-        shapes = f"{tuple(empty.shape)} and {tuple(conditioning.shape)}"
-        raise ValueError(
-            f"empty, conditioning: expected equal rows, 1 or {rows} and {rows} of them, got {shapes}"
-        )
-    return torch.cat([empty.to(conditioning).expand_as(conditioning), conditioning])
+    return torch.cat([uncond.to(cond).expand_as(cond), cond])
 
 
-def _described(conditioning: Any) -> str:
-    if isinstance(conditioning, Mapping):
-        return f"a mapping of {', '.join(sorted(conditioning)) or 'nothing'}"
-    return "a tensor" if isinstance(conditioning, Tensor) else str(type(conditioning).__name__)
+def _describe(cond: Any) -> str:
+    """The type of a conditioning, for an error message."""
+    if isinstance(cond, Mapping):
+        return f"a mapping of {', '.join(sorted(cond)) or 'nothing'}"
+    return "a tensor" if isinstance(cond, Tensor) else str(type(cond).__name__)
 
 
-def in_turn(early: Model, late: Model, timestep: float | int) -> Model:
-    """One model under much noise and another under little, such as one network under two kinds of guidance.
+def switch_at(
+    high_noise_model: Model, low_noise_model: Model, boundary_timestep: float | int
+) -> Model:
+    """One model at high noise levels and another at low ones.
 
-    early: answers from the last timestep down to `timestep`, 0 to T - 1; late: below it. All rows of a call have to be
-    on one side. Kynkäänniemi et al. 2024 limit guidance to an interval in this way.
-    Raises ValueError, when called, for rows on both sides.
+    The two may be one network under two kinds of guidance: Kynkäänniemi et al. 2024 limit guidance
+    to an interval in this way.
+
+    Args:
+        high_noise_model: used at timesteps t >= boundary_timestep.
+        low_noise_model: used below.
+        boundary_timestep: 0 to T.
+
+    Returns:
+        A model (x, t, cond). It raises ValueError for rows on both sides of the boundary.
     """
 
-    def one(x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
-        is_early = t >= timestep
-        if is_early.any() and not is_early.all():
+    def switched(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        is_high = t >= boundary_timestep
+        if is_high.any() and not is_high.all():
             raise ValueError(
-                f"t: expected all rows at {timestep} or more, or all below, got {t.tolist()}"
+                f"t: expected all rows at {boundary_timestep} or more, or all below, "
+                f"got {t.tolist()}"
             )
-        return (early if is_early.all() else late)(x, t, conditioning)
+        return (high_noise_model if is_high.all() else low_noise_model)(x, t, cond)
 
-    return one
+    return switched
 
 
-def dynamic_threshold(
-    x0: Float[Tensor, "b *axes"], ratio: float = 0.995, largest: float | int = math.inf
+def dynamic_thresholding(
+    x0: Float[Tensor, "b *axes"], percentile: float = 0.995, max_value: float | int = math.inf
 ) -> Float[Tensor, "b *axes"]:
-    """Clip each row where `ratio` of its values end, if that is beyond 1, and divide by it: what guidance saturates.
+    """Clips each sample at its `percentile` of |x0| (at least 1), then rescales to [-1, 1].
 
-    x0: estimate of the clean data. ratio: share of the absolute values that stay, 0 to 1.
-    largest: upper bound of the threshold, at least 1. It is 1 by default in diffusers: a plain clip to [-1, 1].
-    Saharia et al. 2022, section 2.3. Raises ValueError for another ratio or bound.
+    It undoes the saturation that guidance causes. Saharia et al. 2022, section 2.3.
+
+    Args:
+        x0: (b, …) estimate of the clean data.
+        percentile: share of the absolute values that are kept, 0 to 1.
+        max_value: upper bound of the threshold, at least 1. In diffusers it is 1 by default, which
+            makes this a plain clip to [-1, 1].
+
+    Raises:
+        ValueError: for another percentile or bound.
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio: expected 0 to 1, got {ratio}")
-    if largest < 1:
-        raise ValueError(f"largest: expected at least 1, got {largest}")
-    sizes = x0.abs().flatten(1)
-    rank = ratio * (
-        sizes.shape[1] - 1
-    )  # torch.quantile takes at most 2**24 values, fewer than a clip may have
-    below, above = (
-        sizes.kthvalue(1 + place, dim=1).values.double()
-        for place in (math.floor(rank), math.ceil(rank))
+    if not 0 <= percentile <= 1:
+        raise ValueError(f"percentile: expected 0 to 1, got {percentile}")
+    if max_value < 1:
+        raise ValueError(f"max_value: expected at least 1, got {max_value}")
+    magnitudes = x0.abs().flatten(1)
+    # torch.quantile takes at most 2**24 values, fewer than a video may have
+    rank = percentile * (magnitudes.shape[1] - 1)
+    lower, upper = (
+        magnitudes.kthvalue(1 + index, dim=1).values.double()
+        for index in (math.floor(rank), math.ceil(rank))
     )
-    limit = (
-        torch.lerp(below, above, rank % 1)
-        .clamp(1, largest)
-        .to(x0.dtype)
-        .view(-1, *[1] * (x0.ndim - 1))
-    )
-    return x0.clamp(-limit, limit) / limit
+    threshold = torch.lerp(lower, upper, rank % 1).clamp(1, max_value).to(x0.dtype)
+    threshold = threshold.view(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-threshold, threshold) / threshold

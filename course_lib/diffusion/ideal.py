@@ -1,9 +1,14 @@
-"""Denoisers known in closed form: what a perfect network would answer, the oracle of the tests and of lesson 02.
+"""Ideal denoisers in closed form: what a perfect network would predict, the oracle of the tests.
 
-If the data are a mixture of Gaussians, Σ weight_k · N(mean_k, std_k² I), then so is x_t, and its score and E[x0 | x_t]
-are known. Standard deviation 0 makes the mixture a finite data set: the network that has learnt it by heart.
+If the data are a mixture of Gaussians, sum of weight_k · N(mean_k, std_k² I), then so is x_t, and
+its score and E[x0 | x_t] are known. With all stds 0 the mixture is a finite data set, and its
+denoiser the network that has memorised it.
 
-Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv 2206.00364, appendix B.
+Sources:
+    Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models",
+        arXiv 2206.00364, appendix B.
+    Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations",
+        arXiv 2011.13456.
 """
 
 import math
@@ -13,14 +18,21 @@ from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
-from course_lib.diffusion.objective import Level, Model, estimate, level_at, prediction_type
+from course_lib.diffusion.objective import Model, convert_prediction
+from course_lib.diffusion.schedule import AlphaSigma, alpha_sigma_at, get_prediction_type
+from course_lib.validation import check_int
 
 
-class Mixture:
-    """A mixture of isotropic Gaussians. Works in float64 on the device of `means`, answers in the dtype of x_t.
+class GaussianMixture:
+    """A mixture of isotropic Gaussians, computed in float64 on the device of `means`.
 
-    means: (k, …), one datum of any shape per component. stds: (k,), 0 or more; 0 makes a component a point.
-    weights: (k,), in any scale; all alike if None. Raises ValueError for other shapes, negative stds or bad weights.
+    Args:
+        means: (k, …), one datum of any shape per component.
+        stds: (k,), 0 or more; 0 makes a component a point.
+        weights: (k,) in any scale; None makes all components equally likely.
+
+    Raises:
+        ValueError: for other shapes, negative stds, or weights that are negative or all 0.
     """
 
     def __init__(
@@ -31,140 +43,196 @@ class Mixture:
     ) -> None:
         if stds.shape != means.shape[:1] or not bool((stds >= 0).all()):
             raise ValueError(f"stds: expected {len(means)} numbers, 0 or more, got {stds.tolist()}")
-        self.shape, self.dtype = means.shape[1:], means.dtype
+        self.shape = means.shape[1:]
+        self.dtype = means.dtype
         self.means = means.double().reshape(len(means), -1)  # k d
         self.stds = stds.to(self.means)
         if weights is not None and weights.ndim != 1:
             raise ValueError(
                 f"weights: expected {len(means)} numbers, got the shape {tuple(weights.shape)}"
             )
-        self.weights = self._normal(
-            torch.ones_like(self.stds) if weights is None else weights
-        )  # 1 k
+        weights = torch.ones_like(self.stds) if weights is None else weights
+        self.weights = self._normalize_weights(weights)  # 1 k
 
-    def _normal(self, weights: Tensor) -> Float[Tensor, "n k"]:
-        """Weights, rows that sum to 1."""
+    def _normalize_weights(self, weights: Tensor) -> Float[Tensor, "n k"]:
+        """Weights (k,) or (n, k) as rows that sum to 1."""
         weights = weights.to(self.means)
         rows = weights[None] if weights.ndim == 1 else weights
         k = len(self.means)
         if rows.shape[1:] != (k,) or not bool((rows >= 0).all() and (rows.sum(dim=1) > 0).all()):
             raise ValueError(
-                f"weights: expected rows of {k} numbers, 0 or more and not all 0, got {weights.tolist()}"
+                f"weights: expected rows of {k} numbers, 0 or more and not all 0, "
+                f"got {weights.tolist()}"
             )
         return rows / rows.sum(dim=1, keepdim=True)
 
-    def _components(self, x_t: Tensor, level: Level, weights: Tensor | None) -> tuple[Tensor, ...]:
-        """x_t as (b, d), signal (n, 1), variance of x_t in each component (n, k), log(weight · density) (b, k)."""
+    def _log_joint(
+        self, x_t: Tensor, level: AlphaSigma, weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """x_t (b, d), alpha (n, 1), variances of x_t (n, k), log(weight · density) (b, k)."""
         if x_t.shape[1:] != self.shape:
             raise ValueError(
                 f"x_t: expected (b, {', '.join(map(str, self.shape))}), got {tuple(x_t.shape)}"
             )
         x = x_t.to(self.means.device).double().reshape(len(x_t), -1)
-        signal, sigma = level.beside(x)
-        variance = (signal * self.stds) ** 2 + sigma**2
+        alpha, sigma = level.like(x)
+        variance = (alpha * self.stds) ** 2 + sigma**2
         if not bool((variance > 0).all()):
-            raise ValueError("level: expected some noise, or components with a std above 0")
-        weights = self.weights if weights is None else self._normal(weights)
+            raise ValueError("level: expected sigma > 0, or components with a std above 0")
+        weights = self.weights if weights is None else self._normalize_weights(weights)
         if len(weights) not in (1, len(x)):
             raise ValueError(f"weights: expected 1 row or {len(x)}, as x_t has, got {len(weights)}")
-        squares = (
+        distances = (
             x.square().sum(1, keepdim=True)
-            - 2 * signal * (x @ self.means.T)
-            + signal**2 * self.means.square().sum(1)
+            - 2 * alpha * (x @ self.means.T)
+            + alpha**2 * self.means.square().sum(1)
         )
-        density = -squares / (2 * variance) - x.shape[1] / 2 * (2 * math.pi * variance).log()
-        return x, signal, variance, weights.log() + density
+        log_density = -distances / (2 * variance) - x.shape[1] / 2 * (2 * math.pi * variance).log()
+        return x, alpha, variance, weights.log() + log_density
 
     def denoise(
         self,
         x_t: Float[Tensor, "b *axes"],
-        level: Level,
+        level: AlphaSigma,
         weights: Float[Tensor, "*n k"] | None = None,
     ) -> Float[Tensor, "b *axes"]:
         """E[x0 | x_t], the estimate of x0 with the least squared error.
 
-        x_t: noisy data. level: its level. weights: instead of the mixture's own, (k,) or one row each, (b, k): which
-        components are meant, so that a row with a single 1 is a class and the mixture's own are no prompt.
-        Raises ValueError for other shapes or weights, or for points without noise.
+        Args:
+            x_t: (b, …) noisy data.
+            level: its noise level.
+            weights: (k,), or (b, k) with one row each, in place of the mixture's own. A row with a
+                single 1 acts as a class, the mixture's own weights as no prompt.
+
+        Raises:
+            ValueError: for other shapes or weights, or for points without noise.
         """
-        x, signal, variance, joint = self._components(x_t, level, weights)
-        posterior = joint.softmax(dim=1)  # b k; subtracts the largest first, so nothing overflows
-        gain = (
-            signal * self.stds**2 / variance
-        )  # n k, of E[x0 | x_t, k] = mean + gain (x_t - signal mean)
-        x0 = (posterior * (1 - signal * gain)) @ self.means + (posterior * gain).sum(
-            1, keepdim=True
-        ) * x
+        x, alpha, variance, log_joint = self._log_joint(x_t, level, weights)
+        posterior = log_joint.softmax(dim=1)  # b k
+        gain = alpha * self.stds**2 / variance  # n k: E[x0 | x_t, k] = mean + gain (x_t - α mean)
+        from_means = (posterior * (1 - alpha * gain)) @ self.means
+        x0 = from_means + (posterior * gain).sum(1, keepdim=True) * x
         return x0.reshape(x_t.shape).to(x_t.dtype).to(x_t.device)
 
-    def score(self, x_t: Float[Tensor, "b *axes"], level: Level) -> Float[Tensor, "b *axes"]:
-        """∇ log p(x_t) = (signal · E[x0 | x_t] - x_t) / noise², Tweedie's formula. Arguments, raises: as `denoise`.
+    def score(self, x_t: Float[Tensor, "b *axes"], level: AlphaSigma) -> Float[Tensor, "b *axes"]:
+        """Gradient of log p(x_t): (alpha · E[x0 | x_t] - x_t) / sigma², Tweedie's formula.
 
-        level: must have noise, or ValueError is raised.
+        Args:
+            x_t, level: as for `denoise`; sigma must be above 0.
+
+        Raises:
+            ValueError: as `denoise`, and where sigma is 0.
         """
-        if not bool((level.noise > 0).all()):
-            raise ValueError("level: expected some noise, since the score divides by it")
-        signal, sigma = level.beside(x_t)
-        return (signal * self.denoise(x_t, level) - x_t) / sigma**2
+        if not bool((level.sigma > 0).all()):
+            raise ValueError("level: expected sigma > 0, since the score divides by it")
+        alpha, sigma = level.like(x_t)
+        return (alpha * self.denoise(x_t, level) - x_t) / sigma**2
 
-    def log_density(self, x_t: Float[Tensor, "b *axes"], level: Level) -> Float[Tensor, "b"]:
-        """log p(x_t), in nats, float64. Arguments, raises: as `denoise`."""
-        return self._components(x_t, level, None)[-1].logsumexp(dim=1)
+    def log_density(self, x_t: Float[Tensor, "b *axes"], level: AlphaSigma) -> Float[Tensor, "b"]:
+        """log p(x_t) in nats, float64.
 
-    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count *axes"]:
-        """Samples of x0, in the dtype of the means. generator: on their device."""
-        chosen = torch.multinomial(self.weights[0], count, replacement=True, generator=generator)
+        Args:
+            x_t, level: as for `denoise`.
+
+        Raises:
+            ValueError: as `denoise`.
+        """
+        return self._log_joint(x_t, level, None)[-1].logsumexp(dim=1)
+
+    def sample(
+        self, num_samples: int, generator: torch.Generator
+    ) -> Float[Tensor, "num_samples *axes"]:
+        """Samples of x0.
+
+        Args:
+            num_samples: at least 1.
+            generator: on the device of the means.
+
+        Returns:
+            (num_samples, …) in the dtype of the means.
+
+        Raises:
+            ValueError: for another number of samples.
+        """
+        check_int("num_samples", num_samples, 1)
+        index = torch.multinomial(
+            self.weights[0], num_samples, replacement=True, generator=generator
+        )
         noise = torch.randn(
-            count,
+            num_samples,
             self.means.shape[1],
             generator=generator,
             dtype=torch.float64,
             device=generator.device,
         )
-        return (
-            (self.means[chosen] + self.stds[chosen, None] * noise)
-            .reshape(count, *self.shape)
-            .to(self.dtype)
-        )
+        x0 = self.means[index] + self.stds[index, None] * noise
+        return x0.reshape(num_samples, *self.shape).to(self.dtype)
 
 
-def finite_data(data: Float[Tensor, "n *axes"]) -> Mixture:
-    """The distribution of a finite data set: each datum (n, …) as likely as any other, and nothing else."""
-    return Mixture(data, torch.zeros(len(data)))
+def empirical_distribution(data: Float[Tensor, "n *axes"]) -> GaussianMixture:
+    """The distribution of a finite data set (n, …): each datum equally likely, and nothing else."""
+    return GaussianMixture(data, torch.zeros(len(data)))
 
 
-def gaussian(mean: Float[Tensor, "*axes"], std: float | int) -> Mixture:
-    """N(mean, std² I). mean: one datum. std: 0 or more. Raises ValueError for a negative std."""
-    return Mixture(mean[None], torch.tensor([std], dtype=torch.float64))
+def isotropic_gaussian(mean: Float[Tensor, "*axes"], std: float | int) -> GaussianMixture:
+    """N(mean, std² I).
+
+    Args:
+        mean: one datum.
+        std: 0 or more.
+
+    Raises:
+        ValueError: for a negative std.
+    """
+    return GaussianMixture(mean[None], torch.tensor([std], dtype=torch.float64))
 
 
-def ode_solution(
-    mixture: Mixture, x: Float[Tensor, "b *axes"], start: Level, end: Level
+def probability_flow_solution(
+    mixture: GaussianMixture, x: Float[Tensor, "b *axes"], start: AlphaSigma, end: AlphaSigma
 ) -> Float[Tensor, "b *axes"]:
-    """Where the probability flow takes x from level `start` to level `end`, if the data are one Gaussian.
+    """Solution of the probability-flow ODE from one noise level to another, for Gaussian data.
 
-    The flow keeps every marginal, which for Gaussians means: the deviation from the mean grows with the standard
-    deviation. DDIM, Euler and DPM-Solver come closer with every step. Song et al. 2021, arXiv 2011.13456, section 4.3.
-    Raises ValueError for several components, whose flow has no closed form.
+    The flow keeps every marginal. For a Gaussian, the deviation from the mean therefore grows with
+    the standard deviation. This holds for every schedule, flow matching included.
+    Song et al. 2021, section 4.3.
+
+    Args:
+        mixture: with one component.
+        x: (b, …) at level `start`.
+        start: noise level of `x`.
+        end: noise level of the result; it may be lower or higher.
+
+    Raises:
+        ValueError: for several components, whose flow has no closed form.
     """
     if len(mixture.means) != 1:
         raise ValueError(f"mixture: expected one Gaussian, got {len(mixture.means)} components")
     mean = mixture.means.reshape(1, *mixture.shape).to(x)
     std = mixture.stds.item()
-    (signal, sigma), (end_signal, end_sigma) = start.beside(x), end.beside(x)
-    growth = ((end_signal * std) ** 2 + end_sigma**2) / ((signal * std) ** 2 + sigma**2)
-    return end_signal * mean + growth.sqrt() * (x - signal * mean)
+    alpha, sigma = start.like(x)
+    end_alpha, end_sigma = end.like(x)
+    growth = ((end_alpha * std) ** 2 + end_sigma**2) / ((alpha * std) ** 2 + sigma**2)
+    return end_alpha * mean + growth.sqrt() * (x - alpha * mean)
 
 
-def optimal_model(mixture: Mixture, scheduler: SchedulerMixin) -> Model:
-    """The model that no training can beat: (x, t, conditioning) to what the scheduler's `prediction_type` asks for.
+def ideal_denoiser(mixture: GaussianMixture, scheduler: SchedulerMixin) -> Model:
+    """The model with the least loss: (x, t, weights) to the scheduler's prediction type.
 
-    Its conditioning is `denoise`'s weights, or None. Raises ValueError as `prediction_type` and `denoise` do.
+    Args:
+        mixture: distribution of the data.
+        scheduler: gives the noise levels and the prediction type.
+
+    Returns:
+        A model whose conditioning is the `weights` of `GaussianMixture.denoise`, or None.
+
+    Raises:
+        ValueError: as `get_prediction_type`, and when called as `GaussianMixture.denoise`.
     """
-    kind = prediction_type(scheduler)
+    prediction_type = get_prediction_type(scheduler)
 
-    def model(x: Tensor, t: Tensor, conditioning: Tensor | None) -> Tensor:
-        level = level_at(scheduler, t)
-        return estimate("sample", mixture.denoise(x, level, conditioning), x, level).of(kind)
+    def model(x: Tensor, t: Tensor, weights: Tensor | None) -> Tensor:
+        level = alpha_sigma_at(scheduler, t)
+        x0 = mixture.denoise(x, level, weights)
+        return convert_prediction(x0, x, level, "sample").as_type(prediction_type)
 
     return model

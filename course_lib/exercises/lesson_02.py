@@ -1,224 +1,227 @@
-"""Exercises of lesson 02, diffusion from first principles: their checks, hints and reference solutions.
+"""Exercises of lesson 02, diffusion from first principles: checks, hints and solutions.
 
-The oracle is `course_lib.diffusion`, and diffusers. A mistake is known by the values it leads to on the check's own
-input. The checks of 2.3 and 2.4 are in `lesson_02_steps.py`, that of 2.5 in `lesson_02_guidance.py`.
+The references are `course_lib.diffusion` and diffusers. The checks of 2.3 and 2.4 are in
+`lesson_02_steps.py`, that of 2.5 in `lesson_02_guidance.py`.
 """
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from course_lib.diffusion import Level, add_noise, estimate
-from course_lib.lab.checks.compare import Wrong, brief
-from course_lib.lab.checks.engine import Exercise, call
-from course_lib.exercises.lesson_02_guidance import verify_guided
+from course_lib import diffusion
+from course_lib.exercises.lesson_02_guidance import verify_cfg_prediction
 from course_lib.exercises.lesson_02_steps import verify_ddim_step, verify_ddpm_step
-from course_lib.lab.checks.mistakes import as_tensor, judge, near, normal
+from course_lib.lab.checks import (
+    Exercise,
+    Mistake,
+    call_on_copies,
+    diagnose,
+    is_close,
+    randn,
+    require,
+    split_result,
+)
 
-# 2.1 ------------------------------------------------------------------------------------------------------------------
+# 2.1 ----------------------------------------------------------------------------------------------
 
 
-def noised(x0, noise, t, alphas_cumprod):
-    """x_t at once: √ᾱ of the image and √(1 - ᾱ) of the noise, for every row its own ᾱ."""
-    squared = alphas_cumprod[t].view(-1, 1, 1, 1)  # (b,) to (b, 1, 1, 1): one number for each image
-    return squared.sqrt() * x0 + (1 - squared).sqrt() * noise
+def add_noise(x0, eps, t, alphas_cumprod):
+    """x_t at once: √ᾱ of the image and √(1 - ᾱ) of the noise, with its own ᾱ for every image."""
+    alpha_bar = alphas_cumprod[t].view(-1, 1, 1, 1)  # (b,) to (b, 1, 1, 1): one number per image
+    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
 
-def noise_mistakes(x0: Tensor, e: Tensor, t: Tensor, table: Tensor) -> list[tuple[Tensor, str]]:
-    """What plausible mistakes make of x0 and ε = e, and what to say."""
+def add_noise_mistakes(x0: Tensor, eps: Tensor, t: Tensor, table: Tensor) -> list[Mistake]:
+    """What likely mistakes in 2.1 return.
 
-    def mixed(squared: Tensor) -> Tensor:
-        return squared.sqrt() * x0 + (1 - squared).sqrt() * e
+    Args:
+        x0: images, (b, c, h, w).
+        eps: noise, of the same shape.
+        t: timesteps, (b,).
+        table: ᾱ of every timestep.
+    """
 
-    def rows(numbers: Tensor) -> Tensor:
-        return numbers.view(-1, 1, 1, 1)
+    def mix(alpha_bar: Tensor) -> Tensor:
+        return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
-    a = rows(table[t])
-    s, n = a.sqrt(), (1 - a).sqrt()
-    before = torch.cat([torch.ones(1).to(table), table[:-1]])
+    def at(table: Tensor, t: Tensor) -> Tensor:
+        return table[t].view(-1, 1, 1, 1)
+
+    a, e = at(table, t), eps
+    alpha, sigma = a.sqrt(), (1 - a).sqrt()
+    previous = torch.cat([torch.ones(1).to(table), table[:-1]])
     return [
-        (n * x0 + s * e, "Signal and noise are swapped. alphas_cumprod is what is left of the signal's variance, near "
-         "1 at t = 0 (a β is a share of noise, this is not)."),
-        (a * x0 + (1 - a) * e, "The roots are missing: ᾱ and 1 - ᾱ are variances, so that √ᾱ and √(1 - ᾱ) are the "
-         "factors."),
-        (s * x0 + (1 - a) * e, "The noise lacks its root: √(1 - ᾱ)."),
-        (a * x0 + n * e, "The signal lacks its root: √ᾱ."),
-        (s * x0 + (1 - s) * e, "Your noise has the factor 1 - √ᾱ. It is √(1 - ᾱ): the squares add up to 1."),
-        (a * x0 + (1 - a**2).sqrt() * e, "You take ᾱ for the signal. It is the signal's square."),
-        (s * x0 - n * e, "The noise is added, not subtracted."),
-        (s * e - n * x0, "That is v, the velocity."),
-        (s * x0 + e, "The noise comes whole: times √(1 - ᾱ)."),
-        (x0 + n * e, "The image stays whole: times √ᾱ, so that the variance does not grow."),
-        (x0 + n / s * e, "That is x_t divided by the signal, the scale of Euler samplers. Here the image shrinks too."),
-        (mixed(rows(table[t - 1])), "You are one timestep too early: the entry of t is alphas_cumprod[t]."),
-        (mixed(rows(table[(t + 1).clamp(max=len(table) - 1)])), "You are one timestep too late: the entry of t is "
-         "alphas_cumprod[t]."),
-        (mixed(rows(table.cumprod(0)[t])), "alphas_cumprod is a product already: no cumprod."),
-        (mixed(rows((1 - table).cumprod(0)[t])), "You take alphas_cumprod for betas. The product is in it already."),
-        (mixed(a / rows(before[t])), "That is one step's worth of noise, as from x_(t-1) to x_t. alphas_cumprod[t] "
-         "leads from x_0."),
-        *(_row_mistakes(mixed, table[t]) if len(t) > 1 and len(set(x0.shape)) == 1 else []),
+        (sigma * x0 + alpha * e, "Signal and noise are swapped. alphas_cumprod is what is left "
+                                 "of the signal's variance, near 1 at t = 0 (a β is a share of "
+                                 "noise, this is not)."),
+        (a * x0 + (1 - a) * e, "The roots are missing: ᾱ and 1 - ᾱ are variances, so that √ᾱ and "
+                               "√(1 - ᾱ) are the factors."),
+        (alpha * x0 + (1 - a) * e, "The noise lacks its root: √(1 - ᾱ)."),
+        (a * x0 + sigma * e, "The signal lacks its root: √ᾱ."),
+        (alpha * x0 + (1 - alpha) * e, "Your noise has the factor 1 - √ᾱ. It is √(1 - ᾱ): the "
+                                       "squares add up to 1."),
+        (a * x0 + (1 - a**2).sqrt() * e, "You take ᾱ for alpha. It is alpha's square."),
+        (alpha * x0 - sigma * e, "The noise is added, not subtracted."),
+        (alpha * e - sigma * x0, "That is v, the velocity."),
+        (alpha * x0 + e, "The noise has no factor: times √(1 - ᾱ)."),
+        (x0 + sigma * e, "The image has no factor: times √ᾱ, so that the variance does not grow."),
+        (x0 + sigma / alpha * e, "That is x_t divided by alpha, the scale of Euler samplers. "
+                                 "Here the image shrinks too."),
+        (mix(at(table, t - 1)), "You are one timestep too early: the entry of t is "
+                                "alphas_cumprod[t]."),
+        (mix(at(table, (t + 1).clamp(max=len(table) - 1))),
+         "You are one timestep too late: the entry of t is alphas_cumprod[t]."),
+        (mix(at(table.cumprod(0), t)), "alphas_cumprod is a product already: no cumprod."),
+        (mix(at((1 - table).cumprod(0), t)),
+         "You take alphas_cumprod for betas. The product is in it already."),
+        (mix(a / at(previous, t)), "That is one step's worth of noise, as from x_(t-1) to x_t. "
+                                   "alphas_cumprod[t] leads from x_0."),
+        *(_broadcast_mistakes(mix, table[t]) if len(t) > 1 and len(set(x0.shape)) == 1 else []),
     ]  # fmt: skip
 
 
-def _row_mistakes(mixed, squared: Tensor) -> list[tuple[Tensor, str]]:
-    """Mistakes that a batch shows: which image gets which number. Where b = c = h = w, (b,) fits along any axis."""
-    one = "All images got the same noise level, that of {}. t has one timestep for each."
-    axis = ("alphas_cumprod[t] has the shape (b,), one number for each image, and yours became one for each {0}: "
-            "broadcasting starts at the last axis. It went through only because b equals {1} here. Make it "
-            "(b, 1, 1, 1).")  # fmt: skip
+def _broadcast_mistakes(mix, alpha_bar: Tensor) -> list[Mistake]:
+    """Which image gets which number. Where b = c = h = w, (b,) fits along any axis."""
+    level = "All images got the same noise level, that of {}. t has one timestep for each."
+    axis = (
+        "alphas_cumprod[t] has the shape (b,), one number for each image, and yours became one for "
+        "each {}: broadcasting starts at the last axis. It went through only because b equals {} "
+        "here. Make it (b, 1, 1, 1)."
+    )
     return [
-        (mixed(squared), axis.format("column", "w")),
-        (mixed(squared[:, None]), axis.format("line", "h")),
-        (mixed(squared[:, None, None]), axis.format("channel", "c")),
-        (mixed(squared[0]), one.format("t[0]")),
-        (mixed(squared[-1]), one.format("t[-1]")),
-        (mixed(squared.mean()), one.format("the mean ᾱ")),
+        (mix(alpha_bar), axis.format("column", "w")),
+        (mix(alpha_bar[:, None]), axis.format("line", "h")),
+        (mix(alpha_bar[:, None, None]), axis.format("channel", "c")),
+        (mix(alpha_bar[0]), level.format("t[0]")),
+        (mix(alpha_bar[-1]), level.format("t[-1]")),
+        (mix(alpha_bar.mean()), level.format("the mean ᾱ")),
     ]
 
 
 def _verify_add_noise(attempt):
-    table = torch.tensor([0.98, 0.85, 0.64, 0.4, 0.2, 0.03]).double()
-    cases = [
-        (
-            "x0 = 1, ε = 3, t = 2, alphas_cumprod = [0.98, 0.85, 0.64, 0.4, 0.2, 0.03]",
-            torch.ones(1, 1, 1, 1).double(),
-            torch.tensor([2]),
-        ),
-        ("3 images (3, 3, 3) at t = 4, 0, 2", normal(30, 3, 3, 3, 3), torch.tensor([4, 0, 2])),
-        ("2 images (3, 4, 5) at t = 5, 1", normal(31, 2, 3, 4, 5), torch.tensor([5, 1])),
-    ]
-    for told, x0, t in cases:
-        e = 3 * x0 if x0.numel() == 1 else normal(32, *x0.shape)
-        a = table[t][:, None, None, None]
-        got = call(attempt, x0.clone(), e.clone(), t.clone(), table.clone())
-        judge(got, a.sqrt() * x0 + (1 - a).sqrt() * e, noise_mistakes(x0, e, t, table), told)
-        if x0.numel() == 1:
-            yield "one pixel: √ᾱ of the image and √(1 - ᾱ) of the noise"
-    yield "in a batch, every image has its own timestep"
-    scheduler, t = DDPMScheduler(beta_schedule="squaredcos_cap_v2"), torch.tensor([0, 1, 500, 999])
-    x0, e = normal(33, 4, 3, 6, 6), normal(34, 4, 3, 6, 6)
-    table = scheduler.alphas_cumprod.double()
-    got = call(attempt, x0.clone(), e.clone(), t.clone(), table.clone())
-    judge(
-        got,
-        add_noise(scheduler, x0, e, t),
-        noise_mistakes(x0, e, t, table),
-        "a cosine schedule at t = 0, 1, 500, 999",
-    )
-    yield "from the first to the last of a thousand timesteps as in course_lib.diffusion"
+    small, cosine = DDPMScheduler(6), DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    small.alphas_cumprod = torch.tensor([0.98, 0.85, 0.64, 0.4, 0.2, 0.03]).double()
+    pixel, table = torch.ones(1, 1, 1, 1).double(), "[0.98, 0.85, 0.64, 0.4, 0.2, 0.03]"
+    cases = (
+        (f"x0 = 1, ε = 3, t = 2, alphas_cumprod = {table}", small, [2], pixel, 3 * pixel),
+        ("3 images at t = 4, 0, 2", small, [4, 0, 2], randn(30, 3, 3, 3, 3), randn(32, 3, 3, 3, 3)),
+        ("2 images at t = 5, 1", small, [5, 1], randn(31, 2, 3, 4, 5), randn(32, 2, 3, 4, 5)),
+        ("a cosine schedule of 1000 steps at t = 0, 1, 500, 999", cosine, [0, 1, 500, 999],
+         randn(33, 4, 3, 6, 6), randn(34, 4, 3, 6, 6)),
+    )  # fmt: skip
+    for case, scheduler, t, x0, eps in cases:
+        t, table = torch.tensor(t), scheduler.alphas_cumprod.double()
+        diagnose(
+            call_on_copies(attempt, x0=x0, eps=eps, t=t, alphas_cumprod=table),
+            diffusion.add_noise(scheduler, x0, eps, t),
+            add_noise_mistakes(x0, eps, t, table),
+            case,
+        )
+        yield f"{case}: as in course_lib.diffusion"
 
 
-# 2.2 ------------------------------------------------------------------------------------------------------------------
+# 2.2 ----------------------------------------------------------------------------------------------
 
 
-def from_velocity(v, x_t, signal, noise):
-    """(x_t, v) is (x0, ε) turned by an angle whose cosine is the signal; turning it back divides by nothing."""
-    x0 = signal * x_t - noise * v
-    epsilon = noise * x_t + signal * v
-    return x0, epsilon
+def x0_eps_from_v(v, x_t, alpha, sigma):
+    """(x_t, v) is (x0, ε) rotated; rotating it back divides by nothing."""
+    x0 = alpha * x_t - sigma * v
+    eps = sigma * x_t + alpha * v
+    return x0, eps
 
 
-def velocity_mistakes(v: Tensor, x: Tensor, s: Tensor, n: Tensor) -> tuple[list, list]:
-    """What plausible mistakes make of x0 and of ε, and what to say; levels without signal or noise give NaN or inf."""
-    x0, e = s * x - n * v, n * x + s * v
+def v_mistakes(v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[list, list]:
+    """What likely mistakes in 2.2 return: those in x0, those in ε."""
+    x, a, s = x_t, alpha, sigma
+    x0, e = a * x - s * v, s * x + a * v
     factors = "The two factors are swapped: "
-    one = "You divide once too often: what stands before {} is signal² + noise², and that is 1."
-    squares = "The factors are signal and noise themselves, not their squares."
-    roots = "signal and noise are √ᾱ and √(1 - ᾱ) already: no more roots."
-    convention = (
-        "A sign is flipped, as if v were noise · x0 - signal · ε. It is signal · ε - noise · x0."
+    once = "You divide once too often: what stands before {} is alpha² + sigma², and that is 1."
+    squares = "The factors are alpha and sigma themselves, not their squares."
+    roots = "alpha and sigma are √ᾱ and √(1 - ᾱ) already: no more roots."
+    total = (
+        "alpha + sigma is not 1: their squares add up to 1, and then there is nothing to divide by."
     )
+    sign = "A sign is flipped, as if v were sigma · x0 - alpha · ε. It is alpha · ε - sigma · x0."
     return [
-        (s * x + n * v, convention),
-        (n * x - s * v, factors + "x_t holds signal · x0, so signal · x_t is what brings x0 back."),
+        (a * x + s * v, sign),
+        (s * x - a * v, factors + "x_t contains alpha · x0, so alpha · x_t is what brings x0 "
+                                  "back."),
         (-x0, "All signs are flipped."),
         (e, "That is ε."),
-        ((x - n * v) / s, "You treat v as if it were ε."),
-        (v, "That is v itself."), (x0 / s, one.format("x0")), (x0 / s**2, one.format("x0")),
-        (x0 / (s + n), "signal + noise is not 1: their squares add up to 1, and then there is nothing to divide by."),
-        (s**2 * x - n**2 * v, squares), (s.sqrt() * x - n.sqrt() * v, roots),
+        ((x - s * v) / a, "You treat v as if it were ε."),
+        (v, "That is v itself."),
+        (x0 / a, once.format("x0")),
+        (x0 / a**2, once.format("x0")),
+        (x0 / (a + s), total),
+        (a**2 * x - s**2 * v, squares),
+        (a.sqrt() * x - s.sqrt() * v, roots),
     ], [
-        (n * x - s * v, convention),
-        (s * x + n * v, factors + "x_t holds noise · ε, so noise · x_t is what brings ε back."),
+        (s * x - a * v, sign),
+        (a * x + s * v, factors + "x_t contains sigma · ε, so sigma · x_t is what brings ε back."),
         (-e, "All signs are flipped."),
-        (s * v - n * x, "noise · x_t is added, not subtracted: that is where ε sits with a plus."),
+        (a * v - s * x, "sigma · x_t is added, not subtracted: that is where ε sits with a plus."),
         (x0, "That is x0."),
-        ((x - s * v) / n, "You treat v as if it were x0."),
-        (v, "That is v itself."), (v / s, "v holds - noise · x0 too: that has to be taken out."),
-        (e / n, one.format("ε")), (e / n**2, one.format("ε")), (e / s, one.format("ε")),
-        (e / (s + n), "signal + noise is not 1: their squares add up to 1, and then there is nothing to divide by."),
-        (n**2 * x + s**2 * v, squares), (n.sqrt() * x + s.sqrt() * v, roots),
+        ((x - a * v) / s, "You treat v as if it were x0."),
+        (v, "That is v itself."),
+        (v / a, "v contains - sigma · x0 too: that has to be taken out."),
+        (e / s, once.format("ε")),
+        (e / s**2, once.format("ε")),
+        (e / a, once.format("ε")),
+        (e / (a + s), total),
+        (s**2 * x + a**2 * v, squares),
+        (s.sqrt() * x + a.sqrt() * v, roots),
     ]  # fmt: skip
 
 
-def _pair(got: object, told: str) -> tuple[object, object]:
-    if isinstance(got, Tensor) and got.ndim == 5 and len(got) == 2:
-        got = tuple(got)
-    if not isinstance(got, list | tuple) or len(got) != 2:
-        raise Wrong(f"{told}: expected two tensors, (x0, epsilon); got {brief(got)}")
-    return as_tensor(got[0]), as_tensor(got[1])
-
-
-def _verify_from_velocity(attempt):
+def _verify_x0_eps_from_v(attempt):
     pixel = torch.ones(1, 1, 1, 1).double()
-    cases = [
-        ("x0 = 1, ε = 3, signal = 0.8, noise = 0.6", pixel, 3 * pixel, [0.64]),
-        (
-            "3 images at three levels",
-            normal(40, 3, 2, 4, 5),
-            normal(41, 3, 2, 4, 5),
-            [0.9, 0.64, 0.1],
-        ),
-    ]
-    for told, x0, e, squares in cases:
-        squared = torch.tensor(squares).double()[:, None, None, None]
-        s, n = squared.sqrt(), (1 - squared).sqrt()
-        v, x = s * e - n * x0, s * x0 + n * e
-        got = _pair(call(attempt, v.clone(), x.clone(), s.clone(), n.clone()), told)
-        if near(got[0], e) and near(got[1], x0):
-            raise Wrong(f"{told}: the two are swapped. Asked for: x0 first, then epsilon.")
-        for part, true, mistakes, name in zip(
-            got, (x0, e), velocity_mistakes(v, x, s, n), ("x0", "ε"), strict=True
-        ):
-            judge(part, true, mistakes, f"{told}: your {name}")
-        yield f"x0 and ε are right for {told}"
-    x0, e = normal(42, 3, 2, 4, 5), normal(43, 3, 2, 4, 5)
-    level = Level(torch.tensor([0.0, 1.0, 0.6]).double(), torch.tensor([1.0, 0.0, 0.8]).double())
-    s, n = level.beside(x0)
-    v, x = s * e - n * x0, s * x0 + n * e
-    told = "rows with signal 0, 1 and 0.6"
-    got = _pair(call(attempt, v.clone(), x.clone(), s.clone(), n.clone()), told)
-    true = estimate("v_prediction", v, x, level)
-    for part, expected, name in zip(got, (true.x0, true.noise), ("x0", "ε"), strict=True):
-        if not near(part, expected):
-            raise Wrong(
-                f"{told}: your {name} is right where both signal and noise are there, but not where one of them is 0. "
-                "Somewhere you divide by it, and 0 / 0 says nothing (a small constant beside it says something wrong). "
-                "It goes without: multiply x_t and v by signal and noise, and add."
+    cases = (
+        ("x0 = 1, ε = 3, alpha = 0.8, sigma = 0.6", [0.64], pixel, 3 * pixel),
+        ("3 images at three levels", [0.9, 0.64, 0.1], *randn(40, 2, 3, 2, 4, 5)),
+        ("rows with alpha = 0, 1 and 0.6", [0.0, 1.0, 0.36], *randn(42, 2, 3, 2, 4, 5)),
+    )
+    for case, alpha_bar, x0, eps in cases:
+        alpha_bar = torch.tensor(alpha_bar).double()[:, None, None, None]
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        x_t, v = alpha * x0 + sigma * eps, alpha * eps - sigma * x0
+        result = call_on_copies(attempt, v=v, x_t=x_t, alpha=alpha, sigma=sigma)
+        if isinstance(result, Tensor) and result.ndim == 5:
+            result = tuple(result)
+        got = split_result(result, "x0, eps", case)
+        require(
+            not (is_close(got[0], eps) and is_close(got[1], x0)),
+            f"{case}: the two are swapped. The order is x0, then eps.",
+        )
+        mistakes = v_mistakes(v, x_t, alpha, sigma)
+        for part, true, wrong, name in zip(got, (x0, eps), mistakes, ("x0", "ε"), strict=True):
+            require(
+                alpha.all() or is_close(part, true),
+                f"{case}: your {name} is right where both alpha and sigma are there, but not where "
+                "one of them is 0. Somewhere you divide by it, and 0 / 0 is undefined (with a "
+                "small constant added, it is wrong). It goes without: multiply x_t and v by alpha "
+                "and sigma, and add.",
             )
-    yield "pure noise and the clean image too, as in course_lib.diffusion: nothing is divided by"
+            diagnose(part, true, wrong, f"{case}: your {name}")
+        yield f"x0 and ε are right for {case}"
 
 
-# 2.3 ------------------------------------------------------------------------------------------------------------------
+# 2.3 ----------------------------------------------------------------------------------------------
 
 
-def ddim_step(x_t, epsilon, a_t, a_s):
+def ddim_step(x_t, eps, alpha_bar_t, alpha_bar_s):
     """Take the noise away, then put x0 and the same ε together at the new level."""
-    x0 = (x_t - (1 - a_t) ** 0.5 * epsilon) / a_t**0.5
-    return a_s**0.5 * x0 + (1 - a_s) ** 0.5 * epsilon
+    x0 = (x_t - (1 - alpha_bar_t) ** 0.5 * eps) / alpha_bar_t**0.5
+    return alpha_bar_s**0.5 * x0 + (1 - alpha_bar_s) ** 0.5 * eps
 
 
-# 2.4 ------------------------------------------------------------------------------------------------------------------
+# 2.4 ----------------------------------------------------------------------------------------------
 
 
-def ddpm_step(x_t, epsilon, t, alphas_cumprod, generator):
-    """Draw x_(t-1). From t = 0 the step leads to the clean picture: ᾱ is 1 there, and no noise is added."""
+def ddpm_step(x_t, eps, t, alphas_cumprod, generator):
+    """Sample x_(t-1). The step from t = 0 leads to the clean image: ᾱ is 1 there, with no noise."""
     a_t = alphas_cumprod[t]
-    a_s = (
-        alphas_cumprod[t - 1] if t > 0 else 1.0
-    )  # alphas_cumprod[-1] is the last entry, the noisiest level of all
-    x0 = (x_t - (1 - a_t) ** 0.5 * epsilon) / a_t**0.5
+    a_s = alphas_cumprod[t - 1] if t > 0 else 1.0  # alphas_cumprod[-1] is the noisiest level of all
+    x0 = (x_t - (1 - a_t) ** 0.5 * eps) / a_t**0.5
     beta = 1 - a_t / a_s
     mean = (a_s**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - a_s) * x_t) / (1 - a_t)
     if t == 0:
@@ -226,55 +229,65 @@ def ddpm_step(x_t, epsilon, t, alphas_cumprod, generator):
     return mean + beta**0.5 * torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype)
 
 
-# 2.5 ------------------------------------------------------------------------------------------------------------------
+# 2.5 ----------------------------------------------------------------------------------------------
 
 
-def guided_prediction(model, x, t, prompt, empty, scale):
-    """One call of twice the rows, without and with the prompt; then away from the first, towards the second."""
-    conditioning = torch.cat([empty.expand_as(prompt), prompt])
-    unprompted, prompted = model(torch.cat([x, x]), torch.cat([t, t]), conditioning).chunk(2)
-    return unprompted + scale * (prompted - unprompted)
+def cfg_prediction(model, x, t, cond, uncond, guidance_scale):
+    """One call with twice the rows, unconditional half first; then extrapolate between the two."""
+    both = torch.cat([uncond.expand_as(cond), cond])
+    uncond_pred, cond_pred = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+    return uncond_pred + guidance_scale * (cond_pred - uncond_pred)
 
 
 EXERCISES = (
     Exercise(
         "2.1", "Noise in one step", 10, 2, _verify_add_noise,
-        ("alphas_cumprod[t] is ᾱ, the variance that is left of the signal; the noise has the rest, 1 - ᾱ. Images are "
-         "multiplied by standard deviations.",
-         "alphas_cumprod[t] picks b numbers, (b,). Times (b, c, h, w) they would go along w. Which shape goes along b?",
-         "squared = alphas_cumprod[t].view(-1, 1, 1, 1)",
-         "squared.sqrt() * x0 + (1 - squared).sqrt() * noise"),
-        noised,
+        ("alphas_cumprod[t] is ᾱ, the variance that is left of the signal; the noise has the "
+         "rest, 1 - ᾱ. Images are multiplied by standard deviations.",
+         "alphas_cumprod[t] picks b numbers, (b,). Times (b, c, h, w) they would go along w. "
+         "Which shape goes along b?",
+         "alpha_bar = alphas_cumprod[t].view(-1, 1, 1, 1)",
+         "alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps"),
+        add_noise,
     ),
     Exercise(
-        "2.2", "Three ways to say the same thing", 10, 2, _verify_from_velocity,
-        ("Two equations, two unknowns: x_t = signal · x0 + noise · ε and v = signal · ε - noise · x0.",
-         "Multiply the first by signal and the second by noise. Which combination of the two has no ε left?",
-         "signal · x_t - noise · v = (signal² + noise²) · x0, and the bracket is 1. For ε take noise and signal."),
-        from_velocity,
+        "2.2", "From v to x0 and ε", 10, 2, _verify_x0_eps_from_v,
+        ("Two equations, two unknowns: x_t = alpha · x0 + sigma · ε and v = alpha · ε - sigma · "
+         "x0.",
+         "Multiply the first by alpha and the second by sigma. Which combination of the two has "
+         "no ε left?",
+         "alpha · x_t - sigma · v = (alpha² + sigma²) · x0, and the bracket is 1. For ε take "
+         "sigma and alpha."),
+        x0_eps_from_v,
     ),
     Exercise(
         "2.3", "One step of DDIM", 10, 2, verify_ddim_step,
-        ("Two lines: the estimate of x0 from x_t and ε, then x at the new level from that x0 and the same ε.",
-         "x_t = √a_t · x0 + √(1 - a_t) · ε. Solve it for x0.",
-         "The second line is the formula of 2.1 with a_s, and with epsilon where the noise was.",
-         "x0 = (x_t - (1 - a_t) ** 0.5 * epsilon) / a_t ** 0.5"),
+        ("Two lines: the estimate of x0 from x_t and ε, then x at the new level from that x0 and "
+         "the same ε.",
+         "x_t = √ᾱ_t · x0 + √(1 - ᾱ_t) · ε. Solve it for x0.",
+         "The second line is the formula of 2.1 with alpha_bar_s.",
+         "x0 = (x_t - (1 - alpha_bar_t) ** 0.5 * eps) / alpha_bar_t ** 0.5"),
         ddim_step,
     ),
     Exercise(
         "2.4", "Find the bug", 15, 3, verify_ddpm_step,
-        ("Call it for t = 5, 1 and 0 and print a_t, a_s and beta each time. What can a variance not be?",
-         "What is alphas_cumprod[-1] in Python? And what should it be here: how much signal has a clean picture?",
+        ("Call it for t = 5, 1 and 0 and print a_t, a_s and beta each time. What can a variance "
+         "not be?",
+         "What is alphas_cumprod[-1] in Python? And what should it be: how much signal does a "
+         "clean image have?",
          "A step adds noise because later ones take it away again. Which step has no later one?",
          "a_s = alphas_cumprod[t - 1] if t > 0 else 1.0, and for t = 0 return the mean."),
         ddpm_step,
     ),
     Exercise(
-        "2.5", "Guidance in one call", 10, 3, verify_guided,
-        ("Join first, call once, split, mix. All three of x, t and the conditioning get twice the rows.",
-         "torch.cat([x, x]) and torch.cat([t, t]); for the conditioning, empty first needs as many rows as prompt has.",
-         "torch.cat([empty.expand_as(prompt), prompt]); the answer's chunk(2) are then unprompted, prompted.",
-         "unprompted + scale * (prompted - unprompted)"),
-        guided_prediction,
+        "2.5", "Guidance in one call", 10, 3, verify_cfg_prediction,
+        ("Join first, call once, split, mix. All three of x, t and the conditioning get twice the "
+         "rows.",
+         "torch.cat([x, x]) and torch.cat([t, t]); for the conditioning, uncond first needs as "
+         "many rows as cond has.",
+         "torch.cat([uncond.expand_as(cond), cond]); the prediction's chunk(2) are then "
+         "uncond_pred, cond_pred.",
+         "uncond_pred + guidance_scale * (cond_pred - uncond_pred)"),
+        cfg_prediction,
     ),
 )  # fmt: skip

@@ -1,4 +1,14 @@
-"""What a notebook touches: `show` (pictures), `verdict` (claims), `widgets`, `checks` (exercises), `style` (plots).
+"""The notebook front end.
 
-Nothing is imported here, so that `from course_lib.lab import show` costs only what `show` needs.
+| module            | content                                                             |
+|-------------------|---------------------------------------------------------------------|
+| `show`            | videos, images, optical flow, curves, bars                          |
+| `claim_plot`      | a claim of the ledger with all its runs                             |
+| `conv_animations` | a convolution's kernel at work                                      |
+| `widgets`         | sliders in a live notebook, a row of examples elsewhere             |
+| `style`           | the look of figures                                                 |
+| `checks`          | the engine of the exercises                                         |
+| `gallery`         | runs the notebooks without a browser                                |
+
+Nothing is imported here: `from course_lib.lab import show` loads only what `show` needs.
 """

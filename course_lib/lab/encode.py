@@ -1,146 +1,115 @@
-"""Pictures as bytes: small PNG and animated PNG (APNG), written here so that a notebook stays small.
+"""Images as bytes: PNG and animated PNG (APNG), which browsers, JupyterLab and GitHub play.
 
-Every frame shares one palette, and a frame stores only the pixels that changed since the last: four 64x64
-clips of 16 frames fit in well under 100 KB, which no general writer manages. Browsers, JupyterLab and GitHub
-play APNG as the plain `image/png` that it also is. Format: PNG specification, third edition (2025), W3C.
+Pillow writes the file. Two things here keep it small: all frames share one adaptive palette, and a
+frame has only the pixels that changed. Format: PNG specification, third edition (2025), W3C.
 """
 
-import struct
-import zlib
+import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOURS = 255  # of 256 palette entries one is kept for "as in the last frame"
+from course_lib.validation import require
+
+MAX_COLOURS = 255  # one of 256 palette entries means "as in the last frame"
 UNCHANGED = 255
-KEEP, REPLACE, OVER = 0, 0, 1  # APNG: dispose_op "none"; blend_op "source" and "over"
+KMEANS_ROUNDS = 3
+COMMON_SHARE = 0.02  # colours of so many pixels stay exact: a page's white, a flat background
 
 
 def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """One opaque picture as PNG bytes; 0 … 255, at most 255 colours (exact if it has no more)."""
+    """One opaque image as PNG.
+
+    Args:
+        image: 0 to 255; exact up to 255 colours.
+    """
     return encode_apng(image[None], fps=1)
 
 
 def encode_apng(
-    frames: UInt8[np.ndarray, "n h w 3"], fps: float | int, colours: int = COLOURS
+    frames: UInt8[np.ndarray, "n h w 3"], fps: float | int, colours: int = MAX_COLOURS
 ) -> bytes:
-    """Frames 0 … 255 as an endlessly looping, opaque APNG; a single frame gives a plain PNG.
+    """Frames as an endlessly looping, opaque APNG; a single frame gives a plain PNG.
 
-    `fps`: frames per second, 0.1 … 100. `colours`: how many are kept over the whole animation, 2 … 255: exact if
-    the frames have no more, else an adaptive palette without dithering (dither flickers and does not compress).
-    Raises ValueError for no frames, no pixels, or such an `fps` or `colours`.
+    Args:
+        frames: 0 to 255.
+        fps: frames per second, 0.1 to 100.
+        colours: size of the palette of the whole animation, 2 to 255. Frames with more colours get
+            an adaptive palette without dithering, which would flicker and compress badly.
+
+    Raises:
+        ValueError: no frames, no pixels, or such an `fps` or `colours`.
     """
-    if 0 in frames.shape:
-        raise ValueError(
-            f"frames must hold at least one frame and one pixel; got shape {frames.shape}"
-        )
-    if not 0.1 <= fps <= 100:
-        raise ValueError(f"fps must lie in 0.1 … 100; got {fps}")
-    if not 2 <= colours <= COLOURS:
-        raise ValueError(f"colours must lie in 2 … {COLOURS}; got {colours}")
-    indices, palette = _one_palette(frames, colours)
-    n, height, width = indices.shape
-    delay = struct.pack(">HH", round(1000 / fps), 1000)
-
-    body = [
-        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-    ]  # 8 bits, palette
-    if n > 1:
-        body.append(_chunk(b"acTL", struct.pack(">II", n, 0)))  # 0: loop for ever
-    body.append(_chunk(b"PLTE", palette.tobytes()))
-    if len(palette) > UNCHANGED:
-        body.append(_chunk(b"tRNS", b"\xff" * UNCHANGED + b"\x00"))
-    sequence = 0
-    for i in range(n):
-        pixels, left, top = (indices[0], 0, 0) if i == 0 else _changes(indices[i - 1], indices[i])
-        data = zlib.compress(_rows(pixels), 9)
-        if n > 1:
-            box = struct.pack(">IIIII", sequence, pixels.shape[1], pixels.shape[0], left, top)
-            blend = REPLACE if i == 0 else OVER
-            body.append(_chunk(b"fcTL", box + delay + bytes([KEEP, blend])))
-            sequence += 1
-        if i == 0:
-            body.append(_chunk(b"IDAT", data))
-        else:
-            body.append(_chunk(b"fdAT", struct.pack(">I", sequence) + data))
-            sequence += 1
-    return SIGNATURE + b"".join(body) + _chunk(b"IEND", b"")
+    require(0 not in frames.shape, "frames", "no empty axis", f"shape {frames.shape}")
+    require(0.1 <= fps <= 100, "fps", "0.1 to 100", fps)
+    require(2 <= colours <= MAX_COLOURS, "colours", f"2 to {MAX_COLOURS}", colours)
+    indices, palette = _shared_palette(frames, colours)
+    is_repeated = indices[1:] == indices[:-1]  # (n - 1, h, w)
+    changes = np.where(is_repeated, np.uint8(UNCHANGED), indices[1:])
+    images = [Image.fromarray(pixels) for pixels in (indices[0], *changes)]
+    for image in images:
+        image.putpalette(palette.tobytes())
+    animation = {}
+    if len(images) > 1:
+        animation = {
+            "save_all": True,
+            "append_images": images[1:],
+            "duration": round(1000 / fps),  # milliseconds
+            "loop": 0,
+            "disposal": PngImagePlugin.Disposal.OP_NONE,
+            "blend": PngImagePlugin.Blend.OP_OVER,
+            "transparency": UNCHANGED,
+        }
+    buffer = io.BytesIO()
+    images[0].save(buffer, "PNG", optimize=True, **animation)
+    return buffer.getvalue()
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _one_palette(frames: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Palette indices (n, h, w), and the palette (colours, 3): 256 rows if one must say "unchanged"."""
+def _shared_palette(frames: np.ndarray, max_colours: int) -> tuple[np.ndarray, np.ndarray]:
+    """Palette indices (n, h, w) and palette (colours, 3); of animations with all 256 entries."""
     red, green, blue = (frames[..., channel].astype(np.int32) for channel in range(3))
-    code = red << 16 | green << 8 | blue
-    seen = np.zeros(
-        1 << 24, bool
-    )  # one cell for each of the 2**24 colours: faster than sorting the pixels
-    seen[code] = True
-    codes = np.flatnonzero(seen)
-    table = np.empty(1 << 24, np.int32)
-    table[codes] = np.arange(len(codes))
-    indices = table[code]
-    palette = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1)
-    if len(palette) > most:
-        palette, nearest = _adapt(palette, np.bincount(indices.ravel()), most)
+    codes = red << 16 | green << 8 | blue
+    # a table of all 2**24 colours: faster than sorting the pixels
+    index_of = np.zeros(1 << 24, np.int32)
+    index_of[codes] = 1
+    unique = np.flatnonzero(index_of)
+    index_of[unique] = np.arange(len(unique))
+    indices = index_of[codes]
+    palette = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], 1)
+    if len(palette) > max_colours:
+        palette, nearest = _quantize_palette(palette, np.bincount(indices.ravel()), max_colours)
         indices = nearest[indices]
-    palette = palette.astype(np.uint8)
     if len(frames) > 1:
-        palette = np.concatenate([palette, np.zeros((256 - len(palette), 3), np.uint8)])
-    return indices.astype(np.uint8), palette
+        palette = np.pad(palette, ((0, 256 - len(palette)), (0, 0)))
+    return indices.astype(np.uint8), palette.astype(np.uint8)
 
 
-def _adapt(colours: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """A palette of so many (an octree, then three rounds of k-means), and the nearest entry to each colour."""
-    sample = np.repeat(colours, 1 + (60_000 * (counts / counts.sum())).astype(int), axis=0).astype(
-        np.uint8
+def _quantize_palette(
+    colours: np.ndarray, counts: np.ndarray, max_colours: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A palette by octree and k-means, and the index of its nearest entry for each colour."""
+    repeats = 1 + (60_000 * (counts / counts.sum())).astype(int)
+    sample = np.repeat(colours, repeats, axis=0).astype(np.uint8)
+    octree = Image.fromarray(sample[None]).quantize(
+        max_colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
     )
-    cut = Image.fromarray(sample[None]).quantize(
-        most, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
-    )
-    palette = np.array(cut.getpalette("RGB"), float).reshape(-1, 3)[:most]
-    for _ in range(3):
+    palette = np.array(octree.getpalette("RGB"), float).reshape(-1, 3)[:max_colours]
+    for _ in range(KMEANS_ROUNDS):
         nearest = _nearest(colours, palette)
         weight = np.bincount(nearest, counts, len(palette))
         for channel in range(3):
             total = np.bincount(nearest, counts * colours[:, channel], len(palette))
             palette[:, channel] = np.where(weight > 0, total / weight.clip(1), palette[:, channel])
     palette = palette.round()
-    common = colours[
-        counts > 0.02 * counts.sum()
-    ]  # a page's white, a flat background: exact, or it shows
+    common = colours[counts > COMMON_SHARE * counts.sum()]
     palette[_nearest(common, palette)] = common
     return palette, _nearest(colours, palette)
 
 
 def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Index of the palette entry closest to each colour (Euclidean in RGB)."""
-    pieces = np.array_split(
-        colours.astype(np.float32), 1 + len(colours) // 20_000
-    )  # bounds the memory
+    chunks = np.array_split(colours.astype(np.float32), 1 + len(colours) // 20_000)
     centres = palette.astype(np.float32)
-    length = (centres**2).sum(1)
-    return np.concatenate([(length - 2 * piece @ centres.T).argmin(1) for piece in pieces])
-
-
-def _changes(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """The smallest box that holds every changed pixel, the others marked; and its left and top edge."""
-    changed = before != now
-    if not changed.any():
-        return np.full((1, 1), UNCHANGED, np.uint8), 0, 0
-    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.where(changed, now, UNCHANGED).astype(np.uint8)[box], int(columns[0]), int(rows[0])
-
-
-def _rows(pixels: np.ndarray) -> bytes:
-    """Scan lines, each after its filter byte: 2 ("up", all zeros) where a row repeats the one above."""
-    repeats = np.zeros((len(pixels), 1), bool)
-    repeats[1:, 0] = (pixels[1:] == pixels[:-1]).all(1)
-    lines = np.where(repeats, 0, pixels)
-    return np.concatenate([np.where(repeats, 2, 0), lines], 1).astype(np.uint8).tobytes()
+    squares = (centres**2).sum(1)
+    return np.concatenate([(squares - 2 * chunk @ centres.T).argmin(1) for chunk in chunks])

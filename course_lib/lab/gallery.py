@@ -1,4 +1,4 @@
-"""Run the notebooks without a browser: an HTML gallery to read, or the notebooks themselves, ready to commit.
+"""Run the notebooks without a browser: as an HTML gallery, or in place, ready to commit.
 
 python -m course_lib.lab.gallery                       all lessons -> build/course/index.html
 python -m course_lib.lab.gallery --in-place FILE.ipynb run and save those lessons where they are
@@ -27,8 +27,8 @@ from nbformat import NotebookNode
 from course_lib.runtime import machine_summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LARGEST = 1_000_000  # bytes of a saved notebook: GitHub gives up on some that are bigger
-CELL_TIMEOUT = 900  # seconds
+MAX_NOTEBOOK_BYTES = 1_000_000  # GitHub does not show some larger ones
+CELL_TIMEOUT_SECONDS = 900
 NO_ALT = 'alt="No description has been provided for this image"'
 KEPT_CELL_METADATA = ("tags", "alt")
 
@@ -40,8 +40,8 @@ body {{ font: 17px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70re
        color: #222; background: #fff; }}
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.5rem; }}
 article {{ border: 1px solid #bbb; border-radius: 6px; overflow: hidden; }}
-article img {{ display: block; width: 100%; height: 14rem; object-fit: contain; image-rendering: pixelated;
-              background: #f4f4f4; }}
+article img {{ display: block; width: 100%; height: 14rem; object-fit: contain;
+              image-rendering: pixelated; background: #f4f4f4; }}
 article div {{ padding: 0.2rem 1rem 1rem; }}
 h2 {{ font-size: 1.15rem; margin: 0.6rem 0; }} p {{ margin: 0.4rem 0; }}
 .failed {{ color: #a00000; font-weight: bold; }}
@@ -53,13 +53,20 @@ h2 {{ font-size: 1.15rem; margin: 0.6rem 0; }} p {{ margin: 0.4rem 0; }}
 </main></body></html>
 """
 
-CARD = """<article><a href="{page}">{picture}</a><div><h2><a href="{page}">{title}</a></h2>
+CARD = """<article><a href="{page}">{image}</a><div><h2><a href="{page}">{title}</a></h2>
 <p>{line}</p><p>{status}</p></div></article>"""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One executed notebook: `minutes` is this run's, kernel start included; no `error` if it ran through."""
+    """One executed notebook.
+
+    Attributes:
+        path: of the notebook.
+        notebook: with its outputs.
+        minutes: of this run, start of the kernel included.
+        error: in one line; "" if no cell failed.
+    """
 
     path: Path
     notebook: NotebookNode
@@ -68,73 +75,71 @@ class Lesson:
 
 
 def run_notebook(path: Path) -> Lesson:
-    """Execute every cell of the notebook at `path` in a new kernel, in the notebook's own folder.
+    """Execute every cell of a notebook in a new kernel, in the notebook's own folder.
 
-    The kernel is the interpreter that runs this module, and widgets draw their static form (COURSE_STATIC=1).
-    A failing cell ends the run: the lesson comes back with its outputs so far and the error in one line.
+    The kernel is the interpreter of this process, and widgets show their static form
+    (COURSE_STATIC=1). A failing cell ends the run.
+
+    Args:
+        path: of the notebook, which is not changed.
+
+    Returns:
+        The lesson with its outputs up to the error, if there was one.
     """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.update(outputs=[], execution_count=None)
     client = NotebookClient(
         notebook,
-        timeout=CELL_TIMEOUT,
+        timeout=CELL_TIMEOUT_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         coalesce_streams=True,
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
         record_timing=False,
     )
-    start, error = time.perf_counter(), ""
+    start = time.perf_counter()
+    error = ""
     try:
         client.execute(env=kernel_environment())
     except CellExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}"
     except (CellTimeoutError, DeadKernelError) as failure:
         error = str(failure).splitlines()[0]
-    return Lesson(path, tidy(notebook), (time.perf_counter() - start) / 60, error)
+    return Lesson(path, clean_notebook(notebook), (time.perf_counter() - start) / 60, error)
 
 
 def kernel_environment() -> dict[str, str]:
-    """This process's environment, with widgets told to draw their static form."""
-    return {**os.environ, "COURSE_STATIC": "1"}
+    """This process's variables, with widgets in their static form and no one's own progress."""
+    return {**os.environ, "COURSE_STATIC": "1", "COURSE_PROGRESS": ""}
 
 
-def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Keep of an executed notebook only what a reader or a diff needs; changes and returns `notebook`.
+def clean_notebook(notebook: NotebookNode) -> NotebookNode:
+    """Remove what neither a reader nor a diff needs: widget state, timings, editor settings.
 
-    Widget state, timings and editor settings go. Cell ids become a hash of the cell's source, so they do not
-    change with each save, nor when another cell is put before.
+    Cell ids become a hash of the cell's source, so they change neither with each save nor when
+    another cell is inserted.
+
+    Args:
+        notebook: executed; it is changed and returned.
     """
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {
-                "display_name": "Python 3 (ipykernel)",
-                "language": "python",
-                "name": "python3",
-            },
-            "language_info": {
-                "file_extension": ".py",
-                "mimetype": "text/x-python",
-                "name": "python",
-            },
-        }
-    )
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    language = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for cell in notebook.cells:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:10]
-        seen[digest] = seen.get(digest, 0) + 1
-        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        cell.metadata = nbformat.from_dict(
-            {k: cell.metadata[k] for k in KEPT_CELL_METADATA if k in cell.metadata}
-        )
+        counts[digest] = counts.get(digest, 0) + 1
+        cell.id = digest if counts[digest] == 1 else f"{digest}-{counts[digest]}"
+        kept = {key: cell.metadata[key] for key in KEPT_CELL_METADATA if key in cell.metadata}
+        cell.metadata = nbformat.from_dict(kept)
     return notebook
 
 
 def save_notebook(lesson: Lesson) -> int:
-    """Write the lesson to its own path, whole or not at all, and return its size in bytes."""
+    """Write a lesson to its own path atomically, and return its size in bytes."""
     nbformat.validate(lesson.notebook)
     part = lesson.path.with_suffix(".part")
     nbformat.write(lesson.notebook, part)
@@ -142,90 +147,116 @@ def save_notebook(lesson: Lesson) -> int:
     return lesson.path.stat().st_size
 
 
-def pictures(notebook: NotebookNode) -> list[tuple[bytes, str]]:
-    """Every PNG among the outputs, in order: its bytes and its alternative text ("" where none is saved)."""
-    found = []
+def output_images(notebook: NotebookNode) -> list[tuple[bytes, str]]:
+    """Every PNG among the outputs, in order: (bytes, alternative text or "")."""
+    images = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
-                found.append((base64.b64decode(output.data["image/png"]), alt))
-    return found
+                images.append((base64.b64decode(output.data["image/png"]), alt))
+    return images
 
 
-def heading(notebook: NotebookNode) -> tuple[str, str]:
+def lesson_title(notebook: NotebookNode) -> tuple[str, str]:
     """The title (first `# ` heading) and the first sentence of prose after it, as plain text."""
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    title, line = "Untitled", ""
+    title = "Untitled"
     for paragraph in re.split(r"\n\s*\n", prose):
         paragraph = paragraph.strip()
         if paragraph.startswith("# ") and title == "Untitled":
             title, _, rest = paragraph[2:].partition("\n")
             paragraph = rest.strip()
         if title != "Untitled" and re.match(r"[\w*_(\"'`]", paragraph):
-            plain = re.sub(
-                r"\[([^]]*)\]\([^)]*\)|[*_`]{1,2}",
-                lambda m: m[1] or "",
-                " ".join(paragraph.split()),
-            )
-            line = re.split(r"(?<=[.!?])\s", plain, maxsplit=1)[0]
-            break
-    return title.strip(), line
+            markup = r"\[([^]]*)\]\([^)]*\)|[*_`]{1,2}"
+            plain = re.sub(markup, lambda m: m[1] or "", " ".join(paragraph.split()))
+            return title.strip(), re.split(r"(?<=[.!?])\s", plain, maxsplit=1)[0]
+    return title.strip(), ""
 
 
 def to_html(notebook: NotebookNode) -> str:
-    """The notebook as one page. nbconvert's template drops the pictures' alternative text; it is put back."""
+    """The notebook as one page, with the alternative texts that nbconvert's template drops."""
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-    alts = iter(pictures(notebook))
-    if page.count(NO_ALT) != len(pictures(notebook)):
+    alts = [alt for _, alt in output_images(notebook)]
+    if page.count(NO_ALT) != len(alts):
         return page
-    return re.sub(re.escape(NO_ALT), lambda _: f'alt="{html.escape(next(alts)[1])}"', page)
+    remaining = iter(alts)
+    return re.sub(re.escape(NO_ALT), lambda _: f'alt="{html.escape(next(remaining))}"', page)
 
 
-def card(lesson: Lesson, folder: Path) -> str:
-    """Write the lesson's page and first picture into `folder`; return its entry for the index."""
+def lesson_card(lesson: Lesson, folder: Path) -> str:
+    """Write a lesson's page and first image into a folder.
+
+    Args:
+        lesson: executed.
+        folder: of the gallery.
+
+    Returns:
+        The lesson's entry of the index page.
+    """
     page = folder / f"{lesson.path.stem}.html"
     page.write_text(to_html(lesson.notebook), encoding="utf-8")
-    title, line = heading(lesson.notebook)
-    picture = ""
-    for data, alt in pictures(lesson.notebook)[:1]:
+    title, line = lesson_title(lesson.notebook)
+    image = ""
+    for data, alt in output_images(lesson.notebook)[:1]:
         (folder / f"{lesson.path.stem}.png").write_bytes(data)
-        picture = f'<img src="{lesson.path.stem}.png" alt="{html.escape(alt)}">'
+        image = f'<img src="{lesson.path.stem}.png" alt="{html.escape(alt)}">'
     status = f"ran in {lesson.minutes:.1f} minutes"
     if lesson.error:
         status = f'<span class="failed">failed: {html.escape(lesson.error)}</span>'
-    words = {"title": html.escape(title), "line": html.escape(line)}
-    return CARD.format(page=page.name, picture=picture, status=status, **words)
+    texts = {"title": html.escape(title), "line": html.escape(line)}
+    return CARD.format(page=page.name, image=image, status=status, **texts)
 
 
 def write_gallery(lessons: list[Lesson], folder: Path, machine: str) -> Path:
-    """Write every lesson as HTML and an index page of them all into `folder`; return the index.
+    """Write every lesson as HTML and an index page.
 
-    `machine` is the one-line summary of where the lessons ran, shown above the minutes.
+    Args:
+        lessons: executed.
+        folder: of the gallery; it is created.
+        machine: one-line summary of the hardware, shown with the minutes.
+
+    Returns:
+        The index page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for images in {lesson.path.parent / "images" for lesson in lessons}:
-        if images.is_dir():  # pictures that the prose refers to
+        if images.is_dir():  # images in the prose
             shutil.copytree(images, folder / "images", dirs_exist_ok=True)
-    cards = "\n".join(card(lesson, folder) for lesson in lessons)
-    total = sum(lesson.minutes for lesson in lessons)
-    summary = f"{len(lessons)} lessons, run from top to bottom in {total:.1f} minutes on: {html.escape(machine)}"
+    cards = "\n".join(lesson_card(lesson, folder) for lesson in lessons)
+    minutes = f"{sum(lesson.minutes for lesson in lessons):.1f} minutes"
+    summary = f"{len(lessons)} lessons, run from top to bottom in {minutes} on: "
     index = folder / "index.html"
-    index.write_text(PAGE.format(summary=summary, cards=cards), encoding="utf-8")
+    page = PAGE.format(summary=summary + html.escape(machine), cards=cards)
+    index.write_text(page, encoding="utf-8")
     return index
 
 
 def report(lesson: Lesson, size: int) -> str:
-    """One line on a lesson: minutes, pictures, and its size with a warning if it is over the limit."""
+    """One line on a lesson: minutes, images, size, and a warning if it is above the limit.
+
+    Args:
+        lesson: executed.
+        size: of the notebook in bytes.
+    """
     if lesson.error:
         return f"{lesson.path.name}: FAILED: {lesson.error}"
-    count = len(pictures(lesson.notebook))
-    line = f"{lesson.path.name}: {lesson.minutes:.1f} min, pictures: {count}, {size / 1e3:.0f} KB"
-    return line + (f"  WARNING: over {LARGEST / 1e6:.0f} MB" if size > LARGEST else "")
+    num_images = len(output_images(lesson.notebook))
+    kilobytes = f"{size / 1e3:.0f} KB"
+    line = f"{lesson.path.name}: {lesson.minutes:.1f} min, images: {num_images}, {kilobytes}"
+    is_large = size > MAX_NOTEBOOK_BYTES
+    return line + (f"  WARNING: over {MAX_NOTEBOOK_BYTES / 1e6:.0f} MB" if is_large else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 1 if a cell of any lesson failed."""
+    """The command line.
+
+    Args:
+        arguments: None means those of the process.
+
+    Returns:
+        1 if a cell of any lesson failed, else 0.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "notebooks", nargs="*", type=Path, help="default: every lesson in notebooks/"
@@ -243,10 +274,11 @@ def main(arguments: list[str] | None = None) -> int:
     lessons = []
     for path in paths:
         print(f"{path.name} ...", flush=True)
-        lessons.append(run_notebook(path.resolve()))
-        if options.in_place and not lessons[-1].error:
-            save_notebook(lessons[-1])
-        print(report(lessons[-1], len(nbformat.writes(lessons[-1].notebook).encode())), flush=True)
+        lesson = run_notebook(path.resolve())
+        lessons.append(lesson)
+        if options.in_place and not lesson.error:
+            save_notebook(lesson)
+        print(report(lesson, len(nbformat.writes(lesson.notebook).encode())), flush=True)
     if not options.in_place:
         print(f"gallery: {write_gallery(lessons, options.out, machine_summary())}")
     return int(any(lesson.error for lesson in lessons))

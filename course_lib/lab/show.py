@@ -1,13 +1,12 @@
-"""Pictures for notebooks: moving clips, images, optical flow, curves and bars.
+"""Images for notebooks: moving clips, images, optical flow, curves and bars.
 
-Everything is stored as `image/png` at its natural size, so it looks the same in JupyterLab, on GitHub and in
-an HTML export, and plays wherever a browser shows it. `alt` is a sentence for readers who cannot see the
-picture; without one it is made from the captions.
+Everything is stored as `image/png` at its natural size: it looks the same in JupyterLab, on GitHub
+and in an HTML export, and plays wherever a browser shows it. `alt` is a sentence for readers who
+cannot see the image; the default is made from the captions.
 """
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,22 +17,31 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
-from course_lib.lab import canvas, encode, style
-from course_lib.lab.flow import flow_colours
-from course_lib.lab.inputs import Array, checked_clips, checked_images, describe, to_numpy
+from course_lib.lab import encode, page_layout, style
+from course_lib.lab.flow import flow_to_rgb
+from course_lib.validation import Array, clips_to_uint8, images_to_uint8, require, to_numpy
 
 Videos = Array | Mapping[str, Array] | Sequence[Array]
 Captions = str | Sequence[str] | Mapping[str, Sequence[str]] | None
 
+MAX_MARKED_POINTS = 12  # curves of more points have no markers
+WHEEL_RADIUS = 48  # pixels
 
-class Picture:
-    """PNG bytes with a sentence instead: what `display` stores in a notebook."""
+
+class PngImage:
+    """PNG bytes with a sentence: what `display` stores in a notebook.
+
+    Args:
+        data: content of a PNG file.
+        alt: description for readers who cannot see it.
+    """
 
     def __init__(self, data: bytes, alt: str):
-        self.data, self.alt = data, alt
+        self.data = data
+        self.alt = alt
 
     def __repr__(self) -> str:
-        return f"[picture: {self.alt}]"
+        return f"[image: {self.alt}]"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         png = base64.b64encode(self.data).decode()
@@ -49,188 +57,224 @@ def show_video(
     scale: int | None = None,
     strip: bool = True,
     strip_frames: int = 8,
-    colours: int = encode.COLOURS,
+    colours: int = encode.MAX_COLOURS,
     alt: str | None = None,
 ) -> None:
-    """Play clips side by side, with a film strip below for pages on which nothing moves.
+    """Play clips side by side, with a film strip for pages on which nothing moves.
 
-    `video`: one clip (c, f, h, w), clips (b, c, f, h, w), or rows of either as a list or as {title: row};
-    float in [-1, 1], 1 or 3 channels. Rows of one clip each are put side by side, titles as captions.
-    `captions`: one text per clip of a row (the same for every row), or {title: texts}.
-    `titles`: headings of a list of rows. `fps`: frames per second. `scale`: whole-number enlargement
-    (default: clips at least 128 pixels wide). Rows of different length start and end together.
-    `strip_frames`: how many frames the strip shows. `colours`: of the animation, 2 … 255; grainy clips of a
-    network take a third less room with 64, and look the same.
-    Raises ValueError, stating what it got, for anything else.
+    Args:
+        video: one clip (c, f, h, w), clips (b, c, f, h, w), or rows of either as a list or as
+            {title: row}; floats in [-1, 1], 1 or 3 channels. Rows of one clip each are put side by
+            side with their titles as captions. Rows of different length start and end together.
+        captions: one text per clip of a row (the same for every row), or {title: texts}.
+        titles: headings of a list of rows.
+        fps: frames per second.
+        scale: factor of enlargement; None makes clips at least 128 pixels wide.
+        strip: whether to show the film strip.
+        strip_frames: number of its frames.
+        colours: of the animation, 2 to 255. A network's grainy clips need a third less space with
+            64, and look the same.
+        alt: description for readers who cannot see it.
+
+    Raises:
+        ValueError: anything else.
     """
-    rows = _rows(video, captions, titles)
-    if scale is not None and scale < 1:
-        raise ValueError(f"scale must be a whole number of at least 1; got {scale}")
-    if strip_frames < 1:
-        raise ValueError(f"strip_frames must be at least 1; got {strip_frames}")
+    rows = _clip_rows(video, captions, titles)
+    require(scale is None or scale >= 1, "scale", "a whole number of at least 1", scale)
+    require(strip_frames >= 1, "strip_frames", "at least 1", strip_frames)
     names = [
-        ": ".join(t for t in (row.title, caption) if t) for row in rows for caption in row.captions
+        ": ".join(text for text in (row.title, caption) if text)
+        for row in rows
+        for caption in row.captions
     ]
-    sentence = alt or _sentence("animation" if rows[0].clips.shape[1] > 1 else "picture", names)
-    display(Picture(encode.encode_apng(canvas.animation(rows, scale), fps, colours), sentence))
+    alt = alt or _describe("animation" if rows[0].clips.shape[1] > 1 else "image", names)
+    frames = page_layout.animation(rows, scale)
+    display(PngImage(encode.encode_apng(frames, fps, colours), alt))
     if strip:
-        display(
-            Picture(
-                encode.encode_png(canvas.film_strip(rows, strip_frames)), f"film strip: {sentence}"
-            )
-        )
+        _show_strip(rows, alt, strip_frames)
 
 
-def _sentence(kind: str, names: list[str]) -> str:
-    told = "; ".join(name for name in names if name)
-    return f"{kind} of {len(names)}" + (f": {told}" if told else " without captions")
+def _show_strip(rows: list[page_layout.ClipRow], alt: str, num_frames: int = 8) -> None:
+    sheet = page_layout.film_strip(rows, num_frames)
+    display(PngImage(encode.encode_png(sheet), f"film strip: {alt}"))
 
 
-def _rows(video: Videos, captions: Captions, titles: Sequence[str] | None) -> list[canvas.Row]:
-    """The rows that a call of `show_video` means, checked."""
+def _describe(label: str, names: Sequence[str]) -> str:
+    listing = "; ".join(name for name in names if name)
+    return f"{label} of {len(names)}" + (f": {listing}" if listing else " without captions")
+
+
+def _clip_rows(
+    video: Videos, captions: Captions, titles: Sequence[str] | None
+) -> list[page_layout.ClipRow]:
+    """The rows of a call of `show_video`, checked."""
     if isinstance(video, Mapping):
-        if titles is not None:
-            raise ValueError("titles are the keys of the dict already; got both")
-        given, titles = list(video.values()), [str(key) for key in video]
+        require(titles is None, "titles", "None with a dict, whose keys are the titles", titles)
+        titles = [str(key) for key in video]
+        names = [f"video[{title!r}]" for title in titles]
+        video = list(video.values())
     else:
-        given = list(video) if isinstance(video, list | tuple) else [video]
-        titles = list(titles) if titles is not None else [""] * len(given)
-    if not given:
-        raise ValueError("nothing to show: video is empty")
-    if len(titles) != len(given):
-        raise ValueError(f"expected one title for each of {len(given)} rows; got {len(titles)}")
-    names = [
-        f"video[{title!r}]" if isinstance(video, Mapping) else f"video[{i}]"
-        for i, title in enumerate(titles)
-    ]
-    clips = [
-        checked_clips(row, "video" if len(given) == 1 else name)
-        for row, name in zip(given, names, strict=True)
-    ]
-    singles = (
-        len(given) > 1
-        and all(row.ndim == 4 for row in given)
-        and len({row.shape for row in clips}) == 1
-    )
-    if singles and not (captions and any(titles)):  # side by side rather than one above the other
-        texts = tuple(titles) if any(titles) else _captions(captions, "", len(given))
-        return [canvas.Row(np.concatenate(clips), texts)]
+        video = list(video) if isinstance(video, list | tuple) else [video]
+        names = [f"video[{i}]" for i in range(len(video))] if len(video) > 1 else ["video"]
+        titles = [""] * len(video) if titles is None else list(titles)
+    require(len(video) > 0, "video", "at least one row", "none")
+    require(len(titles) == len(video), "titles", f"one for each of {len(video)} rows", len(titles))
+    clips = [clips_to_uint8(row, name) for row, name in zip(video, names, strict=True)]
+    is_single = len(video) > 1 and all(row.ndim == 4 for row in video)
+    if is_single and len({row.shape for row in clips}) == 1 and not (captions and any(titles)):
+        # side by side, not one on top of the other
+        texts = tuple(titles) if any(titles) else _captions(captions, "", len(video))
+        return [page_layout.ClipRow(np.concatenate(clips), texts)]
     return [
-        canvas.Row(row, _captions(captions, title, len(row)), title)
+        page_layout.ClipRow(row, _captions(captions, title, len(row)), title)
         for row, title in zip(clips, titles, strict=True)
     ]
 
 
-def _captions(captions: Captions, title: str, count: int) -> tuple[str, ...]:
+def _captions(captions: Captions, title: str, num_clips: int) -> tuple[str, ...]:
+    """One caption for each clip of a row."""
     if isinstance(captions, Mapping):
-        if title not in captions:
-            raise ValueError(
-                f"captions has no entry for {title!r}; it has {', '.join(map(repr, captions))}"
-            )
+        require(title in captions, "captions", f"an entry for {title!r}", ", ".join(captions))
         captions = captions[title]
     if captions is None:
-        return ("",) * count
+        return ("",) * num_clips
     texts = (captions,) if isinstance(captions, str) else tuple(str(text) for text in captions)
-    if len(texts) != count:
-        raise ValueError(
-            f"expected one caption for each of {count} clips; got {len(texts)}: {texts}"
-        )
+    got = f"{len(texts)}: {texts}"
+    require(len(texts) == num_clips, "captions", f"one for each of {num_clips} clips", got)
     return texts
 
 
 def show_images(
-    images: Array, captions: Captions = None, columns: int | None = None, *, scale: int | None = None,
+    images: Array,
+    captions: Captions = None,
+    columns: int | None = None,
+    *,
+    scale: int | None = None,
     alt: str | None = None,
-) -> None:  # fmt: skip
-    """Show images (b, c, h, w), float in [-1, 1], 1 or 3 channels, with a caption under each.
+) -> None:
+    """Show images with their captions.
 
-    `columns`: images per line (default: as many as fit 720 pixels). `scale`: whole-number enlargement.
-    Raises ValueError, stating what it got, for anything else.
+    Args:
+        images: (b, c, h, w), floats in [-1, 1], 1 or 3 channels.
+        captions: one text per image.
+        columns: images per line; None means as many as fit in 720 pixels.
+        scale: factor of enlargement; None makes images at least 128 pixels wide.
+        alt: description for readers who cannot see it.
+
+    Raises:
+        ValueError: anything else.
     """
-    clips = checked_images(images)[:, None]
-    if columns is not None and columns < 1:
-        raise ValueError(f"columns must be at least 1; got {columns}")
-    texts = _captions(captions, "", len(clips))
-    row = canvas.Row(clips, texts)
-    sheet = canvas.animation([row], scale, columns)[0]
-    display(Picture(encode.encode_png(sheet), alt or _sentence("picture", list(texts))))
+    clips = images_to_uint8(images)[:, None]  # (b, 1, h, w, 3)
+    require(columns is None or columns >= 1, "columns", "at least 1", columns)
+    row = page_layout.ClipRow(clips, _captions(captions, "", len(clips)))
+    sheet = page_layout.animation([row], scale, columns)[0]
+    display(PngImage(encode.encode_png(sheet), alt or _describe("image", row.captions)))
 
 
 def show_flow(
-    flow: Array, captions: Captions = None, *, largest: float | int | None = None, fps: float | int = 8,
-    strip: bool = True, alt: str | None = None,
-) -> None:  # fmt: skip
-    """Show optical flow in colour (hue: direction, strength: speed) with the colour wheel beside it.
+    flow: Array,
+    captions: Captions = None,
+    *,
+    max_flow: float | int | None = None,
+    fps: float | int = 8,
+    strip: bool = True,
+    alt: str | None = None,
+) -> None:
+    """Show optical flow in colour (hue: direction, saturation: speed) with the colour wheel.
 
-    `flow`: (rightward, downward) pixels per frame: one field (2, h, w), one clip (2, f, h, w), or clips
-    (b, 2, f, h, w). `largest`: the speed with full colour (default: the largest that occurs).
-    Raises ValueError, stating what it got, for anything else.
+    Args:
+        flow: (rightward, downward) pixels per frame: one field (2, h, w), one clip (2, f, h, w), or
+            clips (b, 2, f, h, w).
+        captions: one text per clip.
+        max_flow: speed with full saturation; None means the highest.
+        fps: frames per second.
+        strip: whether to show a film strip as well.
+        alt: description for readers who cannot see it.
+
+    Raises:
+        ValueError: anything else.
     """
-    array, got = to_numpy(flow, "flow"), describe(flow, "flow")
-    if array.ndim not in (3, 4, 5) or array.shape[array.ndim == 5] != 2:
-        raise ValueError(
-            f"expected (2, h, w), (2, f, h, w) or (b, 2, f, h, w) with the flow's 2 axes first; got {got}"
-        )
-    if array.size == 0:
-        raise ValueError(f"nothing to show; got {got}")
+    array = to_numpy(flow, "flow")
+    is_flow = array.ndim in (3, 4, 5) and array.shape[array.ndim == 5] == 2
+    require(is_flow, "flow", "(2, h, w), (2, f, h, w) or (b, 2, f, h, w)", f"shape {array.shape}")
     if array.ndim == 3:
         array = array[:, None]  # a clip of one frame
     field = torch.from_numpy(array if array.ndim == 5 else array[None])  # (b, 2, f, h, w)
-    full = float(field.square().sum(1).max().sqrt()) if largest is None else float(largest)
-    b, _, f, h, w = field.shape
-    colours = flow_colours(field.transpose(1, 2).reshape(b * f, 2, h, w), full)
-    clips = colours.reshape(b, f, 3, h, w).movedim(2, -1).numpy()
-    rows = [canvas.Row(clips, _captions(captions, "", b))]
-    frames = _beside(canvas.animation(rows), _legend(full))
-    sentence = (
-        alt
-        or _sentence("optical flow", list(rows[0].captions))
-        + f"; full colour means {full:.3g} pixels"
-    )
-    display(Picture(encode.encode_apng(frames, fps), sentence))
-    if strip and f > 1:
-        display(Picture(encode.encode_png(canvas.film_strip(rows)), f"film strip: {sentence}"))
+    if max_flow is None:
+        max_flow = float(field.square().sum(1).max().sqrt())
+    rgb = torch.stack([flow_to_rgb(clip.transpose(0, 1), max_flow) for clip in field])
+    clips = rgb.movedim(2, -1).numpy()  # (b, f, h, w, 3)
+    rows = [page_layout.ClipRow(clips, _captions(captions, "", len(clips)))]
+    frames = _hstack(page_layout.animation(rows), _flow_legend(max_flow))
+    names = _describe("optical flow", rows[0].captions)
+    alt = alt or f"{names}; full colour means {max_flow:.3g} pixels"
+    display(PngImage(encode.encode_apng(frames, fps), alt))
+    if strip and clips.shape[1] > 1:
+        _show_strip(rows, alt)
 
 
-def _legend(full: float, radius: int = 48) -> np.ndarray:
-    """The colour wheel with its four directions: a pixel's place is the flow that it stands for."""
-    y, x = torch.meshgrid(*[torch.arange(-radius, radius + 1.0)] * 2, indexing="ij")
-    wheel = flow_colours(torch.stack([x, y])[None], radius)[0].movedim(0, -1)
-    wheel[x.square() + y.square() > radius**2] = 255
-    side = 2 * radius + 1
-    sheet = canvas.page(side + 104, side + 66)
-    sheet[22 : 22 + side, 44 : 44 + side] = wheel.numpy()
-    middle = 22 + radius - 9
-    words = [(44 + radius - 9, 2, "up"), (0, middle, "left"), (side + 48, middle, "right")]
-    words += [(44 + radius - 21, side + 24, "down"), (8, side + 44, f"rim: {full:.3g} px/frame")]
-    canvas.write(sheet, [(x, y, text, canvas.FONT_SIZE, False) for x, y, text in words])
+def _flow_legend(max_flow: float | int) -> np.ndarray:
+    """The colour wheel: a pixel has the colour of the flow from the centre to it."""
+    side = torch.arange(-WHEEL_RADIUS, WHEEL_RADIUS + 1.0)
+    y, x = torch.meshgrid(side, side, indexing="ij")
+    wheel = flow_to_rgb(torch.stack([x, y])[None], WHEEL_RADIUS)[0].movedim(0, -1)
+    wheel[x.square() + y.square() > WHEEL_RADIUS**2] = 255
+    size = len(side)
+    sheet = page_layout.blank_page(size + 104, size + 66)
+    sheet[22 : 22 + size, 44 : 44 + size] = wheel.numpy()
+    centre_x = 44 + WHEEL_RADIUS
+    centre_y = 22 + WHEEL_RADIUS
+    texts = [
+        (centre_x - 9, 2, "up"),
+        (0, centre_y - 9, "left"),
+        (size + 48, centre_y - 9, "right"),
+        (centre_x - 21, size + 24, "down"),
+        (8, size + 44, f"rim: {max_flow:.3g} px/frame"),
+    ]
+    page_layout.draw_text(sheet, [(*text, page_layout.FONT_SIZE, False) for text in texts])
     return sheet
 
 
-def _beside(frames: np.ndarray, legend: np.ndarray) -> np.ndarray:
+def _hstack(frames: np.ndarray, legend: np.ndarray) -> np.ndarray:
     """`legend` to the right of every frame, both at the top of a white page."""
     n, height, width, _ = frames.shape
-    sheet = canvas.page(width + canvas.GAP + legend.shape[1], max(height, legend.shape[0]))
-    sheet[: legend.shape[0], width + canvas.GAP :] = legend
+    left = width + page_layout.GAP
+    sheet = page_layout.blank_page(left + legend.shape[1], max(height, len(legend)))
+    sheet[: len(legend), left:] = legend
     out = np.repeat(sheet[None], n, 0)
     out[:, :height, :width] = frames
     return out
 
 
 def show_curves(
-    curves: Mapping[str, Any], xlabel: str, ylabel: str, title: str = "", *, logy: bool = False,
+    curves: Mapping[str, Any],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    *,
+    logy: bool = False,
     alt: str | None = None,
-) -> None:  # fmt: skip
-    """Draw {label: curve}, each y, (x, y), or (x, y, low, high) with a band between low and high.
+) -> None:
+    """Plot curves in one figure.
 
-    Each part: a sequence, array or tensor of n numbers. `logy`: logarithmic y axis.
-    Raises ValueError, naming the curve, for another number of parts or parts of unequal length.
+    Args:
+        curves: {label: y, (x, y), or (x, y, low, high) with a band between low and high}; each part
+            is a sequence, array or tensor of n numbers.
+        xlabel: of the x axis.
+        ylabel: of the y axis.
+        title: of the figure.
+        logy: whether the y axis is logarithmic.
+        alt: description for readers who cannot see it.
+
+    Raises:
+        ValueError: a curve with another number of parts, or parts of unequal length.
     """
-    with plt.style.context(style.SHEET):
+    with plt.style.context(style.STYLE_SHEET):
         figure, axes = plt.subplots()
         for label, curve in curves.items():
-            x, y, *band = _parts(label, curve)
-            (line,) = axes.plot(x, y, label=label, marker="o" if len(x) <= 12 else None)
+            x, y, *band = _curve_parts(label, curve)
+            marker = "o" if len(x) <= MAX_MARKED_POINTS else None
+            (line,) = axes.plot(x, y, label=label, marker=marker)
             if band:
                 axes.fill_between(x, *band, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -238,84 +282,83 @@ def show_curves(
             axes.set_yscale("log")
         if len(curves) > 1 or "" not in curves:
             axes.legend()
-        show_figure(
-            figure, alt or f"{title or 'curves'}: {ylabel} against {xlabel} for {', '.join(curves)}"
-        )
+        labels = ", ".join(curves)
+        show_figure(figure, alt or f"{title or 'curves'}: {ylabel} against {xlabel} for {labels}")
 
 
-def _parts(label: str, curve: Any) -> list[np.ndarray]:
-    """x, y and perhaps low and high, as arrays of equal length."""
+def _curve_parts(label: str, curve: Any) -> list[np.ndarray]:
+    """x, y and possibly low and high, as arrays of equal length."""
     parts = list(curve) if isinstance(curve, tuple) else [curve]
-    if len(parts) not in (1, 2, 4):
-        raise ValueError(
-            f"curve {label!r} must be y, (x, y) or (x, y, low, high); got {len(parts)} parts"
-        )
-    arrays = [_numbers(part) for part in parts]
+    name = f"curve {label!r}"
+    is_valid = len(parts) in (1, 2, 4)
+    require(is_valid, name, "y, (x, y) or (x, y, low, high)", f"{len(parts)} parts")
+    arrays = [_to_floats(part) for part in parts]
     if len(arrays) == 1:
-        arrays = [np.arange(len(arrays[0])), arrays[0]]
-    lengths = [array.shape for array in arrays]
-    if len(set(lengths)) > 1 or len(lengths[0]) != 1 or lengths[0][0] == 0:
-        raise ValueError(f"curve {label!r} needs parts of one equal length; got shapes {lengths}")
+        arrays.insert(0, np.arange(len(arrays[0])))
+    shapes = [array.shape for array in arrays]
+    is_equal = len(set(shapes)) == 1 and len(shapes[0]) == 1 and shapes[0][0] > 0
+    require(is_equal, name, "parts of one equal length", f"shapes {shapes}")
     return arrays
 
 
-def _numbers(values: Any) -> np.ndarray:
-    return (
-        values.detach().cpu().double().numpy()
-        if isinstance(values, torch.Tensor)
-        else np.asarray(values, float)
-    )
+def _to_floats(values: Any) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double().numpy()
+    return np.asarray(values, float)
 
 
 def show_bars(
     bars: Mapping[str, Any], xlabel: str, title: str = "", *, alt: str | None = None
-) -> None:  # fmt: skip
-    """Draw {label: bar} as horizontal bars, each a number or (value, low, high): an interval's two ends.
+) -> None:
+    """Plot horizontal bars.
 
-    Raises ValueError, naming the bar, unless low <= value <= high.
+    Args:
+        bars: {label: number, or (value, low, high) with an interval's two ends}.
+        xlabel: of the x axis.
+        title: of the figure.
+        alt: description for readers who cannot see it.
+
+    Raises:
+        ValueError: a bar without low <= value <= high.
     """
-    triples = {label: _bar(label, bar) for label, bar in bars.items()}
-    with plt.style.context(style.SHEET):
-        figure, axes = plt.subplots(figsize=(7.2, 1.3 + 0.55 * max(2, len(triples))))
-        reach = max(high for _, _, high in triples.values())
-        for i, (value, low, high) in enumerate(triples.values()):
+    intervals = {label: _bar_interval(label, bar) for label, bar in bars.items()}
+    with plt.style.context(style.STYLE_SHEET):
+        figure, axes = plt.subplots(figsize=(7.2, 1.3 + 0.55 * max(2, len(intervals))))
+        for i, (value, low, high) in enumerate(intervals.values()):
             axes.barh(i, value, color=style.BLUE, height=0.6)
             if high > low:
-                axes.plot(
-                    [low, high], [i, i], color="black", linestyle="-", marker="|", markersize=12
-                )
-            axes.annotate(
-                f"{value:.3g}", (max(high, 0), i), (8, 0), textcoords="offset points", va="center"
-            )
-        axes.set_yticks(range(len(triples)), list(triples))
+                ends = {"linestyle": "-", "marker": "|", "markersize": 12}
+                axes.plot([low, high], [i, i], color="black", **ends)
+            offset = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(f"{value:.3g}", (max(high, 0), i), **offset)
+        axes.set_yticks(range(len(intervals)), list(intervals))
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.set(xlabel=xlabel, title=title)
-        axes.set_xlim(right=reach * 1.15 if reach > 0 else None)
-        told = ", ".join(f"{label} {value:.3g}" for label, (value, _, _) in triples.items())
-        show_figure(figure, alt or f"{title or 'bars'}: {xlabel}: {told}")
+        x_max = max(high for _, _, high in intervals.values())
+        axes.set_xlim(right=x_max * 1.15 if x_max > 0 else None)
+        values = ", ".join(f"{label} {value:.3g}" for label, (value, _, _) in intervals.items())
+        show_figure(figure, alt or f"{title or 'bars'}: {xlabel}: {values}")
 
 
-def _bar(label: str, bar: Any) -> tuple[float, float, float]:
-    numbers = [float(number) for number in (bar if isinstance(bar, tuple | list) else (bar,) * 3)]
-    if (
-        len(numbers) != 3
-        or not numbers[1] <= numbers[0] <= numbers[2]
-        or not math.isfinite(sum(numbers))
-    ):
-        raise ValueError(
-            f"bar {label!r} must be a number or (value, low, high) with low <= value <= high; got {bar}"
-        )
-    return numbers[0], numbers[1], numbers[2]
+def _bar_interval(label: str, bar: Any) -> tuple[float, float, float]:
+    numbers = tuple(map(float, bar if isinstance(bar, tuple | list) else (bar,) * 3))
+    is_valid = len(numbers) == 3 and numbers[1] <= numbers[0] <= numbers[2]
+    is_valid = is_valid and bool(np.isfinite(numbers).all())
+    expected = "a number or (value, low, high) with low <= value <= high"
+    require(is_valid, f"bar {label!r}", expected, bar)
+    return numbers
 
 
 def show_figure(figure: Figure, alt: str) -> None:
-    """Display a matplotlib figure as a small PNG (at most 255 colours), and close it: it is shown once.
+    """Display a matplotlib figure once, as a small PNG of at most 255 colours, and close it.
 
-    `alt`: a sentence for readers who cannot see it.
+    Args:
+        figure: any.
+        alt: description for readers who cannot see it.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
     pixels = np.asarray(Image.open(buffer).convert("RGB"))
-    display(Picture(encode.encode_png(pixels), alt))
+    display(PngImage(encode.encode_png(pixels), alt))

@@ -1,4 +1,4 @@
-"""`explore`: sliders where somebody can move them, a row of examples everywhere else."""
+"""`explore`: sliders in a live notebook, a row of examples everywhere else."""
 
 import os
 from collections.abc import Callable
@@ -16,40 +16,45 @@ from torch import Tensor
 from course_lib.lab import show
 from course_lib.lab.checks.present import line
 from course_lib.runtime import profile
+from course_lib.validation import require
 
-MOST = 5  # examples in place of a control
+MAX_EXAMPLES = 5  # in place of a control
+SLIDER_STEPS = 20  # of a range of floats
 
 
 def explore(f: Callable[..., Any], /, **choices: Any) -> None:
-    """Call `f(**values)` whenever a control moves; without a reader at the controls, show a few examples.
+    """Call `f(**values)` whenever a control moves; without a live notebook, show a few examples.
 
-    Each choice becomes a control: a list (a menu; starts at its first entry), a tuple (low, high) or
-    (low, high, step) of numbers (a slider; starts in the middle; steps of 1, or a twentieth of the way if
-    either end is a float), or a bool (a tick box).
-    `f` displays something, or returns an image (c, h, w), a clip (c, f, h, w), clips (b, c, f, h, w), a
-    figure or anything else that a notebook can display.
+    In tests, in a notebook that is run without a front end, and with COURSE_STATIC=1 or
+    COURSE_PROFILE=ci there are no controls. The first choice then takes up to five of its values,
+    the others keep their initial value, and the results are shown side by side with their values:
+    plain images and text, no widget, so the saved notebook looks the same everywhere.
 
-    Controls need a live notebook with somebody at it. In tests, in any notebook that is run without a front
-    end, and with COURSE_STATIC=1 or COURSE_PROFILE=ci, the first choice takes up to five of its values, the
-    others stay where they start, and the results stand side by side with their values: plain pictures and
-    text, no widget, so that the saved notebook reads the same everywhere.
-    Raises ValueError, naming it, for a choice that is none of the above.
+    Args:
+        f: displays something, or returns an image (c, h, w), a clip (c, f, h, w), clips
+            (b, c, f, h, w), a figure or anything else that a notebook can display.
+        **choices: each becomes a control. A list is a menu, which starts at its first entry. A
+            tuple (low, high) or (low, high, step) of numbers is a slider, which starts in the
+            middle and has steps of 1, or a twentieth of the range if an end is a float. A bool is a
+            tick box.
+
+    Raises:
+        ValueError: a choice that is none of these.
     """
-    if not choices:
-        raise ValueError("explore needs at least one choice, such as size=(1, 9)")
+    require(len(choices) > 0, "choices", "at least one, such as size=(1, 9)", "none")
     for name, choice in choices.items():
-        _check(name, choice)
+        _check_choice(name, choice)
     if is_live():
-        _controls(f, choices)
+        _show_controls(f, choices)
     else:
-        _examples(f, choices)
+        _show_examples(f, choices)
 
 
 def is_live() -> bool:
-    """Whether a reader sits at a notebook that can show controls.
+    """Whether this is a notebook that can show controls to a reader.
 
-    A front end says with every cell whether it can be asked for input; nbclient, nbconvert, papermill and
-    nbval say that they cannot, and so does COURSE_STATIC=1 or the ci profile for all of them.
+    A front end states with every cell whether it can be asked for input; nbclient, nbconvert,
+    papermill and nbval cannot. COURSE_STATIC=1 and the ci profile switch controls off.
     """
     if os.environ.get("COURSE_STATIC") == "1" or profile() == "ci":
         return False
@@ -59,138 +64,134 @@ def is_live() -> bool:
     return bool(kernel.get_parent().get("content", {}).get("allow_stdin", False))
 
 
-def _check(name: str, choice: Any) -> None:
-    if isinstance(choice, bool) or (isinstance(choice, list) and choice):
-        return
-    numbers = isinstance(choice, tuple) and all(
-        isinstance(end, int | float) and not isinstance(end, bool) for end in choice
-    )
-    if (
-        numbers
-        and len(choice) in (2, 3)
-        and choice[0] < choice[1]
-        and (len(choice) == 2 or choice[2] > 0)
-    ):
-        return
-    raise ValueError(
-        f"{name} must be a bool, a list with entries, (low, high) or (low, high, step) with low < high and "
-        f"step > 0; got {choice!r}"
-    )
+def _check_choice(name: str, choice: Any) -> None:
+    is_valid = isinstance(choice, bool) or (isinstance(choice, list) and len(choice) > 0)
+    if isinstance(choice, tuple) and len(choice) in (2, 3):
+        is_numeric = all(isinstance(n, int | float) and not isinstance(n, bool) for n in choice)
+        is_valid = is_numeric and choice[0] < choice[1] and (len(choice) == 2 or choice[2] > 0)
+    expected = "a bool, a list with entries, (low, high) or (low, high, step) with low < high"
+    require(is_valid, name, f"{expected} and step > 0", repr(choice))
 
 
-def _grid(choice: tuple) -> list[int | float]:
-    """Every value of a slider."""
+def _slider_values(choice: tuple) -> list[int | float]:
     low, high = choice[:2]
-    whole = all(isinstance(end, int) for end in choice)
-    step = choice[2] if len(choice) == 3 else 1 if whole else (high - low) / 20
-    count = int((high - low) / step + 1e-9) + 1
-    return [low + i * step if whole else round(low + i * step, 10) for i in range(count)]
+    is_integer = all(isinstance(number, int) for number in choice)
+    step = 1 if is_integer else (high - low) / SLIDER_STEPS
+    if len(choice) == 3:
+        step = choice[2]
+    num_values = int((high - low) / step + 1e-9) + 1
+    values = [low + i * step for i in range(num_values)]
+    return values if is_integer else [round(value, 10) for value in values]
 
 
-def _start(choice: Any) -> Any:
+def _initial_value(choice: Any) -> Any:
     if isinstance(choice, tuple):
-        grid = _grid(choice)
-        return grid[(len(grid) - 1) // 2]
+        values = _slider_values(choice)
+        return values[(len(values) - 1) // 2]
     return choice[0] if isinstance(choice, list) else choice
 
 
-def examples_of(choice: Any) -> list[Any]:
-    """Up to five values that stand for a choice: both ends, and evenly spaced between."""
-    values = (
-        [False, True]
-        if isinstance(choice, bool)
-        else _grid(choice)
-        if isinstance(choice, tuple)
-        else choice
-    )
-    return [values[round(i)] for i in np.linspace(0, len(values) - 1, min(MOST, len(values)))]
+def example_values(choice: Any) -> list[Any]:
+    """Up to five evenly spaced values of a choice, both ends among them.
+
+    Args:
+        choice: as in `explore`.
+    """
+    values = choice
+    if isinstance(choice, bool):
+        values = [False, True]
+    elif isinstance(choice, tuple):
+        values = _slider_values(choice)
+    indices = np.linspace(0, len(values) - 1, min(MAX_EXAMPLES, len(values)))
+    return [values[round(i)] for i in indices]
 
 
 def _label(values: dict[str, Any]) -> str:
-    words = {
-        name: f"{value:.4g}" if isinstance(value, float) else value
+    return ", ".join(
+        f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
         for name, value in values.items()
-    }
-    return ", ".join(f"{name} = {value}" for name, value in words.items())
+    )
 
 
-def _examples(f: Callable[..., Any], choices: dict[str, Any]) -> None:
-    """The static form: vary the first choice, side by side if `f` returns pictures."""
-    first, *rest = choices
-    others = {name: _start(choices[name]) for name in rest}
-    labels, shown, results = [], [], []
-    for value in examples_of(choices[first]):
-        labels.append(_label({first: value}))
-        # What f displays is held back: its label comes first, and that depends on what f returns.
+def _show_examples(f: Callable[..., Any], choices: dict[str, Any]) -> None:
+    """The static form: vary the first choice, side by side if `f` returns images or clips."""
+    varied, *fixed = choices
+    fixed_values = {name: _initial_value(choices[name]) for name in fixed}
+    labels = []
+    captures = []
+    results = []
+    for value in example_values(choices[varied]):
+        labels.append(_label({varied: value}))
+        # What f displays is shown later: its label comes first, and depends on what f returns
         with capture_output() as captured:
-            results.append(_call(f, {first: value, **others}))
-        shown.append(captured)
-    if others:
-        line(f"With {_label(others)}:")
-    if _are_alike(results):
-        for captured in shown:
+            results.append(_call(f, {varied: value, **fixed_values}))
+        captures.append(captured)
+    if fixed_values:
+        line(f"With {_label(fixed_values)}:")
+    if _same_shape(results):
+        for captured in captures:
             captured.show()
-        together = torch.stack([result.detach().cpu() for result in results])
-        (show.show_images if together.ndim == 4 else show.show_video)(together, labels)
+        batch = torch.stack([result.detach().cpu() for result in results])
+        show_batch = show.show_images if batch.ndim == 4 else show.show_video
+        show_batch(batch, labels)
         return
-    for label, captured, result in zip(labels, shown, results, strict=True):
+    for label, captured, result in zip(labels, captures, results, strict=True):
         line(label)
         captured.show()
-        _show(result, label, strip=True)
+        _show_result(result, label, strip=True)
 
 
-def _are_alike(results: list[Any]) -> bool:
-    """Whether they are images, or clips, of one shape: then they fit in one picture."""
-    tensors = all(isinstance(result, Tensor) for result in results)
-    return tensors and len({result.shape for result in results}) == 1 and results[0].ndim in (3, 4)
+def _same_shape(results: list[Any]) -> bool:
+    """Whether the results are images, or clips, of one shape: then they fit into one image."""
+    if not all(isinstance(result, Tensor) for result in results):
+        return False
+    return len({result.shape for result in results}) == 1 and results[0].ndim in (3, 4)
 
 
 def _call(f: Callable[..., Any], values: dict[str, Any]) -> Any:
-    """What `f` returns, or the figures it has left open; closed, or the next call would draw into them."""
+    """The result of `f`, or the figures that it left open, closed so the next call has its own."""
     before = set(plt.get_fignums())
     result = f(**values)
-    left = [plt.figure(number) for number in plt.get_fignums() if number not in before]
-    for figure in left:
+    figures = [plt.figure(number) for number in plt.get_fignums() if number not in before]
+    for figure in figures:
         plt.close(figure)
-    return left if result is None and left else result
+    return figures if result is None and figures else result
 
 
-def _show(result: Any, label: str, strip: bool) -> None:
-    if result is None:
-        return
+def _show_result(result: Any, label: str, strip: bool) -> None:
+    is_figures = isinstance(result, list) and all(isinstance(item, Figure) for item in result)
     if isinstance(result, Tensor) and result.ndim == 3:
         show.show_images(result[None], alt=label)
     elif isinstance(result, Tensor) and result.ndim in (4, 5):
         show.show_video(result, strip=strip, alt=label)
-    elif isinstance(result, list) and all(isinstance(part, Figure) for part in result):
-        for figure in result:
+    elif is_figures or isinstance(result, Figure):
+        for figure in result if is_figures else [result]:
             show.show_figure(figure, label)
-    elif isinstance(result, Figure):
-        show.show_figure(result, label)
-    else:
+    elif result is not None:
         display(result)
 
 
-def _controls(f: Callable[..., Any], choices: dict[str, Any]) -> None:
+def _show_controls(f: Callable[..., Any], choices: dict[str, Any]) -> None:
     """The live form: one control for each choice, and the result below them."""
     import ipywidgets
 
     controls = {name: _control(ipywidgets, name, choice) for name, choice in choices.items()}
     output = ipywidgets.interactive_output(
-        lambda **values: _show(_call(f, values), _label(values), strip=False), controls
+        lambda **values: _show_result(_call(f, values), _label(values), strip=False), controls
     )
     display(ipywidgets.VBox([*controls.values(), output]))
 
 
 def _control(ipywidgets: Any, name: str, choice: Any) -> Any:
-    # continuous_update=False: a model is not run for every pixel that a slider moves
     common = {
         "description": name,
-        "value": _start(choice),
+        "value": _initial_value(choice),
         "style": {"description_width": "initial"},
     }
     if isinstance(choice, bool):
         return ipywidgets.Checkbox(**common)
     if isinstance(choice, tuple):
-        return ipywidgets.SelectionSlider(options=_grid(choice), continuous_update=False, **common)
+        # not continuous: a model is not run for every pixel that a slider moves
+        values = _slider_values(choice)
+        return ipywidgets.SelectionSlider(options=values, continuous_update=False, **common)
     return ipywidgets.Dropdown(options=choice, **common)

@@ -1,30 +1,32 @@
-"""How good is a video? Each metric states its conventions in its name and runs on any net it is given.
+"""Video metrics. Each states its conventions in its name, and runs with any network it is given.
 
-| file           | what it compares                      | metrics                                                    |
-|----------------|---------------------------------------|------------------------------------------------------------|
-| `score`        |                                       | what every metric returns                                  |
-| `inputs`       |                                       | what every metric refuses                                  |
-| `image`        | a video with its reference            | PSNR, SSIM, perceptual distance                            |
-| `features`     |                                       | features of real and generated video, taken once           |
-| `frechet`      | two sets of features, as Gaussians    | Fréchet distance (FID, FVD) and its limit for many samples |
-| `distribution` | two sets of features                  | KID, precision and recall; Inception Score                 |
-| `external`     |                                       | the nets of published FID and FVD, from a user's files     |
-| `clipwise`     | clip by clip                          | means over clips and shares, with 95 % intervals           |
-| `text`         | a video with words                    | CLIPSIM, CLIPScore, directional similarity, frame accuracy |
-| `consistency`  | the frames of a video                 | frame consistency in three definitions                     |
-| `flow`         |                                       | optical flow: estimated, exact, and warping by it          |
-| `motion`       | the frames of a video                 | warping error, flicker, smoothness, dynamic degree         |
-| `trajectory`   | a video with a path                   | the subject's centres, trajectory error                    |
-| `judge`        | a video with its prompt               | accuracy per attribute, calibration, AUROC                 |
+| file              | input                     | metrics                                        |
+|-------------------|---------------------------|------------------------------------------------|
+| `score`           |                           | result type and base class of all metrics      |
+| `intervals`       | independent values        | mean with Student's t interval                 |
+| `clipwise`        | one number per clip       | means and proportions with 95 % intervals      |
+| `image`           | video, reference          | PSNR, SSIM, perceptual distance                |
+| `features`        | real and generated videos | features, collected once                       |
+| `frechet`         | two feature sets          | Fréchet distance (FID, FVD), FID∞              |
+| `distribution`    | two feature sets          | KID, precision and recall; Inception Score     |
+| `external`        | the user's weight files   | networks of published FID and FVD              |
+| `text`            | video, prompts            | CLIPSIM, CLIPScore, edit metrics               |
+| `consistency`     | frames of a video         | frame consistency in three definitions         |
+| `flow`            | video                     | optical flow: estimates, ground truth, warping |
+| `motion`          | frames of a video         | warping error, flicker, dynamic degree         |
+| `trajectory`      | video, path               | subject centres, trajectory error              |
+| `prompt_accuracy` | video, prompts            | accuracy per attribute, calibration, AUROC     |
 
-A metric is a `torchmetrics.Metric`: `update` with batches, `compute` a `Score` or a dict of them, `reset`. It adds up
-in float64, does not depend on the batching and joins the counts of several processes. Beside it stands the function
-that it streams, which is what a lesson shows. Networks are arguments, never fetched.
+A metric is a `torchmetrics.Metric`: `update` takes a batch, `compute` returns a `Score` or a dict
+of scores, `reset` starts again. Metrics accumulate in float64, do not depend on the batch size, and
+combine the states of several processes. Most are plain functions too. Networks are arguments, never
+downloaded.
 
-What comes in is checked by `inputs`, with ValueError; so the annotation there is a plain `Tensor`, and exact inside.
+`course_lib.validation` checks all input and raises ValueError. So these arguments are annotated as
+plain `Tensor`; results and internal functions are annotated with their axes.
 """
 
-from course_lib.metrics.clipwise import ClipMeans, mean_score, share_score
+from course_lib.metrics.clipwise import PerClipMetric, mean_score, proportion_score
 from course_lib.metrics.consistency import FrameConsistency, frame_consistency
 from course_lib.metrics.distribution import (
     DistributionScores,
@@ -37,11 +39,23 @@ from course_lib.metrics.distribution import (
     precision_recall,
 )
 from course_lib.metrics.external import i3d_features, inception_features
-from course_lib.metrics.features import FeatureBank, extract, frame_features, mean_frame_features
-from course_lib.metrics.flow import both_flows, estimate_flow, exact_flows, raft_flow, visible, warp
+from course_lib.metrics.features import (
+    FeatureBank,
+    extract_features,
+    frame_features,
+    mean_frame_features,
+)
+from course_lib.metrics.flow import (
+    bidirectional_flow,
+    estimate_flow,
+    ground_truth_flow,
+    non_occluded_mask,
+    raft_flow,
+    warp,
+)
 from course_lib.metrics.frechet import (
-    Extrapolation,
     FrechetDistance,
+    FrechetInfinity,
     frechet_distance,
     frechet_from_moments,
     frechet_infinity,
@@ -55,13 +69,7 @@ from course_lib.metrics.image import (
     ssim,
     ssim_map,
 )
-from course_lib.metrics.prompt_accuracy import (
-    Confusion,
-    PromptAccuracy,
-    auroc,
-    expected_calibration_error,
-    part_of_prompt,
-)
+from course_lib.metrics.intervals import mean_interval
 from course_lib.metrics.motion import (
     DynamicDegree,
     Flicker,
@@ -69,6 +77,13 @@ from course_lib.metrics.motion import (
     WarpingError,
     dynamic_degree,
     warping_error,
+)
+from course_lib.metrics.prompt_accuracy import (
+    Confusion,
+    PromptAccuracy,
+    auroc,
+    expected_calibration_error,
+    subset_of_prompt,
 )
 from course_lib.metrics.score import Score
 from course_lib.metrics.text import (
@@ -85,19 +100,19 @@ __all__ = [
     "PSNR",
     "SSIM",
     "ClipEncoder",
-    "ClipMeans",
     "Confusion",
     "DirectionalSimilarity",
     "DistributionScores",
     "DynamicDegree",
-    "Extrapolation",
     "FeatureBank",
     "Flicker",
     "FrameAccuracy",
     "FrameConsistency",
     "FrechetDistance",
+    "FrechetInfinity",
     "InceptionScore",
     "KernelDistance",
+    "PerClipMetric",
     "PerceptualDistance",
     "PrecisionRecall",
     "PromptAccuracy",
@@ -108,37 +123,38 @@ __all__ = [
     "TrajectoryError",
     "WarpingError",
     "auroc",
-    "both_flows",
+    "bidirectional_flow",
     "centres",
     "clip_similarity",
     "dynamic_degree",
     "estimate_flow",
-    "exact_flows",
     "expected_calibration_error",
-    "extract",
+    "extract_features",
     "frame_consistency",
     "frame_features",
     "frechet_distance",
     "frechet_from_moments",
     "frechet_infinity",
+    "ground_truth_flow",
     "i3d_features",
     "inception_features",
     "inception_score",
     "kernel_distance",
     "kernel_distance_subsets",
     "mean_frame_features",
+    "mean_interval",
     "mean_score",
-    "part_of_prompt",
+    "non_occluded_mask",
     "perceptual_distance",
     "precision_recall",
+    "proportion_score",
     "psnr",
     "raft_flow",
-    "share_score",
     "ssim",
     "ssim_map",
     "subject_centres",
     "subject_masks",
-    "visible",
+    "subset_of_prompt",
     "warp",
     "warping_error",
 ]

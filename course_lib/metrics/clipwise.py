@@ -1,4 +1,4 @@
-"""Metrics that give every clip a number: the mean over clips with its interval, and the numbers themselves."""
+"""Metrics with one number per clip: means over clips, proportions, and their 95 % intervals."""
 
 import math
 from collections.abc import Mapping
@@ -7,75 +7,97 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
-from torchmetrics import Metric
 
-from course_lib.metrics.features import stacked
+from course_lib.metrics.features import cat_rows
+from course_lib.metrics.intervals import CONFIDENCE, mean_interval
+from course_lib.metrics.score import Score, VideoMetric
 from course_lib.validation import check_count
-from course_lib.metrics.score import Score
-
-CONFIDENCE = 0.95
 
 
 def mean_score(name: str, values: Float[Tensor, "n"], unit: str = "") -> Score:
-    """Mean of independent values and its 95 % interval, Student's t on n - 1 degrees of freedom.
+    """Mean of independent values with its 95 % interval (Student's t).
 
-    values: one per clip; NaN says that a clip has none, and leaves it out of mean and `n`. One value has no interval,
-    none at all has a mean of NaN.
+    Args:
+        name: name of the score.
+        values: one value per clip; NaN marks a clip without a value, which is left out.
+        unit: unit of the values.
+
+    Returns:
+        The score; `n` counts the values that are not NaN. With one value it has no interval,
+        with none its value is NaN.
     """
-    values = values[~values.isnan()].double()
-    n, mean = len(values), values.mean().item()
+    values = values[~values.isnan()].cpu().double()
+    n = len(values)
     if n < 2:
-        return Score(name, mean, n, None, unit)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * values.std().item() / math.sqrt(n)
-    return Score(name, mean, n, (mean - half, mean + half), unit)
+        return Score(name, values.item() if n else math.nan, n, None, unit)
+    mean, low, high = mean_interval(values)
+    return Score(name, mean, n, (low, high), unit)
 
 
-def share_score(name: str, hits: int, n: int) -> Score:
-    """Share of `hits` among `n` independent trials and its 95 % interval (Wilson 1927), which stays within [0, 1].
+def proportion_score(name: str, hits: int, n: int) -> Score:
+    """Proportion of successes with its 95 % interval, which stays within [0, 1] (Wilson 1927).
 
-    Raises ValueError for no trials, or more hits than trials.
+    Args:
+        name: name of the score.
+        hits: number of successes.
+        n: number of independent trials.
+
+    Raises:
+        ValueError: for no trials, or more hits than trials.
     """
     check_count(name, n, 1)
     interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Score(name, hits / n, n, (float(interval.low), float(interval.high)))
 
 
-class ClipMeans(Metric):
-    """What all metrics share that give every clip one or more numbers: keep these, and return their means.
+class PerClipMetric(VideoMetric):
+    """Base class of metrics with one or more numbers per clip; `compute` returns their means.
 
-    One float64 a clip and number is kept, so that the result does not depend on the batching and `per_clip` can say
-    which clips are the bad ones. `n` counts clips; clips of different length weigh the same.
+    It stores one float64 per clip and number. So the result does not depend on the batch size, and
+    `per_clip` shows which clips are bad. Clips of different length have equal weight.
+
+    Args:
+        names: maps each key of the result of `compute` to the name of the score.
+        units: maps keys to units; keys without a unit may be missing.
     """
 
-    full_state_update = False
-    is_differentiable = False
-
     def __init__(self, names: Mapping[str, str], units: Mapping[str, str] | None = None) -> None:
-        """names: key in the answer of `compute`, to name of the score. units: the same keys, to units."""
         super().__init__()
-        self.names, self.units = dict(names), dict(units or {})
+        self.names = dict(names)
+        self.units = dict(units or {})
         self.add_state("rows", [], "cat")
 
-    def _keep(self, **values: Float[Tensor, "b"]) -> None:
-        """Add the numbers of a batch, under the keys of `names`."""
-        self.rows.append(
-            torch.stack([values[key].to(self.device).double() for key in self.names], dim=1)
-        )
+    def _append(self, **values: Float[Tensor, "b"]) -> None:
+        """Store the numbers of a batch, under the keys of `names`."""
+        columns = [values[key].to(self.device).double() for key in self.names]
+        self.rows.append(torch.stack(columns, dim=1))
 
     def per_clip(self) -> dict[str, Float[Tensor, "n"]]:
-        """The numbers of every clip, in the order of the updates. Raises ValueError before the first clip."""
-        rows = stacked(self.rows)
+        """Numbers of every clip, in the order of the updates.
+
+        Raises:
+            ValueError: before the first clip.
+        """
+        rows = cat_rows(self.rows)
         check_count("clips", len(rows), 1)
         return dict(zip(self.names, rows.unbind(dim=1), strict=True))
 
     def means(self) -> dict[str, Score]:
-        """One `mean_score` per key. Raises ValueError before the first clip."""
+        """One `mean_score` per key.
+
+        Raises:
+            ValueError: before the first clip.
+        """
         return {
             key: mean_score(self.names[key], values, self.units.get(key, ""))
             for key, values in self.per_clip().items()
         }
 
     def compute(self) -> dict[str, Score] | Score:
-        """One score per key; a metric with a single number returns its score. Raises ValueError before any clip."""
+        """One score per key, or the score itself if there is only one key.
+
+        Raises:
+            ValueError: before the first clip.
+        """
         scores = self.means()
         return scores if len(scores) > 1 else next(iter(scores.values()))

@@ -1,7 +1,8 @@
-"""Features of real and generated videos, taken once and kept: what every distance between distributions starts from.
+"""Feature networks, and metrics that collect features of real and generated videos.
 
-A feature net is any callable from videos (b, c, f, h, w) to (b, d), or through `frame_features` an image net. FID and
-FVD are such distances on a named net: Inception and I3D (`external`), or the course's own.
+A video feature net is any callable from videos (b, c, f, h, w) to features (b, d); the functions
+`frame_features` and `mean_frame_features` make one from an image net. FID and FVD are distances
+between such features: of Inception and I3D (see `external`), or of the course's own networks.
 """
 
 from collections.abc import Callable
@@ -9,121 +10,156 @@ from typing import Any
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from course_lib.validation import check_count, check_features, check_net, check_video
+from course_lib.metrics.score import Score, VideoMetric
+from course_lib.validation import check_count, check_net, check_tensor, check_video
 
 VideoNet = Callable[
     [Tensor], Tensor
-]  # (b, c, f, h, w) to (b, d), or (n, d) where a clip gives several samples
+]  # (b, c, f, h, w) to (b, d), or to (n, d) with several rows per clip
 ImageNet = Callable[[Tensor], Tensor]  # (b, c, h, w) to (b, d)
 
 
 def frame_features(net: ImageNet) -> VideoNet:
-    """The image net as a video net for which each frame is a sample: (b, c, f, h, w) to (b·f, d).
+    """Turn an image net into a video net with one sample per frame.
 
-    Raises ValueError for a net in training mode.
+    Args:
+        net: images (n, c, h, w) to features (n, d).
+
+    Returns:
+        Callable from videos (b, c, f, h, w) to features (b·f, d).
+
+    Raises:
+        ValueError: for a net in training mode.
     """
     check_net("net", net)
     return lambda video: net(rearrange(video, "b c f h w -> (b f) c h w"))
 
 
 def mean_frame_features(net: ImageNet) -> VideoNet:
-    """The image net as a video net: mean over frames, (b, c, f, h, w) to (b, d), blind to the order of the frames.
+    """Turn an image net into a video net by averaging over frames, which ignores their order.
 
-    Raises ValueError for a net in training mode.
+    Args:
+        net: images (n, c, h, w) to features (n, d).
+
+    Returns:
+        Callable from videos (b, c, f, h, w) to features (b, d).
+
+    Raises:
+        ValueError: for a net in training mode.
     """
-    check_net("net", net)
-
-    def features(video: Tensor) -> Tensor:
-        each = net(rearrange(video, "b c f h w -> (b f) c h w"))
-        return reduce(each, "(b f) d -> b d", "mean", b=len(video))
-
-    return features
+    per_frame = frame_features(net)
+    return lambda video: reduce(per_frame(video), "(b f) d -> b d", "mean", b=len(video))
 
 
-def extract(net: VideoNet, video: Tensor) -> Float[Tensor, "n d"]:
-    """What `net` says of `video` (b, c, f, h, w), in float64 and without gradient.
+def extract_features(net: VideoNet, video: Tensor) -> Float[Tensor, "n d"]:
+    """Features of a batch of videos, without gradient.
 
-    The video stays where it is, which must be where the net is; the features go to the CPU, since float64 does not
-    exist on every accelerator. Raises ValueError for bad input, a net in training mode or features that are not (n, d).
+    Args:
+        net: video feature net.
+        video: (b, c, f, h, w) in [-1, 1], on the device of the net.
+
+    Returns:
+        Features in float64 on the CPU, since some accelerators have no float64.
+
+    Raises:
+        ValueError: for bad input, a net in training mode, or features that are not (n, d).
     """
     check_video("video", video)
     check_net("net", net)
     with torch.no_grad():
         features = net(video)
-    check_features("net(video)", features)
+    check_tensor("net(video)", features, "(n, d)")
     return features.cpu().double()
 
 
-def stacked(rows: list[Tensor] | Tensor) -> Float[Tensor, "n d"]:
-    """A metric's list of rows as one matrix; torchmetrics may have joined it already, across processes.
+def cat_rows(rows: list[Tensor] | Tensor) -> Num[Tensor, "n d"]:
+    """Concatenate a list state of a metric; torchmetrics may have done so across processes.
 
-    rows: each (n_i, d); none gives (0, 0).
+    Args:
+        rows: tensors (n_i, d); an empty list gives (0, 0).
     """
     return dim_zero_cat(rows) if len(rows) else torch.zeros(0, 0, dtype=torch.float64)
 
 
-class TwoSided(Metric):
-    """What all distances between real and generated video share: one net, two sides, kept as lists of rows."""
+class RealVsGenerated(VideoMetric):
+    """Base class of distances between real and generated videos: the features of both sets.
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
+    Args:
+        net: video feature net; it runs on its own device.
+        name: name of the net, for the score.
+        cache_real: whether `reset` keeps the real features, to compare many models with them.
 
-    def __init__(self, net: VideoNet, name: str, *, keep_real: bool = False) -> None:
-        """net: videos to features; it runs where it is. name: of the net, for the score.
+    Raises:
+        ValueError: for a net in training mode.
+    """
 
-        keep_real: `reset` forgets only the generated side, for many models against the same data.
-        Raises ValueError for a net in training mode.
-        """
+    def __init__(self, net: VideoNet, name: str, *, cache_real: bool = False) -> None:
         super().__init__()
         check_net("net", net)
-        self.net, self.net_name, self.keep_real = net, name, keep_real
+        self.net = net
+        self.net_name = name
+        self.cache_real = cache_real
         self.add_state("real", [], "cat")
         self.add_state("generated", [], "cat")
 
     def update(self, video: Tensor, real: bool) -> None:
-        """Add a batch to one side; video: (b, c, f, h, w) in [-1, 1]. Raises ValueError as `extract` does."""
-        self._keep(self.real if real else self.generated, extract(self.net, video).to(self.device))
+        """Add a batch to one of the two sets.
 
-    def _keep(self, rows: list[Tensor], features: Float[Tensor, "n d"]) -> None:
+        Args:
+            video: (b, c, f, h, w) in [-1, 1].
+            real: whether the videos are real or generated.
+
+        Raises:
+            ValueError: see `extract_features`.
+        """
+        features = extract_features(self.net, video).to(self.device)
+        self._append(self.real if real else self.generated, features)
+
+    def _append(self, rows: list[Tensor], features: Float[Tensor, "n d"]) -> None:
         rows.append(features)
 
     def _sides(self) -> dict[str, Float[Tensor, "n d"]]:
-        return {"real samples": stacked(self.real), "generated samples": stacked(self.generated)}
+        return {"real samples": cat_rows(self.real), "generated samples": cat_rows(self.generated)}
 
     def reset(self) -> None:
-        """Forget everything, or with `keep_real` only the generated side."""
-        kept = list(self.real)
+        """Remove all samples, or with `cache_real` only the generated ones."""
+        real = list(self.real)
         super().reset()
-        if self.keep_real:
-            self.real = kept
+        if self.cache_real:
+            self.real = real
 
 
-class FeatureBank(TwoSided):
-    """Features of both sides, exactly as they came: one pass of the net serves any number of distances.
+class FeatureBank(RealVsGenerated):
+    """Features of both sets, unchanged, so that one pass of the net serves several distances.
 
         bank = FeatureBank(net, "features")
         bank.update(clips, real=True)
         bank.update(samples, real=False)
         real, generated = bank.compute()
 
-    Memory: 8·n·d bytes. `frechet.FrechetDistance` needs no more than 16·d² however many samples there are.
+    It needs 8·n·d bytes; `frechet.FrechetDistance` needs at most 16·d² for any number of samples.
     """
 
-    needed = 1  # samples on each side
+    min_samples = 1  # in each set
 
     def features(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-        """Real, generated. Raises ValueError for too few samples, with the number needed."""
-        real, generated = self._sides().items()
-        for name, rows in (real, generated):
-            check_count(name, len(rows), self.needed)
-        return real[1], generated[1]
+        """Real and generated features.
+
+        Raises:
+            ValueError: for fewer than `min_samples` in a set.
+        """
+        sides = self._sides()
+        for name, rows in sides.items():
+            check_count(name, len(rows), self.min_samples)
+        return tuple(sides.values())
 
     def compute(self) -> Any:
-        """Real and generated features. Raises ValueError as `features` does."""
+        """Real and generated features; a subclass returns its scores. Raises as `features`."""
         return self.features()
+
+    def _score(self, name: str, value: float) -> Score:
+        return Score(f"{name}[{self.net_name}]", value, min(map(len, self.features())))

@@ -1,7 +1,8 @@
-"""Optical flow: estimated without a trained network or with one, exact from the world, and what to do with it.
+"""Optical flow: estimates without and with a network, ground truth, and warping.
 
-A flow is (b, 2, f-1, h, w) in pixels, (x, y) in dim 1, as in `world.Clips.flow`. Forward: where a point of frame t
-lies in frame t + 1, on frame t's pixels. Backward: where a point of frame t + 1 lay in frame t, on frame t + 1's.
+A flow is (b, 2, f-1, h, w) in pixels, with (x, y) in dim 1, as `world.Clips.flow`. Forward flow: on
+the pixels of frame t, where each point is in frame t + 1. Backward flow: on the pixels of frame
+t + 1, where each point was in frame t.
 """
 
 import dataclasses
@@ -19,56 +20,59 @@ from skimage.registration import optical_flow_ilk, optical_flow_tvl1
 from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from course_lib.validation import check_video
+from course_lib.validation import check_tensor, check_video, require
 from course_lib.world import Clips
 
 Estimator = Callable[[Tensor], Tensor]  # video (b, c, f, h, w) to forward flow
 
 METHODS = {"ilk": optical_flow_ilk, "tvl1": optical_flow_tvl1}
-GREY = (0.2125, 0.7154, 0.0721)  # of red, green, blue: skimage.color.rgb2gray
-RAFT_SMALLEST, RAFT_MULTIPLE = 128, 8  # pixels
+LUMA_WEIGHTS = (0.2125, 0.7154, 0.0721)  # of red, green and blue, as in skimage.color.rgb2gray
+RAFT_MIN_SIZE = 128  # pixels
+RAFT_SIZE_MULTIPLE = 8  # pixels
 
 
 def estimate_flow(video: Tensor, method: str = "ilk") -> Float[Tensor, "b 2 steps h w"]:
-    """Forward flow by scikit-image, with its default settings; on the CPU, float32.
+    """Forward flow by scikit-image with its default settings, float32 on the CPU.
 
-    video: (b, c, f, h, w) in [-1, 1], c = 1 or 3, at least two frames. method: "ilk" (iterative Lucas-Kanade: Le
-    Besnerais & Champagnat 2005) or "tvl1" (Zach et al. 2007; slower, a little better at borders).
-    Flat areas have no flow to see: there both follow their surroundings. Raises ValueError for bad input.
+    Flat areas have no visible flow; there both methods interpolate from their surroundings.
+
+    Args:
+        video: (b, c, f, h, w) in [-1, 1], c = 1 or 3, at least two frames of 16 x 16 pixels.
+        method: "ilk" (iterative Lucas-Kanade: Le Besnerais & Champagnat 2005) or "tvl1" (Zach et
+            al. 2007; slower, a little better at borders).
+
+    Raises:
+        ValueError: for bad input.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {method!r}")
+    require(method in METHODS, "method", f"one of {', '.join(METHODS)}", repr(method))
     check_video("video", video, min_frames=2, min_size=16)
-    if video.shape[1] not in (1, 3):
-        raise ValueError(f"video: expected 1 or 3 channels, got {video.shape[1]}")
+    require(video.shape[1] in (1, 3), "video", "1 or 3 channels", video.shape[1])
     unit = (video.detach().cpu().float() + 1) / 2
-    weights = unit.new_tensor(GREY if video.shape[1] == 3 else (1.0,))
+    weights = unit.new_tensor(LUMA_WEIGHTS if video.shape[1] == 3 else (1.0,))
     grey = torch.einsum("bcfhw,c->bfhw", unit, weights).numpy()
     pairs = [(clip[t], clip[t + 1]) for clip in grey for t in range(len(clip) - 1)]
-    flows = np.stack(
-        [METHODS[method](*pair)[::-1] for pair in pairs]
-    )  # row, column: the other way round
+    flows = np.stack([METHODS[method](*pair)[::-1] for pair in pairs])  # (row, column) to (x, y)
     return rearrange(torch.from_numpy(flows), "(b f) c h w -> b c f h w", b=len(video))
 
 
 def raft_flow(weights: Path | str, *, large: bool = False) -> Estimator:
-    """RAFT (Teed & Deng 2020) as an estimator, from a file of torchvision's weights; nothing is downloaded.
+    """RAFT (Teed & Deng 2020) as an estimator, with torchvision's weights from a local file.
 
-    weights: a state dict of torchvision's raft_small, or raft_large if `large`: .pth as torchvision publishes it, read
-    without running what a pickle may hold, or .safetensors. Videos smaller than 128 pixels, or whose sides 8 does not
-    divide, are enlarged (bilinear) for the network, and the flow brought back to the video's own pixels.
-    Raises ValueError where there is no such file.
+    Videos below 128 pixels, or with sides that 8 does not divide, are enlarged (bilinear) for the
+    network; the flow is in pixels of the video.
+
+    Args:
+        weights: state dict of torchvision's raft_small, or raft_large; .safetensors, or .pth as
+            torchvision publishes it (loaded with weights_only=True).
+        large: whether the weights are those of raft_large.
+
+    Raises:
+        ValueError: if there is no such file.
     """
     path = Path(weights)
-    if not path.is_file():
-        raise ValueError(
-            f"weights: expected a file with torchvision's RAFT weights, found none at {path}"
-        )
-    tensors = (
-        load_file(path)
-        if path.suffix == ".safetensors"
-        else torch.load(path, "cpu", weights_only=True)
-    )
+    require(path.is_file(), "weights", "a file with torchvision's RAFT weights", f"none at {path}")
+    is_safetensors = path.suffix == ".safetensors"
+    tensors = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
     net = (raft_large if large else raft_small)(weights=None).eval().requires_grad_(False)
     net.load_state_dict(tensors)
     return partial(_raft, net)
@@ -78,78 +82,94 @@ def raft_flow(weights: Path | str, *, large: bool = False) -> Estimator:
 def _raft(net: torch.nn.Module, video: Tensor) -> Float[Tensor, "b 2 steps h w"]:
     check_video("video", video, min_frames=2)
     net.to(video.device)
-    size = video.shape[-2:]
-    fine = [max(RAFT_SMALLEST, -(-side // RAFT_MULTIPLE) * RAFT_MULTIPLE) for side in size]
+    h, w = video.shape[-2:]
+    large = [
+        max(RAFT_MIN_SIZE, -(-side // RAFT_SIZE_MULTIPLE) * RAFT_SIZE_MULTIPLE) for side in (h, w)
+    ]
     frames = rearrange(video.detach().float(), "b c f h w -> (b f) c h w")
-    frames = F.interpolate(frames, fine, mode="bilinear").unflatten(0, (len(video), -1))
-    flow = net(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))[-1]
-    # in pixels of the enlarged frame, x first
-    flow = F.interpolate(flow, size, mode="bilinear") * flow.new_tensor(
-        [size[1] / fine[1], size[0] / fine[0]]
-    ).view(1, 2, 1, 1)
+    frames = F.interpolate(frames, large, mode="bilinear").unflatten(0, (len(video), -1))
+    flow = net(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))[-1]  # (b·(f-1), 2, h, w)
+    scale = flow.new_tensor([w / large[1], h / large[0]]).view(1, 2, 1, 1)
+    flow = F.interpolate(flow, (h, w), mode="bilinear") * scale
     return rearrange(flow, "(b f) c h w -> b c f h w", b=len(video))
 
 
-def both_flows(
+def bidirectional_flow(
     video: Tensor, estimator: Estimator = estimate_flow
 ) -> tuple[Float[Tensor, "b 2 steps h w"], Float[Tensor, "b 2 steps h w"]]:
-    """Forward and backward flow of a video by `estimator`; the second is the forward flow of the film run backwards."""
+    """Forward and backward flow of a video; the latter is estimated on the reversed video.
+
+    Args:
+        video: (b, c, f, h, w) in [-1, 1].
+        estimator: video to forward flow.
+    """
     return estimator(video), estimator(video.flip(2)).flip(2)
 
 
-def exact_flows(
+def ground_truth_flow(
     clips: Clips,
 ) -> tuple[Float[Tensor, "b 2 steps h w"], Float[Tensor, "b 2 steps h w"]]:
     """Forward and backward flow of clips of the Emoji World, exact where `clips.flow_exact`."""
-    turned = dataclasses.replace(
+    backwards = dataclasses.replace(
         clips, video=clips.video.flip(2), path=clips.path.flip(1), alpha=clips.alpha.flip(2)
     )
-    return clips.flow, turned.flow.flip(2)
+    return clips.flow, backwards.flow.flip(2)
 
 
 def check_flow(name: str, flow: Tensor, video: Tensor) -> None:
-    """Raise ValueError unless `flow` is a finite flow for `video`; name: of the caller's argument."""
+    """Check a flow.
+
+    Args:
+        name: argument of the caller, for the message.
+        flow: expected to be (b, 2, f-1, h, w), floating point and finite.
+        video: (b, c, f, h, w), whose flow it is.
+
+    Raises:
+        ValueError: if `flow` is anything else.
+    """
     b, _, f, h, w = video.shape
-    if tuple(flow.shape) != (b, 2, f - 1, h, w):
-        raise ValueError(
-            f"{name}: expected (b, 2, f-1, h, w) = {(b, 2, f - 1, h, w)}, got {tuple(flow.shape)}"
-        )
-    if not flow.is_floating_point():
-        raise ValueError(f"{name}: expected floating point, got {flow.dtype}")
-    if not flow.isfinite().all():
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    shape = (b, 2, f - 1, h, w)
+    require(flow.shape == shape, name, f"(b, 2, f-1, h, w) = {shape}", tuple(flow.shape))
+    check_tensor(name, flow, "(b, 2, f-1, h, w)")
 
 
 def warp(frames: Float[Tensor, "b c steps h w"], flow: Float[Tensor, "b 2 steps h w"]) -> Tensor:
-    """Look up every pixel where the flow sends it: frame t + 1 and the forward flow give frame t again.
+    """Sample every pixel at its position plus its flow, bilinearly (backward warping).
 
-    Bilinear; beyond the border the border's value. frames: any channels, at least 2 x 2 pixels. Returns their shape.
+    Frame t + 1 warped by the forward flow is frame t. Beyond the border the border's value is used.
+
+    Args:
+        frames: any channels, at least 2 x 2 pixels.
+        flow: one flow field per frame.
+
+    Returns:
+        Warped frames, in the shape of `frames`.
     """
     h, w = frames.shape[-2:]
     flow = flow.to(frames.dtype)
     x = torch.arange(w, device=flow.device) + flow[:, 0]  # (b, steps, h, w)
-    y = torch.arange(h, device=flow.device)[:, None] + flow[:, 1]
+    y = torch.arange(h, device=flow.device)[:, None] + flow[:, 1]  # (b, steps, h, w)
     grid = torch.stack([2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1], dim=-1).flatten(0, 1)
     flat = rearrange(frames, "b c f h w -> (b f) c h w")
     warped = F.grid_sample(flat, grid, padding_mode="border", align_corners=True)
     return rearrange(warped, "(b f) c h w -> b c f h w", b=len(frames))
 
 
-def visible(
+def non_occluded_mask(
     forward: Float[Tensor, "b 2 steps h w"], backward: Float[Tensor, "b 2 steps h w"]
 ) -> Bool[Tensor, "b 1 steps h w"]:
-    """Which pixels of frame t can be found in frame t + 1: not hidden there, and not at the edge of a motion.
+    """Pixels of frame t that are visible in frame t + 1, and not at a motion boundary.
 
-    Hidden: forward flow f and backward flow b, looked up where f leads, do not cancel, |f + b|² > 0.01 (|f|² + |b|²)
-    + 0.5. Edge: |∇f|² > 0.01 |f|² + 0.002. Lai et al. 2018, in the form of their `detect_occlusion`; after Ruder et al.
-    2016.
+    Occluded: forward flow f and backward flow b, sampled where f points to, do not cancel:
+    |f + b|² > 0.01 (|f|² + |b|²) + 0.5. Motion boundary: |∇f|² > 0.01 |f|² + 0.002. Lai et al.
+    2018, as in their `detect_occlusion`, after Ruder et al. 2016.
     """
     back = warp(backward, forward)
-    energy, energy_back = (flow.square().sum(dim=1, keepdim=True) for flow in (forward, back))
-    hidden = (forward + back).square().sum(dim=1, keepdim=True) > 0.01 * (
-        energy + energy_back
-    ) + 0.5
-    steepness = torch.zeros_like(energy)
-    steepness[..., :, :-1] += forward.diff(dim=-1).square().sum(dim=1, keepdim=True)
-    steepness[..., :-1, :] += forward.diff(dim=-2).square().sum(dim=1, keepdim=True)
-    return ~(hidden | (steepness > 0.01 * energy + 0.002))
+    energy = forward.square().sum(dim=1, keepdim=True)
+    energy_back = back.square().sum(dim=1, keepdim=True)
+    residual = (forward + back).square().sum(dim=1, keepdim=True)
+    occluded = residual > 0.01 * (energy + energy_back) + 0.5
+    gradient = torch.zeros_like(energy)
+    gradient[..., :, :-1] += forward.diff(dim=-1).square().sum(dim=1, keepdim=True)
+    gradient[..., :-1, :] += forward.diff(dim=-2).square().sum(dim=1, keepdim=True)
+    return ~(occluded | (gradient > 0.01 * energy + 0.002))

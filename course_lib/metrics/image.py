@@ -1,7 +1,7 @@
-"""Frame by frame against a reference: PSNR, SSIM, perceptual distance. Two videos of one shape, and what was lost.
+"""Metrics that compare each frame with a reference: PSNR, SSIM, perceptual distance.
 
-Images take part as videos of one frame: `images[:, :, None]`. All arithmetic is float64, on the device of the metric
-(`metric.to(device)`), and sums run over frames, so that the result does not depend on the batching.
+Images take part as videos of one frame: `images[:, :, None]`. Arithmetic is float64, on the device
+of the metric (`metric.to(device)`). Sums run over frames, so the batch size does not matter.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,76 +10,92 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 
-from course_lib.validation import check_count, check_net, check_pair
-from course_lib.metrics.score import Score
+from course_lib.metrics.score import Score, VideoMetric
+from course_lib.validation import check_count, check_net, check_pair, require
 
-PEAK = 2  # largest difference of two values in [-1, 1]
-SSIM_TAPS, SSIM_SIGMA = 11, 1.5  # pixels
-SSIM_K1, SSIM_K2 = 0.01, 0.03
+PEAK_TO_PEAK = 2  # largest difference of two values in [-1, 1]
+SSIM_WINDOW = 11  # pixels
+SSIM_SIGMA = 1.5  # pixels
+SSIM_K1 = 0.01
+SSIM_K2 = 0.03
 
 
 def psnr(video: Tensor, reference: Tensor) -> Float[Tensor, "b f"]:
-    """Peak signal-to-noise ratio of every frame, in dB: 10 log10(MAX² / MSE) over the frame's channels and pixels.
+    """Peak signal-to-noise ratio of every frame in dB: 10 log10(MAX² / MSE), with MAX = 2.
 
-    video, reference: (b, c, f, h, w) in [-1, 1], so MAX = 2. Equal frames give infinity, as in scikit-image; others
-    cap it (`PSNR`). Raises ValueError for bad input or two shapes.
+    Args:
+        video: (b, c, f, h, w) in [-1, 1].
+        reference: the same shape and range.
+
+    Returns:
+        PSNR over channels and pixels; infinite for equal frames, as in scikit-image.
+
+    Raises:
+        ValueError: for bad input.
     """
-    return _decibels(_frame_errors(video, reference))
+    return _to_decibels(_frame_mse(video, reference))
 
 
-def _frame_errors(video: Tensor, reference: Tensor) -> Float[Tensor, "b f"]:
+def _frame_mse(video: Tensor, reference: Tensor) -> Float[Tensor, "b f"]:
     check_pair(("video", "reference"), video, reference)
     return (video.double() - reference.double()).square().mean(dim=(1, 3, 4))
 
 
-def _decibels(error: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    return 10 * torch.log10(PEAK**2 / error)
+def _to_decibels(mse: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    return 10 * torch.log10(PEAK_TO_PEAK**2 / mse)
 
 
-class PSNR(Metric):
-    """PSNR in both conventions, in dB; `compute` returns both, `n` counts frames.
+class PSNR(VideoMetric):
+    """PSNR in dB, in both conventions; `n` counts frames.
 
-    psnr_frame_mean: mean over frames of each frame's PSNR (video prediction papers); psnr_pooled: PSNR of the mean
-    squared error over everything (torchmetrics' default). log is concave, so the first is never below the second.
+    frame_mean: mean over frames of the frame's PSNR (papers on video prediction).
+    pooled: PSNR of the mean squared error of all frames (torchmetrics' default). The logarithm is
+    concave, so frame_mean is never below it.
+
+    Args:
+        cap: largest PSNR of a frame in dB, part of the score's name; without it, one equal frame
+            makes frame_mean infinite. Code that sets MSE < 1e-10 to 100 dB has `cap=100`.
+
+    Raises:
+        ValueError: unless `cap` is positive or None.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-
     def __init__(self, cap: float | int | None = None) -> None:
-        """cap: largest value of one frame, in dB; it enters the name.
-
-        Without it one equal frame makes the mean infinite. 100 is the convention of code that sets MSE < 1e-10 to
-        100 dB. Raises ValueError unless positive.
-        """
         super().__init__()
-        if cap is not None and cap <= 0:
-            raise ValueError(f"cap: expected a positive number of dB or None, got {cap}")
+        require(cap is None or cap > 0, "cap", "a positive number of dB or None", cap)
         self.cap = cap
         for state in ("decibels", "squares", "values"):
             self.add_state(state, torch.zeros((), dtype=torch.float64), "sum")
         self.add_state("frames", torch.tensor(0), "sum")
 
     def update(self, video: Tensor, reference: Tensor) -> None:
-        """Add a batch; video, reference: (b, c, f, h, w) in [-1, 1]. Raises ValueError as `psnr` does."""
-        errors = _frame_errors(video.detach().to(self.device), reference.detach().to(self.device))
-        decibels = _decibels(errors)
-        self.decibels += (
-            decibels.clamp(max=self.cap).sum() if self.cap is not None else decibels.sum()
-        )
-        self.squares += errors.sum() * (video.numel() / errors.numel())
+        """Add a batch.
+
+        Args:
+            video: (b, c, f, h, w) in [-1, 1].
+            reference: the same shape and range.
+
+        Raises:
+            ValueError: for bad input.
+        """
+        mse = _frame_mse(video.detach().to(self.device), reference.detach().to(self.device))
+        decibels = _to_decibels(mse)
+        self.decibels += decibels.sum() if self.cap is None else decibels.clamp(max=self.cap).sum()
+        self.squares += mse.sum() * (video.numel() / mse.numel())
         self.values += video.numel()
-        self.frames += errors.numel()
+        self.frames += mse.numel()
 
     def compute(self) -> dict[str, Score]:
-        """{"frame_mean": Score, "pooled": Score}. Raises ValueError before the first frame."""
+        """Scores under the keys "frame_mean" and "pooled".
+
+        Raises:
+            ValueError: before the first frame.
+        """
         n = int(self.frames)
         check_count("frames compared", n, 1)
         name = "psnr_frame_mean" + ("" if self.cap is None else f"_cap{self.cap:g}")
-        pooled = _decibels(self.squares / self.values)
+        pooled = _to_decibels(self.squares / self.values)
         return {
             "frame_mean": Score(name, self.decibels.item() / n, n, unit="dB"),
             "pooled": Score("psnr_pooled", pooled.item(), n, unit="dB"),
@@ -89,29 +105,32 @@ class PSNR(Metric):
 def ssim_map(
     images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, "b c h-10 w-10"]:
-    """Structural similarity around every pixel whose 11 x 11 window lies inside the image, in [-1, 1], float64.
+    """Structural similarity of every 11 x 11 window inside the image, in [-1, 1], float64.
 
-    images, reference: in [-1, 1], at least 11 x 11; `ssim` checks that.
-    Wang et al. 2004 as published: Gaussian window of 11 pixels and sigma 1.5, population covariance, K1 = 0.01,
-    K2 = 0.03. The formula compares brightness too, and brightness has a zero: it is black, so the values are shifted
-    to [0, 1] (L = 1) first. On [-1, 1] with L = 2, white against black would give -0.9996 in place of 0.0001.
+    Wang et al. 2004 as published: Gaussian window with sigma 1.5, population covariance, K1 = 0.01,
+    K2 = 0.03. The formula compares luminance, whose zero is black, so values are shifted to [0, 1]
+    (L = 1) first: on [-1, 1] with L = 2, white and black would have -0.9996 instead of 0.0001.
+
+    Args:
+        images: in [-1, 1], at least 11 x 11 pixels (`ssim` checks that).
+        reference: the same.
     """
     x, y = (images.double() + 1) / 2, (reference.double() + 1) / 2
     mean_x, mean_y, xx, yy, xy = _window_means(torch.stack([x, y, x * x, y * y, x * y]))
     variances = xx - mean_x**2 + yy - mean_y**2
     covariance = xy - mean_x * mean_y
-    brightness = (2 * mean_x * mean_y + SSIM_K1**2) / (mean_x**2 + mean_y**2 + SSIM_K1**2)
-    return brightness * (2 * covariance + SSIM_K2**2) / (variances + SSIM_K2**2)
+    luminance = (2 * mean_x * mean_y + SSIM_K1**2) / (mean_x**2 + mean_y**2 + SSIM_K1**2)
+    return luminance * (2 * covariance + SSIM_K2**2) / (variances + SSIM_K2**2)
 
 
 def _window_means(images: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h-10 w-10"]:
-    """Gaussian mean of every whole window, one axis after the other."""
-    offset = torch.arange(SSIM_TAPS, dtype=torch.float64) - SSIM_TAPS // 2
+    """Gaussian mean of every window, by a separable filter."""
+    offset = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     weights = torch.exp(-(offset**2) / (2 * SSIM_SIGMA**2))
     weights = (weights / weights.sum()).tolist()
     for axis in (-2, -1):
-        length = images.shape[axis] - SSIM_TAPS + 1
-        # conv2d in float64 takes ten times as long on a CPU as this sum of shifted images
+        length = images.shape[axis] - SSIM_WINDOW + 1
+        # A sum of shifted images: conv2d in float64 is slow on a CPU (measured: docs/decisions.md)
         mean = weights[0] * images.narrow(axis, 0, length)
         for shift, weight in enumerate(weights[1:], start=1):
             mean.add_(images.narrow(axis, shift, length), alpha=weight)
@@ -120,44 +139,61 @@ def _window_means(images: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h-10 w-1
 
 
 def ssim(video: Tensor, reference: Tensor) -> Float[Tensor, "b f"]:
-    """Structural similarity of every frame: mean of `ssim_map` over channels and windows; 1 for equal frames.
+    """Structural similarity of every frame: mean of `ssim_map` over channels and windows.
 
-    video, reference: (b, c, f, h, w) in [-1, 1], at least 11 x 11 pixels. Raises ValueError for bad input.
-    The channel mean and the valid region are scikit-image's (gaussian_weights=True, use_sample_covariance=False);
-    torchmetrics averages over a reflected border too and gives a slightly different number.
+    This is scikit-image with gaussian_weights=True and use_sample_covariance=False. torchmetrics
+    includes a reflected border, and gives slightly different numbers.
+
+    Args:
+        video: (b, c, f, h, w) in [-1, 1], at least 11 x 11 pixels.
+        reference: the same shape and range.
+
+    Returns:
+        SSIM, 1 for equal frames.
+
+    Raises:
+        ValueError: for bad input.
     """
-    check_pair(("video", "reference"), video, reference, min_size=SSIM_TAPS)
+    check_pair(("video", "reference"), video, reference, min_size=SSIM_WINDOW)
     frames = [rearrange(x, "b c f h w -> b f c h w") for x in (video, reference)]
     # Clip by clip: the five products of a whole batch would not fit the cache
-    return torch.stack(
-        [ssim_map(*clips).mean(dim=(1, 2, 3)) for clips in zip(*frames, strict=True)]
-    )
+    maps = [ssim_map(*clips).mean(dim=(1, 2, 3)) for clips in zip(*frames, strict=True)]
+    return torch.stack(maps)
 
 
-class SSIM(Metric):
-    """Mean over frames of `ssim`; `n` counts frames."""
+class _FrameMean(VideoMetric):
+    """Base class: mean over frames of one number per frame, under `name`; `n` counts frames."""
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
+    name: str
 
     def __init__(self) -> None:
-        """No settings: the paper's form is the only one (Wang et al. 2004)."""
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), "sum")
         self.add_state("frames", torch.tensor(0), "sum")
 
-    def update(self, video: Tensor, reference: Tensor) -> None:
-        """Add a batch; video, reference: (b, c, f, h, w) in [-1, 1]. Raises ValueError as `ssim` does."""
-        values = ssim(video.detach().to(self.device), reference.detach().to(self.device))
+    def _append(self, values: Float[Tensor, "*n"]) -> None:
         self.total += values.sum()
         self.frames += values.numel()
 
     def compute(self) -> Score:
-        """The mean. Raises ValueError before the first frame."""
+        """The mean over frames.
+
+        Raises:
+            ValueError: before the first frame.
+        """
         n = int(self.frames)
         check_count("frames compared", n, 1)
-        return Score("ssim_gauss11_valid", self.total.item() / n, n)
+        return Score(self.name, self.total.item() / n, n)
+
+
+class SSIM(_FrameMean):
+    """Mean over frames of `ssim`; `n` counts frames."""
+
+    name = "ssim_gauss11_valid"
+
+    def update(self, video: Tensor, reference: Tensor) -> None:
+        """Add a batch; arguments and errors as in `ssim`."""
+        self._append(ssim(video.detach().to(self.device), reference.detach().to(self.device)))
 
 
 def perceptual_distance(
@@ -165,43 +201,59 @@ def perceptual_distance(
     reference: Sequence[Float[Tensor, "b ..."]],
     weights: Sequence[Float[Tensor, "_"]] | None = None,
 ) -> Float[Tensor, "b"]:
-    """LPIPS' formula: sum over layers of the mean over places of w · (f̂ - ĝ)², f̂ and ĝ of length 1 over channels.
+    """LPIPS formula: sum over layers of the mean over positions of w · (f̂ - ĝ)².
 
-    features, reference: one (b, c, …) per layer, of the two images. weights: one (c,) per layer; None is all ones.
-    Raises ValueError for different numbers of layers, or of channels and weights. It has a gradient: also a loss.
-    Zhang et al. 2018, equation 1, which writes w inside the square; their code, and this, multiply the square by it.
-    Lengths have 1e-8 under the root, as in torchmetrics: zero features have no direction.
+    f̂ and ĝ are the feature maps of the two images, normalised over channels; 1e-8 under the root,
+    as in torchmetrics, keeps zero features finite. Zhang et al. 2018, equation 1, has w inside the
+    square; their code, and this function, have it outside. Differentiable, so also a loss.
+
+    Args:
+        features: one feature map (b, c, …) per layer.
+        reference: the same shapes.
+        weights: one (c,) per layer; None is all ones.
+
+    Raises:
+        ValueError: if the numbers of layers or channels differ.
     """
-    count = len(features)
-    if not count or len(reference) != count or (weights is not None and len(weights) != count):
-        found = f"{count}, {len(reference)} and {'no' if weights is None else len(weights)} weights"
-        raise ValueError(
-            f"features, reference, weights: expected equally many layers, at least one; got {found}"
-        )
+    num_layers = len(features)
+    num_weights = num_layers if weights is None else len(weights)
+    require(
+        num_layers == len(reference) == num_weights > 0,
+        "features, reference, weights",
+        "equally many layers, at least one",
+        f"{num_layers}, {len(reference)} and {'no' if weights is None else num_weights} weights",
+    )
     total = 0
     for layer, (first, second) in enumerate(zip(features, reference, strict=True)):
         weight = first.new_ones(first.shape[1]) if weights is None else weights[layer].to(first)
-        if first.shape != second.shape or weight.shape != first.shape[1:2]:
-            shapes = f"{tuple(first.shape)}, {tuple(second.shape)}, {tuple(weight.shape)}"
-            raise ValueError(f"layer {layer}: expected (b, c, …) twice and (c,), got {shapes}")
-        difference = (_unit(first) - _unit(second)).square().flatten(2).mean(dim=2)
+        require(
+            first.shape == second.shape and weight.shape == first.shape[1:2],
+            f"layer {layer}",
+            "(b, c, …) twice and (c,)",
+            f"{tuple(first.shape)}, {tuple(second.shape)}, {tuple(weight.shape)}",
+        )
+        difference = (_normalize(first) - _normalize(second)).square().flatten(2).mean(dim=2)
         total = total + difference @ weight
     return total
 
 
-def _unit(features: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
+def _normalize(features: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
     return features / features.square().sum(dim=1, keepdim=True).add(1e-8).sqrt()
 
 
-class PerceptualDistance(Metric):
-    """Mean over frames of `perceptual_distance` on the feature maps of any image net; `n` counts frames.
+class PerceptualDistance(_FrameMean):
+    """Mean over frames of `perceptual_distance` with any image net; `n` counts frames.
 
-    Comparable only within one net. With AlexNet and its learned weights the formula is LPIPS v0.1.
+    Values of different nets are not comparable. AlexNet with its learned weights gives LPIPS v0.1.
+
+    Args:
+        net: images (n, c, h, w) in [-1, 1] to a list of feature maps (n, c_l, h_l, w_l).
+        name: name of the net.
+        weights: see `perceptual_distance`; the score's name then has "perceptual_weighted".
+
+    Raises:
+        ValueError: for a net in training mode.
     """
-
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
 
     def __init__(
         self,
@@ -209,34 +261,25 @@ class PerceptualDistance(Metric):
         name: str,
         weights: Sequence[Float[Tensor, "_"]] | None = None,
     ) -> None:
-        """net: images (b, c, h, w) in [-1, 1] to a list of feature maps (b, c_l, h_l, w_l). name: of the net.
-
-        weights: for `perceptual_distance`; the metric is then called perceptual_weighted.
-        Raises ValueError for a net in training mode.
-        """
         super().__init__()
         check_net("net", net)
-        self.net, self.weights = net, weights
+        self.net = net
+        self.weights = weights
         self.name = f"perceptual{'' if weights is None else '_weighted'}[{name}]"
-        self.add_state("total", torch.zeros((), dtype=torch.float64), "sum")
-        self.add_state("frames", torch.tensor(0), "sum")
 
     def update(self, video: Tensor, reference: Tensor) -> None:
-        """Add a batch; video, reference: (b, c, f, h, w) in [-1, 1], where the net is.
+        """Add a batch.
 
-        Raises ValueError for bad input, a net in training mode, or feature maps that do not fit the weights.
+        Args:
+            video: (b, c, f, h, w) in [-1, 1], on the device of the net.
+            reference: the same shape and range.
+
+        Raises:
+            ValueError: for bad input, a net in training mode, or maps that do not fit the weights.
         """
         check_pair(("video", "reference"), video, reference)
         check_net("net", self.net)
         with torch.no_grad():
             maps = [self.net(rearrange(x, "b c f h w -> (b f) c h w")) for x in (video, reference)]
         maps = [[layer.to(self.device).double() for layer in layers] for layers in maps]
-        distances = perceptual_distance(*maps, self.weights)
-        self.total += distances.sum()
-        self.frames += distances.numel()
-
-    def compute(self) -> Score:
-        """The mean. Raises ValueError before the first frame."""
-        n = int(self.frames)
-        check_count("frames compared", n, 1)
-        return Score(self.name, self.total.item() / n, n)
+        self._append(perceptual_distance(*maps, self.weights))

@@ -1,8 +1,8 @@
-"""Video against words: CLIP similarity and the published scores that are made of it.
+"""Text-video metrics: CLIP similarity, and the published scores based on it.
 
-An encoder is any object with `image`, from images (n, c, h, w) in [-1, 1] to (n, d), and `text`, from prompts to
-(n, d): `ClipEncoder` makes one of any CLIP checkpoint. Scores of two encoders cannot be compared, so the name of the
-encoder is part of the name of the score.
+An encoder is any object with `image`, from images (n, c, h, w) in [-1, 1] to (n, d), and `text`,
+from n prompts to (n, d): `ClipEncoder` makes one of any CLIP checkpoint. Scores of different
+encoders are not comparable, so the encoder's name is part of the score's name.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,21 +17,29 @@ from torch import Tensor
 from torchvision.transforms.functional import normalize
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from course_lib.metrics.clipwise import ClipMeans
-from course_lib.validation import check_features, check_images, check_net, check_pair, check_video
+from course_lib.metrics.clipwise import PerClipMetric
 from course_lib.metrics.score import Score
 from course_lib.runtime import no_progress_bars
+from course_lib.validation import (
+    check_images,
+    check_net,
+    check_pair,
+    check_prompts,
+    check_tensor,
+    check_video,
+    require,
+)
 
 
 @runtime_checkable
 class TextImageEncoder(Protocol):
-    """What the scores of this file need: one space for images and words."""
+    """An encoder of images and prompts into one embedding space."""
 
     def image(self, images: Tensor) -> Tensor:
-        """(n, c, h, w) in [-1, 1] to (n, d)."""
+        """Images (n, c, h, w) in [-1, 1] to embeddings (n, d)."""
 
     def text(self, prompts: list[str]) -> Tensor:
-        """n prompts to (n, d)."""
+        """Prompts to embeddings (n, d)."""
 
 
 class ClipEncoder:
@@ -39,76 +47,94 @@ class ClipEncoder:
 
         encoder = ClipEncoder.from_pretrained("openai/clip-vit-large-patch14")
 
-    Images are resized and cropped by the processor, as floats. Published pipelines resize 8-bit images, and
-    round on the way; pixels differ from theirs by about one grey level, more only at extreme contrast.
+    The processor resizes and crops images as floats. Published pipelines resize 8-bit images; their
+    rounding changes pixels by about one grey level, more only at extreme contrast.
+
+    Args:
+        model: CLIPModel in evaluation mode.
+        tokenizer: CLIPTokenizer.
+        processor: CLIPImageProcessor.
+        truncate: cut prompts that are too long, as torchmetrics does, instead of refusing them.
+
+    Raises:
+        ValueError: for a model in training mode, or one with another end-of-text token than the
+            tokenizer: it would take every prompt's embedding from the wrong position.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, processor: Any, *, truncate: bool = False
     ) -> None:
-        """model, tokenizer, processor: CLIPModel in evaluation mode, CLIPTokenizer, CLIPImageProcessor.
-
-        truncate: cut prompts that are too long for the model, as torchmetrics does, rather than refuse them.
-        Raises ValueError for a model in training mode, or one that looks for another end-of-text token than the
-        tokenizer writes: it would read every prompt's embedding at the same wrong place.
-        """
         check_net("model", model)
-        # 2 is what old checkpoints say; transformers then takes the largest id, which in them is the end of text
-        expected = model.config.text_config.eos_token_id
-        found = len(tokenizer) - 1 if expected == 2 else expected
-        if found != tokenizer.eos_token_id:
-            raise ValueError(
-                f"model: expected text_config.eos_token_id = {tokenizer.eos_token_id}, the tokenizer's, got {expected}"
-            )
-        self.model, self.tokenizer, self.processor, self.truncate = (
-            model,
-            tokenizer,
-            processor,
-            truncate,
+        # Old checkpoints have 2; transformers then takes the largest id, their end of text
+        eos_id = model.config.text_config.eos_token_id
+        require(
+            tokenizer.eos_token_id == (len(tokenizer) - 1 if eos_id == 2 else eos_id),
+            "model",
+            f"text_config.eos_token_id = {tokenizer.eos_token_id}, the tokenizer's",
+            eos_id,
         )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.truncate = truncate
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, truncate: bool = False) -> "ClipEncoder":
-        """Load all three parts from a folder such as `zoo.path("mini-clip")`, or from the hub; float32, no gradients.
+        """Load model, tokenizer and processor, in float32 and without gradients.
 
-        folder: path, or name on the hub. truncate: as above. Raises what transformers raises for a folder it misses.
+        Args:
+            folder: folder such as `zoo.path("mini-clip")`, or a name on the Hub.
+            truncate: see the class.
+
+        Raises:
+            OSError: from transformers, if there is no such folder.
         """
         with no_progress_bars():
-            model = (
-                CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-            )
-        parts = (CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder))
-        return cls(model, *parts, truncate=truncate)
+            model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        return cls(
+            model.eval().requires_grad_(False),
+            CLIPTokenizer.from_pretrained(folder),
+            CLIPImageProcessor.from_pretrained(folder),
+            truncate=truncate,
+        )
 
     @torch.no_grad()
     def image(self, images: Tensor) -> Float[Tensor, "n d"]:
-        """Embed images in [-1, 1], not normalised to length 1; they stay on their device, which must be the model's.
+        """Embed images; the embeddings are not normalised.
 
-        Raises ValueError for bad input.
+        Args:
+            images: (n, c, h, w) in [-1, 1], on the device of the model.
+
+        Raises:
+            ValueError: for bad input.
         """
         check_images("images", images)
         unit = list((images.float() + 1) / 2)
-        steps = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
-        pixels = self.processor(images=unit, **steps)["pixel_values"].clamp(
-            0, 1
-        )  # bicubic resizing overshoots
+        kwargs = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        # Bicubic resizing overshoots
+        pixels = self.processor(images=unit, **kwargs)["pixel_values"].clamp(0, 1)
         if self.processor.do_normalize:
             pixels = normalize(pixels, self.processor.image_mean, self.processor.image_std)
-        return self.model.get_image_features(
-            pixel_values=pixels.to(self.model.dtype)
-        ).pooler_output.float()
+        output = self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))
+        return output.pooler_output.float()
 
     @torch.no_grad()
     def text(self, prompts: list[str]) -> Float[Tensor, "n d"]:
-        """Embed prompts, not normalised to length 1. Raises ValueError for a prompt with more tokens than fit."""
-        longest = self.model.config.text_config.max_position_embeddings
-        cut = {"truncation": True, "max_length": longest} if self.truncate else {}
-        tokens = self.tokenizer(prompts, padding=True, return_tensors="pt", **cut)
+        """Embed prompts; the embeddings are not normalised.
+
+        Raises:
+            ValueError: for a prompt that is too long, unless the encoder truncates.
+        """
+        max_length = self.model.config.text_config.max_position_embeddings
+        kwargs = {"truncation": True, "max_length": max_length} if self.truncate else {}
+        tokens = self.tokenizer(prompts, padding=True, return_tensors="pt", **kwargs)
         lengths = tokens["attention_mask"].sum(dim=1)
-        if lengths.max() > longest:
-            raise ValueError(
-                f"prompts: expected at most {longest} tokens, got {lengths.max()} in {prompts[lengths.argmax()]!r}"
-            )
+        require(
+            lengths.max() <= max_length,
+            "prompts",
+            f"at most {max_length} tokens",
+            f"{lengths.max()} in {prompts[lengths.argmax()]!r}",
+        )
         tokens = tokens.to(self.model.device)
         output = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
         return output.pooler_output.float()
@@ -117,105 +143,123 @@ class ClipEncoder:
 def encode_frames(
     encode: Callable[[Tensor], Tensor], name: str, video: Tensor
 ) -> Float[Tensor, "b f d"]:
-    """Embed every frame by `encode`, from images (n, c, h, w) to (n, d); float64, length 1, on the CPU.
+    """Embed every frame; float64 of length 1, on the CPU.
 
-    name: of the argument that holds the video (b, c, f, h, w), for messages.
-    Raises ValueError for bad input, or embeddings that are not (n, d), not finite or zero.
+    Args:
+        encode: images (n, c, h, w) to embeddings (n, d).
+        name: argument of the caller that holds the video, for messages.
+        video: (b, c, f, h, w) in [-1, 1].
+
+    Raises:
+        ValueError: for bad input, or embeddings that are not (n, d), not finite or zero.
     """
     check_video(name, video)
     check_net("encoder", encode)
     with torch.no_grad():
-        embedded = encode(rearrange(video, "b c f h w -> (b f) c h w"))
-    return _directions(f"encoder({name})", embedded, len(video) * video.shape[2]).unflatten(
-        0, (len(video), -1)
-    )
+        embeddings = encode(rearrange(video, "b c f h w -> (b f) c h w"))
+    unit = _unit_embeddings(f"encoder({name})", embeddings, len(video) * video.shape[2])
+    return unit.unflatten(0, (len(video), -1))  # (b, f, d)
 
 
 def encode_prompts(
-    encoder: TextImageEncoder, name: str, prompts: Sequence[str], count: int
+    encoder: TextImageEncoder, name: str, prompts: Sequence[str], num_prompts: int
 ) -> Float[Tensor, "b d"]:
-    """Embed prompts; float64, length 1, on the CPU. name: of the argument, for messages. count: how many are expected.
+    """Embed prompts; float64 of length 1, on the CPU.
 
-    Raises ValueError for another number of prompts, or embeddings as in `encode_frames`.
+    Args:
+        encoder: see the module's docstring.
+        name: argument of the caller that holds the prompts, for messages.
+        prompts: one per clip.
+        num_prompts: expected number of prompts.
+
+    Raises:
+        ValueError: for another number of prompts, or embeddings as in `encode_frames`.
     """
-    if isinstance(prompts, str) or len(prompts) != count:
-        found = "one string" if isinstance(prompts, str) else len(prompts)
-        raise ValueError(f"{name}: expected a list of {count} prompts, one per clip, got {found}")
+    check_prompts(name, prompts, num_prompts)
     with torch.no_grad():
-        embedded = encoder.text(list(prompts))
-    return _directions(f"encoder({name})", embedded, count)
+        embeddings = encoder.text(list(prompts))
+    return _unit_embeddings(f"encoder({name})", embeddings, num_prompts)
 
 
-def _directions(name: str, embedded: Tensor, count: int) -> Float[Tensor, "n d"]:
-    check_features(name, embedded)
-    if len(embedded) != count:
-        raise ValueError(f"{name}: expected {count} rows, got {len(embedded)}")
-    embedded = embedded.cpu().double()
-    if not embedded.any(dim=1).all():
-        raise ValueError(f"{name}: expected embeddings with a direction, got one that is all zero")
-    return F.normalize(embedded, dim=1)
+def _unit_embeddings(name: str, embeddings: Tensor, num_rows: int) -> Float[Tensor, "n d"]:
+    check_tensor(name, embeddings, "(n, d)")
+    require(len(embeddings) == num_rows, name, f"{num_rows} rows", len(embeddings))
+    embeddings = embeddings.cpu().double()
+    require(
+        embeddings.any(dim=1).all(),
+        name,
+        "embeddings with a direction",
+        "one that is all zero",
+    )
+    return F.normalize(embeddings, dim=1)
 
 
 def clip_similarity(
     encoder: TextImageEncoder, video: Tensor, prompts: Sequence[str]
 ) -> Float[Tensor, "b f"]:
-    """Cosine of every frame with the prompt of its clip; in [-1, 1]. All text scores are made of these.
+    """Cosine of every frame with its clip's prompt, in [-1, 1] (Radford et al. 2021).
 
-    video: (b, c, f, h, w) in [-1, 1]. prompts: one per clip. Raises ValueError for bad input. Radford et al. 2021.
+    Args:
+        encoder: see the module's docstring.
+        video: (b, c, f, h, w) in [-1, 1].
+        prompts: one per clip.
+
+    Raises:
+        ValueError: for bad input.
     """
     frames = encode_frames(encoder.image, "video", video)
-    words = encode_prompts(encoder, "prompts", prompts, len(video))
-    return torch.einsum("bfd,bd->bf", frames, words)
+    text = encode_prompts(encoder, "prompts", prompts, len(video))
+    return torch.einsum("bfd,bd->bf", frames, text)
 
 
-class TextAlignment(ClipMeans):
-    """Does the video show what the prompt says? Three published forms of one cosine, `clip_similarity`.
+class TextAlignment(PerClipMetric):
+    """Agreement of videos with their prompts: three published forms of `clip_similarity`.
 
-    clipsim: its mean over frames (CLIPSIM: Wu et al. 2021, GODIVA).
-    clipscore: mean over frames of 2.5 · max(cos, 0), each frame an image (CLIP-S: Hessel et al. 2021, section 3).
-    clipscore_torchmetrics: max(100 · mean cos, 0), the maximum taken last, over all clips.
+    clipsim: mean over frames (CLIPSIM: Wu et al. 2021, GODIVA).
+    clipscore: mean over frames of 2.5 · max(cos, 0) (CLIP-S: Hessel et al. 2021, section 3).
+    clipscore_torchmetrics: max(100 · mean cos, 0), with the maximum after the mean over all clips.
+
+    Args:
+        encoder: see the module's docstring.
+        name: name of the encoder, for the scores.
     """
 
-    higher_is_better = True
-
     def __init__(self, encoder: TextImageEncoder, name: str) -> None:
-        """encoder: see the top of the file. name: of the encoder, for the scores."""
         keys = ("clipsim", "clipscore", "clipscore_torchmetrics")
         super().__init__({key: f"{key}[{name}]" for key in keys})
         self.encoder = encoder
 
     def update(self, video: Tensor, prompts: Sequence[str]) -> None:
-        """Add a batch; video: (b, c, f, h, w) in [-1, 1]; one prompt per clip. Raises ValueError for bad input."""
+        """Add a batch; arguments and errors as in `clip_similarity`."""
         cosine = clip_similarity(self.encoder, video, prompts)
         mean = cosine.mean(dim=1)
-        self._keep(
+        self._append(
             clipsim=mean,
             clipscore=2.5 * cosine.clamp(min=0).mean(dim=1),
             clipscore_torchmetrics=100 * mean,
         )
 
     def compute(self) -> dict[str, Score]:
-        """The three scores, by the keys above. Raises ValueError before the first clip."""
         scores = self.means()
         last = scores["clipscore_torchmetrics"]
         interval = last.interval and tuple(max(end, 0.0) for end in last.interval)
-        return scores | {
-            "clipscore_torchmetrics": last._replace(value=max(last.value, 0.0), interval=interval)
-        }
+        last = last._replace(value=max(last.value, 0.0), interval=interval)
+        return scores | {"clipscore_torchmetrics": last}
 
 
-class DirectionalSimilarity(ClipMeans):
-    """Did an edit change the video the way it changes the words? cos(edited - source, target - source), mean of frames.
+class DirectionalSimilarity(PerClipMetric):
+    """Agreement of an edit with the change of its prompt: cos(edited - source, target - source).
 
-    Embeddings have length 1 before they are subtracted. StyleGAN-NADA (Gal et al. 2022) trains on it, InstructPix2Pix
-    (Brooks et al. 2023) measures by it, in its clip_similarity.py: there as here, a frame that did not change has no
-    direction and counts as 0.
+    Mean over frames and then over clips; embeddings have length 1 before the subtraction.
+    StyleGAN-NADA (Gal et al. 2022) trains with it, InstructPix2Pix (Brooks et al. 2023) evaluates
+    with it. As in the latter's clip_similarity.py, a frame that did not change counts as 0.
+
+    Args:
+        encoder: see the module's docstring.
+        name: name of the encoder, for the score.
     """
 
-    higher_is_better = True
-
     def __init__(self, encoder: TextImageEncoder, name: str) -> None:
-        """encoder: see the top of the file. name: of the encoder, for the score."""
         super().__init__({"directional": f"directional_similarity[{name}]"})
         self.encoder = encoder
 
@@ -226,57 +270,76 @@ class DirectionalSimilarity(ClipMeans):
         source_prompts: Sequence[str],
         target_prompts: Sequence[str],
     ) -> None:
-        """Add a batch; source, edited: (b, c, f, h, w) in [-1, 1]; prompts: what each shows, one per clip.
+        """Add a batch.
 
-        Raises ValueError for bad input, or a pair of prompts that mean the same to the encoder.
+        Args:
+            source: (b, c, f, h, w) in [-1, 1].
+            edited: the same shape and range.
+            source_prompts: description of each source clip.
+            target_prompts: description of each edited clip.
+
+        Raises:
+            ValueError: for bad input, or a pair of prompts with identical embeddings.
         """
         check_pair(("source", "edited"), source, edited)
-        before, after = (
-            encode_frames(self.encoder.image, *x) for x in (("source", source), ("edited", edited))
+        source_frames = encode_frames(self.encoder.image, "source", source)
+        edited_frames = encode_frames(self.encoder.image, "edited", edited)
+        source_emb, target_emb = _encode_edit(
+            self.encoder, source_prompts, target_prompts, len(source)
         )
-        said = encode_prompts(self.encoder, "source_prompts", source_prompts, len(source))
-        wanted = encode_prompts(self.encoder, "target_prompts", target_prompts, len(source))
-        _refuse_same(source_prompts, target_prompts, (wanted - said).norm(dim=1))
-        self._keep(
-            directional=F.cosine_similarity(after - before, (wanted - said)[:, None], dim=-1).mean(
-                dim=1
-            )
-        )
+        text_change = (target_emb - source_emb)[:, None]  # (b, 1, d)
+        cosine = F.cosine_similarity(edited_frames - source_frames, text_change, dim=-1)
+        self._append(directional=cosine.mean(dim=1))
 
 
-class FrameAccuracy(ClipMeans):
-    """Share of frames that the encoder finds closer to the target prompt than to the source's; ties count.
+class FrameAccuracy(PerClipMetric):
+    """Fraction of frames at least as close to the target prompt as to the source prompt.
 
-    FateZero (Qi et al. 2023), in the form of its frame_acc_tem_con.py; mean over clips of each clip's share.
+    Mean over clips of each clip's fraction. FateZero (Qi et al. 2023), as in its
+    frame_acc_tem_con.py.
+
+    Args:
+        encoder: see the module's docstring.
+        name: name of the encoder, for the score.
     """
 
-    higher_is_better = True
-
     def __init__(self, encoder: TextImageEncoder, name: str) -> None:
-        """encoder: see the top of the file. name: of the encoder, for the score."""
         super().__init__({"accuracy": f"frame_accuracy[{name}]"})
         self.encoder = encoder
 
     def update(
         self, edited: Tensor, source_prompts: Sequence[str], target_prompts: Sequence[str]
     ) -> None:
-        """Add a batch; edited: (b, c, f, h, w) in [-1, 1]; prompts: before and after the edit, one per clip.
+        """Add a batch.
 
-        Raises ValueError for bad input, or a pair of prompts that mean the same to the encoder.
+        Args:
+            edited: (b, c, f, h, w) in [-1, 1].
+            source_prompts: description of each clip before the edit.
+            target_prompts: description of each clip after it.
+
+        Raises:
+            ValueError: for bad input, or a pair of prompts with identical embeddings.
         """
         frames = encode_frames(self.encoder.image, "edited", edited)
-        said = encode_prompts(self.encoder, "source_prompts", source_prompts, len(edited))
-        wanted = encode_prompts(self.encoder, "target_prompts", target_prompts, len(edited))
-        _refuse_same(source_prompts, target_prompts, (wanted - said).norm(dim=1))
-        old, new = (torch.einsum("bfd,bd->bf", frames, words) for words in (said, wanted))
-        self._keep(accuracy=(new >= old).double().mean(dim=1))
+        prompt_embs = _encode_edit(self.encoder, source_prompts, target_prompts, len(edited))
+        source, target = (torch.einsum("bfd,bd->bf", frames, emb) for emb in prompt_embs)
+        self._append(accuracy=(target >= source).double().mean(dim=1))
 
 
-def _refuse_same(
-    source: Sequence[str], target: Sequence[str], distance: Float[Tensor, "b"]
-) -> None:
-    for before, after, length in zip(source, target, distance.tolist(), strict=True):
-        if length < 1e-6:
-            raise ValueError(
-                f"target_prompts: expected another meaning than {before!r}, got {after!r}"
-            )
+def _encode_edit(
+    encoder: TextImageEncoder,
+    source_prompts: Sequence[str],
+    target_prompts: Sequence[str],
+    num_prompts: int,
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    """Embeddings of the prompts before and after an edit, checked to differ."""
+    source = encode_prompts(encoder, "source_prompts", source_prompts, num_prompts)
+    target = encode_prompts(encoder, "target_prompts", target_prompts, num_prompts)
+    distance, i = (target - source).norm(dim=1).min(dim=0)
+    require(
+        distance >= 1e-6,
+        "source_prompts, target_prompts",
+        "different embeddings",
+        f"identical ones of {source_prompts[i]!r} and {target_prompts[i]!r}",
+    )
+    return source, target

@@ -1,6 +1,7 @@
-"""Where is the subject, and does it go where it should? Centres found without a network, and the error against a path.
+"""Subject centres, found without a network, and their distance from a path.
 
-Coordinates are those of `world.Clips.path`: x, y in [-1, 1] from the left and top border of the frame to the other.
+Coordinates are those of `world.Clips.path`: (x, y) in [-1, 1], from the left and top border of the
+frame to the right and bottom border.
 """
 
 import numpy as np
@@ -9,27 +10,36 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
-from course_lib.metrics.clipwise import ClipMeans
-from course_lib.validation import check_video
+from course_lib.metrics.clipwise import PerClipMetric
+from course_lib.validation import check_provided, check_tensor, check_video, require
 
-BORDER, GIVEN = "border", "given"
-RING = 1 / 32  # width of the border that shows the background, as a share of the frame
-LEVELS = 64  # the border's colours are counted alike if they agree to 1/64
-APART = 0.06  # distance of a colour from all of these, in RGB of [0, 1]^3, that makes a pixel the subject's
-SMALLEST = 0.01  # share of the frame that a subject covers at least
-PART = 0.1  # share of the largest piece that another piece must have to belong to the subject
+BORDER = "border"
+GIVEN = "given"
+BORDER_WIDTH = 1 / 32  # of the frame; the border shows the background
+QUANT_LEVELS = 64  # border colours that agree to 1/64 count as one
+COLOUR_THRESHOLD = 0.06  # RGB distance in [0, 1]^3 of a subject's pixel from all border colours
+MIN_AREA = 0.01  # of the frame, for a piece of the subject
+MIN_PIECE_RATIO = 0.1  # of the largest piece, for a piece of the subject
 
 
 def subject_masks(video: Tensor) -> Bool[Tensor, "b 1 f h w"]:
-    """Where the subject is: what has no colour of the frame's border.
+    """Masks of the subject: pixels whose colour does not occur at the frame's border.
 
-    The colours along the border, each the median over time, stand for the background. What differs from all of them,
-    by a majority of 3 x 3 pixels, is the subject, in one piece or several; small specks (stars, flakes) are not.
-    video: (b, c, f, h, w) in [-1, 1], at least 16 x 16 pixels. A frame without a subject has an empty mask.
+    The border colours (median over time) stand for the background. Pixels that differ from all of
+    them, after a 3 x 3 median filter, are the subject: one or several pieces, without small specks.
 
-    Made for the Emoji World: one subject, away from the border most of the time, a still background without other
-    things in it. It loses parts of the subject that have the background's colours (a swan on grey squares), and knows
-    nothing of shadows, camera motion or a second subject. Raises ValueError for bad input.
+    For the Emoji World: one subject, mostly away from the border, in front of a still background
+    without other objects. Parts with the background's colours are lost (a swan on grey squares).
+    Shadows, camera motion and a second subject are not handled.
+
+    Args:
+        video: (b, c, f, h, w) in [-1, 1], at least 16 x 16 pixels.
+
+    Returns:
+        Masks; empty for a frame without a subject.
+
+    Raises:
+        ValueError: for bad input.
     """
     check_video("video", video, min_size=16)
     frames = ((video.detach().cpu().float() + 1) / 2).permute(0, 2, 3, 4, 1)  # (b, f, h, w, c)
@@ -38,106 +48,109 @@ def subject_masks(video: Tensor) -> Bool[Tensor, "b 1 f h w"]:
 
 def _masks_of_clip(clip: Float[Tensor, "f h w c"]) -> Bool[np.ndarray, "f h w"]:
     h, w = clip.shape[1:3]
-    ring = max(1, round(RING * min(h, w)))
+    width = max(1, round(BORDER_WIDTH * min(h, w)))
     border = torch.ones(h, w, dtype=torch.bool)
-    border[ring : h - ring, ring : w - ring] = False
-    colours = clip[:, border].quantile(
-        0.5, dim=0
-    )  # a subject passes the border, the background stays
-    colours = ((colours * LEVELS).round() / LEVELS).unique(dim=0)
+    border[width : h - width, width : w - width] = False
+    colours = clip[:, border].quantile(0.5, dim=0)  # a subject at the border is there only briefly
+    colours = ((colours * QUANT_LEVELS).round() / QUANT_LEVELS).unique(dim=0)
     distance = torch.cdist(clip.flatten(0, 2), colours).amin(dim=1).view(clip.shape[:3])
-    return np.stack([_pieces(frame) for frame in (distance > APART).numpy()])
+    return np.stack([_drop_specks(frame) for frame in (distance > COLOUR_THRESHOLD).numpy()])
 
 
-def _pieces(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The mask without specks: its large connected pieces."""
-    square = np.ones((3, 3), dtype=bool)
-    labels, count = ndimage.label(ndimage.median_filter(mask, 3), square)
+def _drop_specks(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Large connected pieces of the mask."""
+    neighbours = np.ones((3, 3), dtype=bool)
+    labels, count = ndimage.label(ndimage.median_filter(mask, 3), neighbours)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0  # the background
-    return (sizes >= max(SMALLEST * mask.size, PART * sizes.max()))[labels]
+    return (sizes >= max(MIN_AREA * mask.size, MIN_PIECE_RATIO * sizes.max()))[labels]
 
 
 def centres(masks: Bool[Tensor, "b 1 f h w"]) -> Float[Tensor, "b f 2"]:
-    """Middle of the bounding box of every mask, (x, y) in [-1, 1]; NaN for an empty one. Float64.
+    """Centre of the bounding box of every mask, (x, y) in [-1, 1], float64; NaN for an empty mask.
 
-    The box and not the centre of gravity: a sprite's path leads its box, and its mass may lie on one side.
+    The box, not the centre of mass: a path of the world moves the sprite's box.
     """
-    middles = []
+    coordinates = []
     for axis, size in ((-2, masks.shape[-1]), (-1, masks.shape[-2])):  # columns, then rows
-        there = masks[:, 0].any(dim=axis).double()  # (b, f, size)
-        first, last = there.argmax(dim=-1), size - 1 - there.flip(-1).argmax(dim=-1)
-        middle = (first + last + 1) / size - 1  # from pixel centres to [-1, 1]
-        middles.append(middle.double().where(there.any(dim=-1), torch.nan))
-    return torch.stack(middles, dim=-1)
+        occupied = masks[:, 0].any(dim=axis).double()  # (b, f, size)
+        first = occupied.argmax(dim=-1)
+        last = size - 1 - occupied.flip(-1).argmax(dim=-1)
+        centre = ((first + last + 1) / size - 1).double()  # pixel centres to [-1, 1]
+        coordinates.append(centre.where(occupied.any(dim=-1), torch.nan))
+    return torch.stack(coordinates, dim=-1)
 
 
 def subject_centres(video: Tensor) -> Float[Tensor, "b f 2"]:
-    """Centre of the subject in every frame, (x, y) in [-1, 1]; NaN where none is seen. See `subject_masks`.
+    """Centre of the subject in every frame, (x, y) in [-1, 1]; NaN for a frame without a subject.
 
-    On the world's own clips, against the path, the mean error is 0.9 pixels at 64 x 64 (2.3 where the subject spins,
-    since its box then turns about another point than the sprite), and under 2 pixels in nine clips of ten.
+    Mean error on clips of the world: 0.9 pixels at 64 x 64 (measured: docs/decisions.md). Arguments
+    and errors as in `subject_masks`.
     """
     return centres(subject_masks(video))
 
 
-class TrajectoryError(ClipMeans):
-    """Distance between the subject's centre and the path it should take, in pixels; mean over frames, then clips.
+class TrajectoryError(PerClipMetric):
+    """Distance of the subject's centre from a path in pixels, mean over frames and then over clips.
 
-    absolute: the distance itself. shape: after both tracks were moved to the same mean, so that a constant offset (a
-    sprite whose middle is not its box's) does not count. seen: share of frames with a subject in sight; the others
-    have no distance, and a clip without any has no error: read the three together.
+    absolute: the distance.
+    shape: the distance after both tracks are moved to the same mean, so a constant offset (a sprite
+        off the centre of its box) does not count.
+    detected: fraction of frames with a subject. The other frames have no distance, and a clip
+        without any has no error, so report all three.
+
+    Args:
+        masks: "border" to find the subject by `subject_masks`, "given" to pass masks to `update`.
+
+    Raises:
+        ValueError: for other values.
     """
 
-    higher_is_better = False
-
     def __init__(self, masks: str = BORDER) -> None:
-        """masks: "border" to find the subject by `subject_masks`, "given" to say in `update` where it is.
-
-        Raises ValueError for anything else.
-        """
-        if masks not in (BORDER, GIVEN):
-            raise ValueError(f"masks: expected {BORDER!r} or {GIVEN!r}, got {masks!r}")
+        require(masks in (BORDER, GIVEN), "masks", f"{BORDER!r} or {GIVEN!r}", repr(masks))
         names = {
-            "absolute": "trajectory_error_absolute",
-            "shape": "trajectory_error_shape",
-            "seen": "subject_seen",
+            "absolute": f"trajectory_error_absolute[{masks}]",
+            "shape": f"trajectory_error_shape[{masks}]",
+            "detected": f"subject_detected[{masks}]",
         }
-        super().__init__(
-            {key: f"{name}[{masks}]" for key, name in names.items()},
-            {"absolute": "px", "shape": "px"},
-        )
-        self.given = masks == GIVEN
+        super().__init__(names, {"absolute": "px", "shape": "px"})
+        self.masks_given = masks == GIVEN
 
     def update(self, video: Tensor, path: Tensor, masks: Tensor | None = None) -> None:
-        """Add a batch; video: (b, c, f, h, w) in [-1, 1].
+        """Add a batch.
 
-        path: (b, f, 2) or more, x and y in [-1, 1] first, as `world.Clips.path`. masks: (b, 1, f, h, w) bool, where the
-        subject is; only with masks="given". Raises ValueError for bad input, masks missing or not wanted.
+        Args:
+            video: (b, c, f, h, w) in [-1, 1].
+            path: (b, f, 2) or more columns, x and y in [-1, 1] first, as `world.Clips.path`.
+            masks: (b, 1, f, h, w) bool, only with masks="given".
+
+        Raises:
+            ValueError: for bad input, or masks that are missing or superfluous.
         """
         check_video("video", video)
         b, _, f, h, w = video.shape
-        if path.ndim != 3 or tuple(path.shape[:2]) != (b, f) or path.shape[2] < 2:
-            raise ValueError(
-                f"path: expected (b, f, 2) or more = {(b, f, 2)}, got {tuple(path.shape)}"
-            )
-        if not path.isfinite().all():
-            raise ValueError("path: expected finite values, got NaN or infinity")
-        if (masks is not None) != self.given:
-            wanted, got = ("some", "none") if self.given else ("none", "some")
-            raise ValueError(f"masks: expected {wanted}, got {got}")
-        if masks is not None and (
-            masks.dtype != torch.bool or tuple(masks.shape) != (b, 1, f, h, w)
-        ):
-            raise ValueError(
-                f"masks: expected bool of {(b, 1, f, h, w)}, got {masks.dtype} of {tuple(masks.shape)}"
-            )
-        found = (subject_centres(video) if masks is None else centres(masks)).cpu()
-        away = (found - path[..., :2].cpu().double()) * found.new_tensor(
-            [w / 2, h / 2]
-        )  # (b, f, 2) pixels
-        centred = away - away.nanmean(dim=1, keepdim=True)
-        absolute, shape = (x.norm(dim=-1).nanmean(dim=1) for x in (away, centred))
-        self._keep(
-            absolute=absolute, shape=shape, seen=(~found[..., 0].isnan()).double().mean(dim=1)
+        require(
+            path.ndim == 3 and path.shape[:2] == (b, f) and path.shape[2] >= 2,
+            "path",
+            f"(b, f, 2) or more = {(b, f, 2)}",
+            tuple(path.shape),
+        )
+        check_tensor("path", path, "(b, f, 2)")
+        check_provided("masks", masks, f"masks={GIVEN!r}", self.masks_given)
+        if masks is None:
+            masks = subject_masks(video)
+        require(
+            masks.dtype == torch.bool and masks.shape == (b, 1, f, h, w),
+            "masks",
+            f"bool of {(b, 1, f, h, w)}",
+            f"{masks.dtype} of {tuple(masks.shape)}",
+        )
+        track = centres(masks).cpu()
+        half_size = track.new_tensor([w / 2, h / 2])
+        offset = (track - path[..., :2].cpu().double()) * half_size  # (b, f, 2) pixels
+        centred = offset - offset.nanmean(dim=1, keepdim=True)
+        self._append(
+            absolute=offset.norm(dim=-1).nanmean(dim=1),
+            shape=centred.norm(dim=-1).nanmean(dim=1),
+            detected=(~track[..., 0].isnan()).double().mean(dim=1),
         )

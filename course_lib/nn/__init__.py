@@ -1,1 +1,1 @@
-"""What a video network is built from. Knows no diffusion and no data."""
+"""Building blocks of video networks. Independent of diffusion and of any data."""

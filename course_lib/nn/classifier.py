@@ -1,6 +1,6 @@
-"""A video classifier that travels: one trunk, any number of named heads, saved and loaded like any diffusers model.
+"""A video classifier with several heads, saved and loaded like any diffusers model.
 
-The judge and the feature nets are of this class. A picture is a clip of one frame.
+The judge and the feature networks are of this class. An image is a clip of one frame.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,75 +13,91 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib.nn.convolution import group_norm
-from course_lib.nn.texture import texture
+from course_lib.nn.texture import laplacian_band_std
+from course_lib.nn.utils import fold_frames, unfold_frames
 from course_lib.nn.video_resnet import video_resnet
 
 
 class VideoClassifier(ModelMixin, ConfigMixin):
-    """A residual video net with GroupNorm and one linear layer per head on its pooled features.
+    """A residual video network with GroupNorm and a linear layer per head on its pooled features.
 
-    kind, widths, layers, stem_kernel, stem_stride: the trunk, see `video_resnet`.
-    heads: from a head's name to its number of outputs.
-    size: pixels; clips of another size are resized to it first, so that all sizes are seen by the same eyes.
-    texture: by how much the nine numbers of `nn.texture` are multiplied that `features` appends; 0 for none of them.
-    temperatures: per head, what its outputs are divided by; 1 until something fits them.
-    Raises ValueError for no heads and whatever `video_resnet` refuses.
+    Attributes:
+        head_index: from a head's name to its index in `temperatures`.
+
+    Args:
+        kind: architecture of the trunk; it, `channels`, `blocks_per_stage`, `stem_kernel` and
+            `stem_stride` are arguments of `video_resnet`.
+        heads: from a head's name to its number of classes.
+        size: frame size in pixels; videos of another size are resized to it.
+        texture_weight: factor of the texture descriptor (`nn.texture`) that `features` appends; 0
+            for no descriptor.
+
+    Raises:
+        ValueError: for no heads, and see `video_resnet`.
     """
 
     @register_to_config
     def __init__(
         self,
-        kind: str = "lean",
+        kind: str = "r2plus1d_narrow",
         heads: Mapping[str, int] | None = None,
-        widths: Sequence[int] = (16, 32, 64, 128),
-        layers: Sequence[int] = (1, 1, 1, 1),
+        channels: Sequence[int] = (16, 32, 64, 128),
+        blocks_per_stage: Sequence[int] = (1, 1, 1, 1),
         stem_kernel: int = 3,
         stem_stride: Sequence[int] = (1, 2),
         size: int = 64,
-        texture: float = 0.0,
+        texture_weight: float = 0.0,
     ):
         super().__init__()
         if not heads:
-            raise ValueError(
-                f"heads: expected at least one name with its number of outputs, got {heads}"
-            )
-        stem = {"stem_kernel": stem_kernel, "stem_stride": tuple(stem_stride)}
-        self.trunk = video_resnet(kind, 1, widths=widths, layers=layers, norm=group_norm, **stem)
+            raise ValueError(f"heads: expected at least one name and number, got {heads}")
+        self.trunk = video_resnet(
+            kind,
+            1,
+            channels=channels,
+            blocks_per_stage=blocks_per_stage,
+            stem_kernel=stem_kernel,
+            stem_stride=tuple(stem_stride),
+            norm=group_norm,
+        )
         self.trunk.fc = nn.Identity()
-        self.classify = nn.ModuleDict(
-            {name: nn.Linear(widths[-1], outputs) for name, outputs in heads.items()}
+        self.head_layers = nn.ModuleDict(
+            {name: nn.Linear(channels[-1], num_classes) for name, num_classes in heads.items()}
         )
         self.register_buffer("temperatures", torch.ones(len(heads)))
-        # by alphabet: config.json sorts its keys, so the order of `heads` does not survive a folder
-        self.slots = {name: slot for slot, name in enumerate(sorted(heads))}
+        # Alphabetical: config.json sorts its keys, so the order of `heads` is not stored
+        self.head_index = {name: index for index, name in enumerate(sorted(heads))}
 
     def temperature(self, head: str) -> Float[Tensor, ""]:
-        """What the outputs of a head are divided by; a view, to be changed in place."""
-        return self.temperatures[self.slots[head]]
+        """The calibration temperature of a head, as a view that can be changed in place."""
+        return self.temperatures[self.head_index[head]]
 
     def features(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
-        """One vector per clip: what the heads see, `widths[-1]` wide, and the texture if there is a weight for it.
+        """The input of the heads and, if `texture_weight` is not 0, the weighted texture.
 
-        video: in [-1, 1], any frames, any size.
+        Args:
+            video: in [-1, 1], of any length and size.
         """
-        video = self._resized(video)
-        learned, weight = self.trunk.features(video), self.config.texture
-        return torch.cat([learned, weight * texture(video)], dim=1) if weight else learned
+        video = self._resize(video)
+        features = self.trunk.features(video)
+        weight = self.config.texture_weight
+        if weight == 0:
+            return features
+        return torch.cat([features, weight * laplacian_band_std(video)], dim=1)
 
-    def _resized(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h_new w_new"]:
-        b, c, f, h, w = video.shape
-        size = self.config.size
-        if (h, w) == (size, size):
+    def _resize(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h_new w_new"]:
+        size = (self.config.size,) * 2
+        if video.shape[3:] == size:
             return video
-        frames = video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
-        # antialias matters when shrinking; without it, thin outlines flicker
-        frames = F.interpolate(frames, (size, size), mode="bilinear", antialias=True)
-        return frames.unflatten(0, (b, f)).transpose(1, 2)
+        # antialias matters for smaller sizes: without it, thin outlines flicker
+        frames = F.interpolate(fold_frames(video), size, mode="bilinear", antialias=True)
+        return unfold_frames(frames, video.shape[2])
 
-    def forward(self, video: Float[Tensor, "b c f h w"]) -> dict[str, Float[Tensor, "b outputs"]]:
+    def forward(self, video: Float[Tensor, "b c f h w"]) -> dict[str, Float[Tensor, "b classes"]]:
         """Calibrated logits by head.
 
-        video: in [-1, 1], any frames, any size.
+        Args:
+            video: in [-1, 1], of any length and size.
         """
-        x = self.trunk.features(self._resized(video))
-        return {name: head(x) / self.temperature(name) for name, head in self.classify.items()}
+        x = self.trunk.features(self._resize(video))
+        return {name: layer(x) / self.temperature(name) for name, layer in self.head_layers.items()}

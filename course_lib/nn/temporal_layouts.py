@@ -1,7 +1,7 @@
-"""Where published video models put their layers over time: places of an image U-Net, and styles that fill them.
+"""Where published video models insert their temporal layers into an image U-Net.
 
-Reads top to bottom: places, one function for each style, their table. `nn/inflate.py` hangs there what a style says; a
-new style is one function more.
+Reads top to bottom: insertion points, one function per style, the table of styles. A new style is
+one more function.
 
 Blattmann et al. 2023, "Align your Latents", arXiv 2304.08818.
 Wang et al. 2023, "ModelScope Text-to-Video Technical Report", arXiv 2308.06571.
@@ -10,22 +10,22 @@ Wang et al. 2023, "LaVie", arXiv 2309.15103.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from course_lib.nn.temporal import (
-    Beside,
-    Blend,
-    TemporalConv,
-    TemporalResidual,
+    AlphaBlend,
+    FrameConditioningConv,
+    TemporalConvBlock,
+    TemporalResBlock,
+    TemporalTextBlock,
     TemporalTransformer,
-    TimeAndText,
 )
 
-BLOCKS = (
+SUPPORTED_BLOCKS = (
     "DownBlock2D",
     "CrossAttnDownBlock2D",
     "UNetMidBlock2DCrossAttn",
@@ -35,142 +35,170 @@ BLOCKS = (
 
 
 @dataclass(frozen=True)
-class Place:
-    """A layer of an image U-Net behind which one over time may hang.
+class InsertionPoint:
+    """A layer of an image U-Net after which a temporal layer may be inserted.
 
-    name: of the layer, as in the state_dict. kind: "conv_in", "resnet", "attention" (behind all of a transformer) or
-    "block" (inside one of its blocks, between text and feed-forward). channels: there. head_width: of the image model's
-    attention, there or, where it has none, of its first. bare: a residual block on a level without attention. groups:
-    of its norms. embedding: width of the timestep's vector.
+    Args:
+        name: name of the layer, as in the state_dict.
+        kind: "conv_in", "resnet", "attention" (after a whole transformer) or "block" (inside a
+            transformer block, between cross-attention and feed-forward).
+        channels: channels of the features.
+        head_dim: channels per head of the layer's attention, else of the U-Net's first attention.
+        without_attention: whether it is a residual block on a level without attention.
+        norm_groups: number of GroupNorm groups of the U-Net.
+        temb_channels: dimension of the timestep embedding.
     """
 
     name: str
     kind: str
     channels: int
-    head_width: int
-    bare: bool
-    groups: int
-    embedding: int
+    head_dim: int
+    without_attention: bool
+    norm_groups: int
+    temb_channels: int
 
 
-def places(unet: UNet2DConditionModel) -> Iterator[Place]:
-    """All of them, in the order of the forward pass but for the blocks of a transformer, which come before it.
+def insertion_points(unet: UNet2DConditionModel) -> Iterator[InsertionPoint]:
+    """Yields all insertion points, in the order of the forward pass.
 
-    unet: of residual blocks and transformers, see `BLOCKS`. Raises ValueError for any other block, naming it.
+    Except for transformers, which come after the blocks inside them.
+
+    Args:
+        unet: image U-Net made of `SUPPORTED_BLOCKS`.
+
+    Raises:
+        ValueError: for any other block, naming it.
     """
     blocks = {f"down_blocks.{k}": block for k, block in enumerate(unet.down_blocks)}
     blocks |= {"mid_block": unet.mid_block} if unet.mid_block is not None else {}
     blocks |= {f"up_blocks.{k}": block for k, block in enumerate(unet.up_blocks)}
+    head_dims = []
     for name, block in blocks.items():
-        if type(block).__name__ not in BLOCKS:
+        if type(block).__name__ not in SUPPORTED_BLOCKS:
             raise ValueError(
-                f"unet: expected blocks {', '.join(BLOCKS)}; {name} is a {type(block).__name__}"
+                f"unet: expected blocks {', '.join(SUPPORTED_BLOCKS)}; "
+                f"{name} is a {type(block).__name__}"
             )
-        for k, part in enumerate(_attentions(block)):
-            if not isinstance(part, Transformer2DModel):
+        for k, attn in enumerate(_attentions(block)):
+            if not isinstance(attn, Transformer2DModel):
                 raise ValueError(
-                    f"unet: expected Transformer2DModel, {name}.attentions.{k} is a {type(part).__name__}"
+                    "unet: expected Transformer2DModel, "
+                    f"{name}.attentions.{k} is a {type(attn).__name__}"
                 )
-    widths = [
-        part.config.attention_head_dim for block in blocks.values() for part in _attentions(block)
-    ]
-    first, rest = (
-        widths[0] if widths else 0,
-        (unet.config.norm_num_groups, unet.time_embedding.linear_2.out_features),
+            head_dims.append(attn.config.attention_head_dim)
+    start = InsertionPoint(
+        "conv_in",
+        "conv_in",
+        unet.conv_in.out_channels,
+        head_dims[0] if head_dims else 0,
+        without_attention=False,
+        norm_groups=unet.config.norm_num_groups,
+        temb_channels=unet.time_embedding.linear_2.out_features,
     )
-    yield Place("conv_in", "conv_in", unet.conv_in.out_channels, first, False, *rest)
+    yield start
     for name, block in blocks.items():
-        bare = not _attentions(block)
+        resnet_point = replace(start, kind="resnet", without_attention=not _attentions(block))
         for k, resnet in enumerate(block.resnets):
-            yield Place(f"{name}.resnets.{k}", "resnet", resnet.out_channels, first, bare, *rest)
-        for k, attention in enumerate(_attentions(block)):
-            at, width = f"{name}.attentions.{k}", attention.config.attention_head_dim
-            for depth, inside in enumerate(attention.transformer_blocks):
-                yield Place(
-                    f"{at}.transformer_blocks.{depth}", "block", inside.dim, width, False, *rest
-                )
-            yield Place(at, "attention", attention.in_channels, width, False, *rest)
+            yield replace(resnet_point, name=f"{name}.resnets.{k}", channels=resnet.out_channels)
+        for k, attn in enumerate(_attentions(block)):
+            attn_name = f"{name}.attentions.{k}"
+            attn_point = replace(start, head_dim=attn.config.attention_head_dim)
+            for j, inner in enumerate(attn.transformer_blocks):
+                inner_name = f"{attn_name}.transformer_blocks.{j}"
+                yield replace(attn_point, name=inner_name, kind="block", channels=inner.dim)
+            channels = attn.in_channels
+            yield replace(attn_point, name=attn_name, kind="attention", channels=channels)
 
 
 def _attentions(block: nn.Module) -> list[nn.Module]:
     return list(getattr(block, "attentions", ()))
 
 
-# What hangs there: from a place to a layer, or None
+# One function per style: insertion point -> temporal layer, or None to insert nothing there
 
 
 def video_ldm(
-    place: Place, head_width: int = 32, text_width: int | None = None, extra_channels: int = 0
+    point: InsertionPoint,
+    head_dim: int = 32,
+    temporal_cross_attention_dim: int | None = None,
+    cond_channels: int = 0,
 ) -> nn.Module | None:
-    """Align your Latents: a residual block over time behind each one, attention over time behind each transformer.
+    """Align your Latents: a residual block after each one, attention after each transformer.
 
-    head_width: of that attention. text_width: None, or the width of a text that it reads too, as in the paper's
-    text-to-video model. extra_channels: of what is known beforehand; see `InflatedUNet.forward` for both.
+    Args:
+        point: insertion point.
+        head_dim: channels per head of the temporal attention.
+        temporal_cross_attention_dim: dimension of the text embeddings that the temporal layers
+            attend to, as in the paper's text-to-video model; None for no text.
+        cond_channels: channels of given frames and their mask; 0 for none.
     """
-    if place.kind == "conv_in" and extra_channels:
-        return Beside(extra_channels, place.channels)
-    if place.kind == "resnet":
-        return Blend(TemporalResidual(place.channels, place.embedding))
-    return (
-        Blend(TimeAndText(place.channels, head_width, text_width=text_width))
-        if place.kind == "attention"
-        else None
-    )
-
-
-def modelscope(place: Place, head_width: int | None = None) -> nn.Module | None:
-    """ModelScope: convolutions over time behind each residual block, a transformer behind each, and one at the start.
-
-    head_width: of all of them; None for that of the image model.
-    """
-    if place.kind == "resnet":
-        return TemporalConv(place.channels, place.groups)
-    width = head_width or place.head_width
-    if place.kind in ("conv_in", "attention"):
-        heads = 8 if place.kind == "conv_in" else place.channels // width
-        return TemporalTransformer(place.channels, heads, width, place.groups)
+    if point.kind == "conv_in" and cond_channels:
+        return FrameConditioningConv(cond_channels, point.channels)
+    if point.kind == "resnet":
+        return AlphaBlend(TemporalResBlock(point.channels, point.temb_channels))
+    if point.kind == "attention":
+        return AlphaBlend(
+            TemporalTextBlock(
+                point.channels, head_dim, cross_attention_dim=temporal_cross_attention_dim
+            )
+        )
     return None
 
 
+def modelscope(point: InsertionPoint, head_dim: int | None = None) -> nn.Module | None:
+    """ModelScope: convolutions after residual blocks, transformers after transformers and conv_in.
+
+    Args:
+        point: insertion point.
+        head_dim: channels per head of the temporal attention; None for the image model's.
+    """
+    if point.kind == "resnet":
+        return TemporalConvBlock(point.channels, point.norm_groups)
+    if point.kind == "block":
+        return None
+    head_dim = head_dim or point.head_dim
+    num_heads = 8 if point.kind == "conv_in" else point.channels // head_dim
+    return TemporalTransformer(point.channels, num_heads, head_dim, point.norm_groups)
+
+
 def animatediff(
-    place: Place, heads: int = 8, frames: int = 32, middle: bool = True, layers: int = 1
+    point: InsertionPoint,
+    num_heads: int = 8,
+    num_frames: int = 32,
+    use_mid_block: bool = True,
+    num_layers: int = 1,
 ) -> nn.Module | None:
-    """AnimateDiff: a motion module behind each residual block, and the transformer after it, if there is one.
+    """AnimateDiff: a motion module after each residual block and its transformer, if it has one.
 
-    heads, layers: of a motion module. frames: the longest clip. middle: whether there is one in the middle (the second
-    version's).
+    Args:
+        point: insertion point.
+        num_heads: number of attention heads.
+        num_frames: length of the longest clip.
+        use_mid_block: whether the middle block has a motion module (second version).
+        num_layers: transformer blocks per motion module.
     """
-    in_middle = place.name.startswith("mid_block")
-    if not (place.kind == "attention" or (place.kind == "resnet" and place.bare)) or (
-        in_middle and not middle
-    ):
+    is_last = point.kind == "attention" or (point.kind == "resnet" and point.without_attention)
+    if not is_last or (point.name.startswith("mid_block") and not use_mid_block):
         return None
-    return TemporalTransformer(place.channels, heads, place.channels // heads, 32, frames, layers)
+    head_dim = point.channels // num_heads
+    return TemporalTransformer(point.channels, num_heads, head_dim, 32, num_frames, num_layers)
 
 
-def lavie(place: Place) -> nn.Module | None:
-    """LaVie: attention over time with rotary positions inside each transformer block, before the feed-forward.
+def lavie(point: InsertionPoint) -> nn.Module | None:
+    """LaVie: temporal attention with rotary positions inside each transformer block.
 
-    The original adds a bias by distance as well; one of the two is enough.
+    The original has a relative position bias as well; one of the two suffices.
     """
-    if place.kind != "block":
+    if point.kind != "block":
         return None
-    return TimeAndText(place.channels, place.head_width, "rotary")
+    return TemporalTextBlock(point.channels, point.head_dim, "rotary")
 
 
-@dataclass(frozen=True)
-class Style:
-    """layer: from a place to what hangs there. picture_is_clip: whether layers over time see a picture of joint
-    training as a clip of one frame, as ModelScope's do, or leave it alone.
-    """
-
-    layer: Callable[..., nn.Module | None]
-    picture_is_clip: bool = False
-
-
-STYLES = {
-    "video-ldm": Style(video_ldm),
-    "modelscope": Style(modelscope, picture_is_clip=True),
-    "animatediff": Style(animatediff),
-    "lavie": Style(lavie),
+TEMPORAL_LAYOUTS: dict[str, Callable[..., nn.Module | None]] = {
+    "video-ldm": video_ldm,
+    "modelscope": modelscope,
+    "animatediff": animatediff,
+    "lavie": lavie,
 }
+# Styles that process an image of joint training as a clip of one frame; the others skip it
+TEMPORAL_ON_IMAGES = frozenset({"modelscope"})

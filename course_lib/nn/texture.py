@@ -1,7 +1,7 @@
-"""How fine a picture is: what a classifier is free to forget, and what a distance between pictures must not.
+"""A texture descriptor for Fréchet distances: the strength of three Laplacian-pyramid bands.
 
-The bands are those of the Laplacian pyramid (Burt & Adelson 1983, "The Laplacian Pyramid as a Compact Image Code"), and
-their spread is the simplest of the statistics by which Portilla & Simoncelli 2000 describe a texture.
+Burt & Adelson 1983, "The Laplacian Pyramid as a Compact Image Code"; Portilla & Simoncelli 2000, "A
+Parametric Texture Model Based on Joint Statistics of Complex Wavelet Coefficients".
 """
 
 import torch
@@ -9,24 +9,33 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-BANDS = 3  # details of 1, 2 and 4 pixels
+from course_lib.nn.utils import fold_frames, unfold_frames
+
+NUM_BANDS = 3  # details of 1, 2 and 4 pixels
 
 
-def texture(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
-    """Standard deviation of each of three bands of each channel, over all pixels of all frames; blind to their order.
+def laplacian_band_std(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
+    """Standard deviation of three bands of each channel, over all pixels of all frames.
 
-    video: in [-1, 1]; h and w divisible by 8. Returns d = 3 c numbers per clip, the finest band first.
-    Raises ValueError for another size.
+    Args:
+        video: in [-1, 1]; h and w are multiples of 8.
+
+    Returns:
+        d = 3 c numbers per clip, the finest band first.
+
+    Raises:
+        ValueError: for any other size.
     """
-    b, _, f, h, w = video.shape
-    if h % 2**BANDS or w % 2**BANDS:
-        raise ValueError(f"video: expected height and width divisible by {2**BANDS}, got {h} x {w}")
-    frames, spreads = video.transpose(1, 2).flatten(0, 1), []  # (b f) c h w
-    for _ in range(BANDS):
+    num_frames, h, w = video.shape[2:]
+    if h % 2**NUM_BANDS or w % 2**NUM_BANDS:
+        raise ValueError(
+            f"video: expected height and width divisible by {2**NUM_BANDS}, got {h} x {w}"
+        )
+    frames = fold_frames(video)
+    stds = []
+    for _ in range(NUM_BANDS):
         coarse = F.avg_pool2d(frames, 2)
         band = frames - F.interpolate(coarse, scale_factor=2, mode="bilinear")
-        spreads.append(
-            band.unflatten(0, (b, f)).transpose(1, 2).flatten(2).std(2, correction=0)
-        )  # b c
+        stds.append(unfold_frames(band, num_frames).flatten(2).std(2, correction=0))  # b c
         frames = coarse
-    return torch.cat(spreads, dim=1)
+    return torch.cat(stds, dim=1)

@@ -1,212 +1,59 @@
-"""A U-Net for video that sees space and time one after the other: the network of Video Diffusion Models.
+"""The factorised video U-Net of Video Diffusion Models.
 
-An image U-Net, to which every frame is a picture of its own, with attention over time wherever it has attention over
-space. At first that attention adds nothing: the network is its own image network, frame by frame.
+An image U-Net that treats every frame as an image, with temporal attention after each spatial
+attention. Initially the temporal attention adds nothing: the network is an image network.
 
 Ho et al. 2022, "Video Diffusion Models", arXiv 2204.03458, section 3.
-Saharia et al. 2022, "Imagen", arXiv 2205.11487 (extra channels, noise-conditioning augmentation).
+Saharia et al. 2022, "Imagen", arXiv 2205.11487 (conditioning channels and their augmentation).
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import Downsample2D
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.nn.attention import (
-    WAVES,
-    SpatialAttention,
-    TemporalAttention,
-    TextAttention,
-    apart,
-    place_waves,
-)
-
-GROUPS = 8  # of every GroupNorm, whose statistics are those of one frame
-
-
-class Circumstances(NamedTuple):
-    """What every block is told: a vector for each frame of each clip, the text, and which frame may see which."""
-
-    embedding: Float[Tensor, "bf d"]
-    text: Float[Tensor, "b *each l d"] | None
-    mask: Bool[Tensor, "b f f"] | None
-
-
-class Stage(nn.Module):
-    """A residual block of 1x3x3 convolutions, then attention over space, text and time, if it has any.
-
-    embedding: width of the vector that carries timestep and the like. text_width: None for no text.
-    """
-
-    def __init__(
-        self, channels_in: int, channels: int, embedding: int, attention: bool, text_width: int | None,
-        head_width: int, positions: str,
-    ):  # fmt: skip
-        super().__init__()
-        groups = {"groups": math.gcd(GROUPS, channels_in), "groups_out": math.gcd(GROUPS, channels)}
-        self.residual = ResnetBlock2D(
-            in_channels=channels_in,
-            out_channels=channels,
-            temb_channels=embedding,
-            time_embedding_norm="scale_shift",
-            **groups,
-        )
-        self.spatial = SpatialAttention(channels, head_width) if attention else None
-        self.textual = (
-            TextAttention(channels, text_width, head_width) if attention and text_width else None
-        )
-        self.temporal = TemporalAttention(channels, head_width, positions) if attention else None
-        self.gradient_checkpointing = False  # diffusers' enable_gradient_checkpointing sets it
-
-    def forward(
-        self, frames: Float[Tensor, "bf c_in h w"], told: Circumstances, b: int
-    ) -> Float[Tensor, "bf c h w"]:
-        """b: how many clips the frames belong to."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self._forward, frames, told, b)
-        return self._forward(frames, told, b)
-
-    def _forward(self, frames: Tensor, told: Circumstances, b: int) -> Tensor:
-        frames = self.residual(frames, told.embedding)
-        if self.temporal is None:
-            return frames
-        video = frames.unflatten(0, (b, -1)).transpose(1, 2)  # b c f h w, nothing is copied
-        video = self.spatial(video)
-        if self.textual is not None:
-            video = self.textual(video, told.text)
-        video = self.temporal(video, told.mask)
-        return video.transpose(1, 2).flatten(0, 1)
-
-
-class Grow(Upsample2D):
-    """diffusers' doubling of height and width, then a 3x3 convolution, as one convolution of four 2x2 kernels.
-
-    Of three neighbours among doubled pixels two are equal, so what the kernel does with them is added up first: 16
-    products for a place instead of 36, and no large picture in between. Forward and backward, 96 to 32 channels, 32
-    frames of 16 x 16 to 32 x 32 on two cores: 26 ms, diffusers' 67.
-    """
-
-    def forward(
-        self, frames: Float[Tensor, "n c_in h w"], output_size: Sequence[int]
-    ) -> Float[Tensor, "n c h_out w_out"]:
-        """output_size: twice that of the frames, or of an odd size one less."""
-        _, _, h, w = frames.shape
-        if tuple(output_size) != (2 * h, 2 * w):
-            return super().forward(frames, output_size=tuple(output_size))
-        kernels = _halves(_halves(self.conv.weight, 2), 4)  # row, column: c c_in 2 2 each
-        kernels = kernels.transpose(0, 1).flatten(0, 2)  # (2 2 c) c_in 2 2
-        found = F.conv2d(
-            frames, kernels, self.conv.bias.repeat(4), padding=1
-        )  # n (2 2 c) (h + 1) (w + 1)
-        found = found.unflatten(1, (2, 2, -1))
-        # An upper row of the large picture sees the place above and its own, a lower one its own and the one below
-        rows = [
-            torch.stack(
-                [found[:, row, column, :, row : row + h, column : column + w] for column in (0, 1)],
-                dim=-1,
-            )
-            for row in (0, 1)
-        ]  # n c h w 2
-        return (
-            torch.stack(rows, dim=3).flatten(4).flatten(2, 3)
-        )  # n c h 2 w 2, then n c (2 h) (2 w)
-
-
-def _halves(kernel: Tensor, axis: int) -> Tensor:
-    """A kernel of three taps along an axis as two of two taps, on a new first axis: for the first and the second of
-    two equal pixels.
-    """
-    first, middle, last = kernel.unbind(axis)
-    return torch.stack(
-        [torch.stack([first, middle + last], axis), torch.stack([first + middle, last], axis)]
-    )
-
-
-class TextSummary(nn.Module):
-    """One vector of a whole text: learned questions look at its words. At first it is zero.
-
-    width: of the text's vectors. embedding: of the summary.
-    """
-
-    def __init__(self, width: int, embedding: int, head_width: int):
-        super().__init__()
-        self.questions = nn.Parameter(
-            torch.randn(embedding // head_width, 1, head_width)
-        )  # heads 1 d
-        self.norm = nn.LayerNorm(width)
-        self.to_kv = nn.Linear(width, 2 * embedding, bias=False)
-        self.to_out = nn.Linear(embedding, embedding)
-        nn.init.zeros_(self.to_out.weight)
-        nn.init.zeros_(self.to_out.bias)
-
-    def forward(self, text: Float[Tensor, "n l d"]) -> Float[Tensor, "n embedding"]:
-        heads, _, width = self.questions.shape
-        k, v = (
-            self.to_kv(self.norm(text)).unflatten(-1, (2, heads, width)).permute(2, 0, 3, 1, 4)
-        )  # n heads l d
-        questions = self.questions.to(k).expand(len(text), -1, -1, -1)
-        return self.to_out(F.scaled_dot_product_attention(questions, k, v).flatten(1))
-
-
-class Detail(nn.Module):
-    """A last look at single pixels, for a network that sees patches: it corrects the answer. At first it adds nothing.
-
-    A patch of 4 x 4 pixels holds 48 numbers of noise, and a network that is to say what of them is noise has to carry
-    them all through. Without a last look vdm left an error of 0.07 (median) where the noise beside the signal was 0.3.
-
-    channels_in: of what the network is given. channels: in between. channels_out: of its answer. embedding: as `Stage`;
-    it scales and shifts channels: Perez et al. 2018, "FiLM", arXiv 1709.07871. Raises ValueError for no channels.
-    """
-
-    def __init__(self, channels_in: int, channels: int, channels_out: int, embedding: int):
-        super().__init__()
-        if channels < 1:
-            raise ValueError(
-                f"detail: expected at least 1 channel, or None for no last look, got {channels}"
-            )
-        self.look = nn.Conv2d(channels_in + channels_out, channels, 3, padding=1)
-        self.compare = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulate = nn.Linear(embedding, 4 * channels)
-        self.say = nn.Conv2d(channels, channels_out, 3, padding=1)
-        nn.init.zeros_(self.say.weight)
-        nn.init.zeros_(self.say.bias)
-
-    def forward(
-        self,
-        frames: Float[Tensor, "bf c_in h w"],
-        answer: Float[Tensor, "bf c_out h w"],
-        embedding: Float[Tensor, "bf d"],
-    ) -> Float[Tensor, "bf c_out h w"]:
-        """frames: what the network was given. answer: what it said of them."""
-        scale, shift, scale_2, shift_2 = self.modulate(F.silu(embedding))[..., None, None].chunk(
-            4, dim=1
-        )
-        found = F.silu(self.look(torch.cat([frames, answer], dim=1)) * (1 + scale) + shift)
-        found = F.silu(self.compare(found) * (1 + scale_2) + shift_2)
-        return answer + self.say(found)
+from course_lib.nn.attention import joint_training_mask
+from course_lib.nn.kernels import FusedUpsample2D
+from course_lib.nn.positions import COORD_FREQUENCIES, coord_features
+from course_lib.nn.unet_blocks import NORM_GROUPS, AttentionPool, PixelRefiner, UNetBlock
+from course_lib.nn.utils import fold_frames, unfold_frames, zero_module
 
 
 class VideoUNet(ModelMixin, ConfigMixin):
-    """(noisy clip, timestep, text …) to a prediction of the clip's shape, for any number of frames.
+    """(noisy video, timestep, text …) to a prediction, for any number of frames.
 
-    in_channels: of what is denoised. out_channels: None for as many. extra_channels: of `extra`, see `forward`.
-    widths: channels per level, multiples of head_width where there is attention; every level but the last halves the
-    frame. layers: stages per level, down and up. attention: whether a level has attention over space, text and time,
-    one for each level. text_width: of the text's vectors; None for a network without text. positions: in time, see
-    `TemporalAttention`. patch: pixels of a side that are taken together, as channels; 1 for none. detail: channels of
-    a last look at single pixels, see `Detail`, at least 1; None for none. frame_index: whether frames are told their
-    number, from 0, at first without effect too. places: whether patches are told where they are, see `place_waves`.
-    frame_rate, noise_level: whether it is told these. Raises ValueError for levels that do not match, widths,
-    or detail.
+    Attributes:
+        accepts: the video-specific arguments of `forward` that this configuration takes.
+
+    Args:
+        in_channels: channels of the noisy video.
+        out_channels: channels of the prediction; None for `in_channels`.
+        cond_channels: channels of the condition that is concatenated with the noisy video.
+        block_out_channels: channels per level, multiples of `head_dim` where there is attention;
+            every level but the last halves the frame size.
+        layers_per_block: blocks per level, down and up.
+        attention_levels: for each level, whether it has attention.
+        cross_attention_dim: dimension of the text embeddings; None for a network without text.
+        head_dim: channels per attention head.
+        temporal_positions: see `TemporalAttention`.
+        patch_size: pixels of a side that are folded into channels; 1 for none.
+        refiner_channels: hidden channels of the `PixelRefiner`; None for none.
+        frame_embedding: whether to embed the index of each frame, initially without effect.
+        coord_embedding: whether to embed the position in the frame, see `coord_features`.
+        fps_embedding: whether to embed the frame rate.
+        noise_aug_embedding: whether to embed the noise level of the conditioning channels.
+
+    Raises:
+        ValueError: for levels that do not match, and invalid channels.
     """
 
     _supports_gradient_checkpointing = True
@@ -216,216 +63,229 @@ class VideoUNet(ModelMixin, ConfigMixin):
         self,
         in_channels: int = 3,
         out_channels: int | None = None,
-        extra_channels: int = 0,
-        widths: Sequence[int] = (64, 128, 256),
-        layers: int = 1,
-        attention: Sequence[bool] = (False, True, True),
-        text_width: int | None = None,
-        head_width: int = 32,
-        positions: str = "relative",
-        patch: int = 1,
-        detail: int | None = None,
-        frame_index: bool = False,
-        places: bool = False,
-        frame_rate: bool = False,
-        noise_level: bool = False,
+        cond_channels: int = 0,
+        block_out_channels: Sequence[int] = (64, 128, 256),
+        layers_per_block: int = 1,
+        attention_levels: Sequence[bool] = (False, True, True),
+        cross_attention_dim: int | None = None,
+        head_dim: int = 32,
+        temporal_positions: str = "relative",
+        patch_size: int = 1,
+        refiner_channels: int | None = None,
+        frame_embedding: bool = False,
+        coord_embedding: bool = False,
+        fps_embedding: bool = False,
+        noise_aug_embedding: bool = False,
     ):
         super().__init__()
-        if len(widths) != len(attention):
+        if len(block_out_channels) != len(attention_levels):
             raise ValueError(
-                f"attention: expected one for each of {len(widths)} widths, got {len(attention)}"
+                f"attention_levels: expected one per level, {len(block_out_channels)}, "
+                f"got {len(attention_levels)}"
             )
-        embedding, square = 2 * widths[0], patch**2
-
-        def stage(channels_in: int, channels: int, attends: bool) -> Stage:
-            return Stage(
-                channels_in, channels, embedding, attends, text_width, head_width, positions
-            )
-
-        self.waves = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.embed_time = TimestepEmbedding(widths[0], embedding)
-        self.embed_index = TimestepEmbedding(widths[0], embedding) if frame_index else None
-        if frame_index:
-            nn.init.zeros_(
-                self.embed_index.linear_2.weight
-            )  # it is to begin as its own image network
-            nn.init.zeros_(self.embed_index.linear_2.bias)
-        self.embed_rate = TimestepEmbedding(widths[0], embedding) if frame_rate else None
-        self.embed_level = TimestepEmbedding(widths[0], embedding) if noise_level else None
-        self.summary = TextSummary(text_width, embedding, head_width) if text_width else None
-        self.mix = nn.Sequential(
-            nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        optional = {
+            "cond_channels": cond_channels,
+            "fps": fps_embedding,
+            "frame_index": frame_embedding,
+            "noise_aug_level": noise_aug_embedding,
+        }
+        self.accepts = frozenset({"is_image", *(name for name, used in optional.items() if used)})
+        self._build_embeddings()
+        in_channels += cond_channels
+        channels = block_out_channels[0]
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
+        self.coord_embed = (
+            nn.Conv2d(4 * len(COORD_FREQUENCIES), channels, 1) if coord_embedding else None
         )
-        nn.init.zeros_(self.mix[-1].weight)
-        nn.init.zeros_(self.mix[-1].bias)
-        self.conv_in = nn.Conv2d((in_channels + extra_channels) * square, widths[0], 3, padding=1)
-        self.embed_place = nn.Conv2d(4 * len(WAVES), widths[0], 1) if places else None
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
-        before = widths[0]
-        for level, (width, attends) in enumerate(zip(widths, attention, strict=True)):
-            last = level == len(widths) - 1
-            self.down.append(
-                nn.ModuleList(stage(width if k else before, width, attends) for k in range(layers))
+        self._build_blocks()
+        out_channels = out_channels or self.config.in_channels
+        self.norm_out = nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels)
+        self.conv_out = nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1)
+        self.refiner = None
+        if refiner_channels is not None:
+            self.refiner = PixelRefiner(in_channels, refiner_channels, out_channels, 2 * channels)
+
+    def _build_embeddings(self) -> None:
+        """Layers of `_embed`; no module may have the name of a configuration entry."""
+        config, channels = self.config, self.config.block_out_channels[0]
+        dim = 2 * channels
+        self.time_proj = Timesteps(channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(channels, dim)
+        self.frame_embed = TimestepEmbedding(channels, dim) if config.frame_embedding else None
+        if config.frame_embedding:
+            zero_module(self.frame_embed.linear_2)
+        self.fps_embed = TimestepEmbedding(channels, dim) if config.fps_embedding else None
+        noise_aug = config.noise_aug_embedding
+        self.noise_aug_embed = TimestepEmbedding(channels, dim) if noise_aug else None
+        text_dim = config.cross_attention_dim
+        self.text_pool = AttentionPool(text_dim, dim, config.head_dim) if text_dim else None
+        self.cond_mlp = nn.Sequential(
+            nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), zero_module(nn.Linear(dim, dim))
+        )
+
+    def _build_blocks(self) -> None:
+        """Blocks, down- and upsamplers; all lists begin with the finest level."""
+        config = self.config
+        widths, num_layers = config.block_out_channels, config.layers_per_block
+
+        def block(in_channels: int, channels: int, has_attention: bool) -> UNetBlock:
+            return UNetBlock(
+                in_channels,
+                channels,
+                2 * widths[0],
+                has_attention,
+                config.cross_attention_dim,
+                config.head_dim,
+                config.temporal_positions,
             )
-            self.shrink.append(
-                nn.Identity() if last else Downsample2D(width, use_conv=True, name="op")
+
+        self.down_blocks, self.downsamplers = nn.ModuleList(), nn.ModuleList()
+        self.up_blocks, self.upsamplers = nn.ModuleList(), nn.ModuleList()
+        channels = widths[0]
+        for level, has_attention in enumerate(config.attention_levels):
+            width, is_last = widths[level], level == len(widths) - 1
+            inputs = [channels] + [width] * (num_layers - 1)
+            self.down_blocks.append(nn.ModuleList(block(c, width, has_attention) for c in inputs))
+            self.downsamplers.append(
+                nn.Identity() if is_last else Downsample2D(width, use_conv=True, name="op")
             )
-            self.up.append(nn.ModuleList(stage(2 * width, width, attends) for _ in range(layers)))
-            self.grow.append(
+            inputs = [2 * width] * num_layers
+            self.up_blocks.append(nn.ModuleList(block(c, width, has_attention) for c in inputs))
+            self.upsamplers.append(
                 nn.Identity()
-                if last
-                else Grow(widths[level + 1], use_conv=True, out_channels=width)
+                if is_last
+                else FusedUpsample2D(widths[level + 1], use_conv=True, out_channels=width)
             )
-            before = width
-        self.middle = stage(widths[-1], widths[-1], attention[-1])
-        self.norm_out = nn.GroupNorm(math.gcd(GROUPS, widths[0]), widths[0])
-        self.conv_out = nn.Conv2d(widths[0], (out_channels or in_channels) * square, 3, padding=1)
-        self.finish = (
-            None  # by the name `detail` diffusers would answer with the configuration's number
-        )
-        if detail is not None:
-            seen, said = in_channels + extra_channels, out_channels or in_channels
-            self.finish = Detail(seen, detail, said, embedding)
+            channels = width
+        self.mid_block = block(channels, channels, config.attention_levels[-1])
 
     def forward(
         self,
         sample: Float[Tensor, "b c f h w"],
         timestep: Real[Tensor, "b"],
-        encoder_hidden_states: Float[Tensor, "b *each l d"] | None = None,
+        encoder_hidden_states: Float[Tensor, "b *frames l d"] | None = None,
         *,
-        frame_rate: Real[Tensor, "b"] | None = None,
-        extra: Float[Tensor, "b c_extra f h w"] | None = None,
-        noise_level: Real[Tensor, "b"] | None = None,
-        alone: Bool[Tensor, "b f"] | None = None,
-        frame_index: Real[Tensor, "b numbers"] | None = None,
+        fps: Real[Tensor, "b"] | None = None,
+        cond_channels: Float[Tensor, "b c_cond f h w"] | None = None,
+        noise_aug_level: Real[Tensor, "b"] | None = None,
+        is_image: Bool[Tensor, "b f"] | None = None,
+        frame_index: Real[Tensor, "b positions"] | None = None,
     ) -> UNet3DConditionOutput:
-        """Returns an output whose `sample` is the prediction, (b, c_out, f, h, w).
+        """Predicts; the output's `sample` is (b, c_out, f, h, w).
 
-        sample: noisy, h and w multiples of `patch`. timestep: one for each clip. encoder_hidden_states: the text,
-        (b, l, d), or (b, f, l, d) if frames have texts of their own. frame_rate: frames per second; None: unknown.
-        extra: clean channels beside the noisy ones, such as given frames with their mask, or a clip of lower
-        resolution, made large. noise_level: how much noise was added to `extra`. alone: which frames are pictures of
-        their own, as in joint training: no layer lets them see others, or others them. frame_index: the number of each
-        frame in its clip, if these are not all of it; None for 0, 1, ….
-        Raises ValueError for a size that is not whole patches, for what a configuration needs and did not get, and for
-        what it got and does not know.
+        Args:
+            sample: noisy video, h and w multiples of `patch_size`.
+            timestep: one per clip.
+            encoder_hidden_states: text embeddings per clip, (b, l, d), or per frame, (b, f, l, d).
+            fps: frames per second; None means unknown.
+            cond_channels: channels without noise, such as given frames and their mask, or an
+                upsampled video of lower resolution.
+            noise_aug_level: timestep of the noise that was added to `cond_channels`.
+            is_image: frames that are independent images (joint training); temporal attention
+                neither reaches nor leaves them.
+            frame_index: index of each frame in its clip, (b, f); None means 0, 1, 2 ….
+
+        Raises:
+            ValueError: for frames that are not whole patches, and for arguments that the
+                configuration needs or does not take.
         """
-        self._check(sample, encoder_hidden_states, frame_rate, extra, noise_level, frame_index)
-        b, _, f, h, w = sample.shape
-        told = Circumstances(
-            self._embedding(
-                timestep,
-                encoder_hidden_states,
-                frame_rate,
-                noise_level,
-                frame_index,
-                f,
-                alone,
-                sample.dtype,
-            ),
-            encoder_hidden_states,
-            None if alone is None else apart(alone),
+        given = {"fps": fps, "noise_aug_level": noise_aug_level, "frame_index": frame_index}
+        self._check(sample, encoder_hidden_states, cond_channels, given)
+        num_frames = sample.shape[2]
+        temb = self._embed(
+            timestep, encoder_hidden_states, is_image, num_frames, given, sample.dtype
         )
-        video = sample if extra is None else torch.cat([sample, extra], dim=1)
-        pixels = video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
-        patches = self.conv_in(F.pixel_unshuffle(pixels, self.config.patch))
-        if self.embed_place is not None:
-            patches = patches + self.embed_place(place_waves(*patches.shape[-2:], like=patches))
-        patches = self.conv_out(F.silu(self.norm_out(self._walk(patches, told, b))))
-        frames = F.pixel_shuffle(patches, self.config.patch)
-        if self.finish is not None:
-            frames = self.finish(pixels, frames, told.embedding)
-        return UNet3DConditionOutput(sample=frames.unflatten(0, (b, f)).transpose(1, 2))
+        mask = None if is_image is None else joint_training_mask(is_image)
+        video = sample if cond_channels is None else torch.cat([sample, cond_channels], dim=1)
+        pixels = fold_frames(video)
+        h = self.conv_in(F.pixel_unshuffle(pixels, self.config.patch_size))
+        if self.coord_embed is not None:
+            h = h + self.coord_embed(coord_features(*h.shape[-2:], h))
+        h = self._run_blocks(h, num_frames, temb, encoder_hidden_states, mask)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        pred = F.pixel_shuffle(h, self.config.patch_size)
+        if self.refiner is not None:
+            pred = self.refiner(pixels, pred, temb)
+        return UNet3DConditionOutput(sample=unfold_frames(pred, num_frames))
 
-    def _walk(self, frames: Tensor, told: Circumstances, b: int) -> Tensor:
-        """Down, across and up again; what each stage on the way down has found is seen again on the way up."""
-        kept = []
-        for stages, shrink in zip(self.down, self.shrink, strict=True):
-            for stage in stages:
-                frames = stage(frames, told, b)
-                kept.append(frames)
-            frames = shrink(frames)
-        frames = self.middle(frames, told, b)
-        for stages, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
-            if isinstance(grow, Grow):
-                frames = grow(frames, output_size=kept[-1].shape[-2:])  # odd sizes were rounded up
-            for stage in stages:
-                frames = stage(torch.cat([frames, kept.pop()], dim=1), told, b)
-        return frames
+    def _run_blocks(self, h: Tensor, *block_args: Any) -> Float[Tensor, "bf c h w"]:
+        """The U: blocks on the way up also take the features of those on the way down."""
+        skips = []
+        for blocks, downsampler in zip(self.down_blocks, self.downsamplers, strict=True):
+            for block in blocks:
+                h = block(h, *block_args)
+                skips.append(h)
+            h = downsampler(h)
+        h = self.mid_block(h, *block_args)
+        for blocks, upsampler in zip(self.up_blocks[::-1], self.upsamplers[::-1], strict=True):
+            if isinstance(upsampler, FusedUpsample2D):
+                h = upsampler(h, output_size=skips[-1].shape[-2:])  # odd sizes were rounded up
+            for block in blocks:
+                h = block(torch.cat([h, skips.pop()], dim=1), *block_args)
+        return h
 
-    def _embedding(
+    def _embed(
         self,
-        timestep,
-        text,
-        frame_rate,
-        noise_level,
-        frame_index,
-        f: int,
-        alone,
+        timestep: Tensor,
+        text: Tensor | None,
+        is_image: Tensor | None,
+        num_frames: int,
+        given: dict[str, Tensor | None],
         dtype: torch.dtype,
     ) -> Float[Tensor, "bf d"]:
-        """One vector for each frame, of everything that is not a picture.
-
-        Its parts meet in `mix` before a block reads them: where something is depends on motion and frame together.
-        """
-        embedding = self.embed_time(self.waves(timestep).to(dtype))  # b d
-        for embed, number in ((self.embed_rate, frame_rate), (self.embed_level, noise_level)):
-            if number is not None:
-                embedding = embedding + embed(self.waves(number).to(dtype))
-        embedding = embedding[:, None].expand(-1, f, -1)  # b f d
+        """One embedding per frame: a sum that `cond_mlp` mixes, as position depends on motion."""
+        temb = self.time_embedding(self.time_proj(timestep).to(dtype))  # b d
+        for embed, name in ((self.fps_embed, "fps"), (self.noise_aug_embed, "noise_aug_level")):
+            if given[name] is not None:
+                temb = temb + embed(self.time_proj(given[name]).to(dtype))
+        temb = temb[:, None].expand(-1, num_frames, -1)  # b f d
         if text is not None:
-            each = text if text.ndim == 4 else text[:, None]  # b (f or 1) l d
-            embedding = embedding + self.summary(each.flatten(0, 1).to(dtype)).unflatten(
-                0, each.shape[:2]
-            )
-        if self.embed_index is not None and (
-            f > 1 or frame_index is not None
-        ):  # a picture has no place in a clip
-            if frame_index is None:
-                frame_index = torch.arange(f, device=timestep.device).expand(len(timestep), -1)
-            index = self.embed_index(self.waves(frame_index.flatten()).to(dtype)).unflatten(
-                0, frame_index.shape
-            )
-            embedding = embedding + (
-                index if alone is None else index.masked_fill(alone[..., None], 0)
-            )
-        embedding = embedding.flatten(0, 1)  # (b f) d
-        return embedding + self.mix(embedding)
+            text = text if text.ndim == 4 else text[:, None]  # b (f or 1) l d
+            pooled = self.text_pool(text.flatten(0, 1).to(dtype))
+            temb = temb + pooled.unflatten(0, text.shape[:2])
+        index = given["frame_index"]
+        # A single frame without an index is an image, which has no position in a clip
+        if self.frame_embed is not None and (num_frames > 1 or index is not None):
+            if index is None:
+                index = torch.arange(num_frames, device=timestep.device).expand(len(timestep), -1)
+            pos = self.frame_embed(self.time_proj(index.flatten()).to(dtype))
+            pos = pos.unflatten(0, index.shape)  # b f d
+            temb = temb + (pos if is_image is None else pos.masked_fill(is_image[..., None], 0))
+        temb = temb.flatten(0, 1)  # (b f) d
+        return temb + self.cond_mlp(temb)
 
-    def _check(self, sample, text, frame_rate, extra, noise_level, frame_index) -> None:
-        config, (b, channels, f, h, w) = self.config, sample.shape
+    def _check(
+        self,
+        sample: Tensor,
+        text: Tensor | None,
+        cond_channels: Tensor | None,
+        given: dict[str, Tensor | None],
+    ) -> None:
+        config = self.config
+        b, channels, f, h, w = sample.shape
         if channels != config.in_channels or f < 1:
             raise ValueError(
-                f"sample: expected {config.in_channels} channels and frames, got {tuple(sample.shape)}"
+                f"sample: expected {config.in_channels} channels and frames, got {_shape(sample)}"
             )
-        if h % config.patch or w % config.patch:
+        if h % config.patch_size or w % config.patch_size:
             raise ValueError(
-                f"sample: expected height and width divisible by {config.patch}, got {h} x {w}"
+                f"sample: expected height and width divisible by {config.patch_size}, got {h} x {w}"
             )
-        if (text is None) != (config.text_width is None):
-            wanted = "none" if config.text_width is None else f"a text of width {config.text_width}"
-            raise ValueError(f"encoder_hidden_states: expected {wanted}, got {_shape(text)}")
-        if text is not None and (
-            text.shape[-1] != config.text_width or text.shape[:-2] not in ((b,), (b, f))
-        ):
-            known = f"({b}, l, {config.text_width}) or ({b}, {f}, l, {config.text_width})"
-            raise ValueError(f"encoder_hidden_states: expected {known}, got {_shape(text)}")
-        if frame_index is not None and frame_index.shape != (b, f):
-            raise ValueError(f"frame_index: expected ({b}, {f}), got {_shape(frame_index)}")
-        wanted = (b, config.extra_channels, f, h, w) if config.extra_channels else None
-        if (None if extra is None else tuple(extra.shape)) != wanted:
-            raise ValueError(f"extra: expected {wanted or 'none'}, got {_shape(extra)}")
-        for name, number in (
-            ("frame_rate", frame_rate),
-            ("noise_level", noise_level),
-            ("frame_index", frame_index),
-        ):
-            if number is not None and not config[name]:
-                raise ValueError(
-                    f"{name}: this network was made without; expected None, got {number}"
-                )
+        dim = config.cross_attention_dim
+        fits = text is None or (text.shape[-1] == dim and text.shape[:-2] in ((b,), (b, f)))
+        if (text is None) != (dim is None) or not fits:
+            expected = None if dim is None else f"({b}, l, {dim}) or ({b}, {f}, l, {dim})"
+            raise ValueError(f"encoder_hidden_states: expected {expected}, got {_shape(text)}")
+        for name, value in given.items():
+            if value is not None and name not in self.accepts:
+                raise ValueError(f"{name}: expected None for this configuration, got {value}")
+        index = given["frame_index"]
+        if index is not None and index.shape != (b, f):
+            raise ValueError(f"frame_index: expected ({b}, {f}), got {_shape(index)}")
+        expected = (b, config.cond_channels, f, h, w) if config.cond_channels else None
+        if _shape(cond_channels) != expected:
+            raise ValueError(f"cond_channels: expected {expected}, got {_shape(cond_channels)}")
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "none" if tensor is None else str(tuple(tensor.shape))
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)

@@ -1,19 +1,19 @@
-"""Small video classifiers that differ only in where their convolutions see time.
+"""Small video classifiers that differ only in which of their convolutions extend over time.
 
-| kind     | stem and groups of blocks                                                 | Tran et al. |
-|----------|---------------------------------------------------------------------------|-------------|
-| f-r2d    | 2D per frame, frames averaged at the end: blind to their order            | f-R2D       |
-| r2d      | 2D; the frames are channels of the first convolution, which ends time     | R2D         |
-| mc3      | 3D in the stem and the first group, 2D per frame after                    | MC3         |
-| rmc3     | 2D per frame in the stem and the first group, 3D after                    | rMC3        |
-| r3d      | 3D everywhere                                                             | R3D         |
-| r2plus1d | (2+1)D everywhere, each with the parameters of its 3D counterpart         | R(2+1)D     |
-| lean     | 3D in the stem, (2+1)D after, no wider between its halves than at its end | here        |
+| kind            | stem and stages                                                  | Tran et al. |
+|-----------------|------------------------------------------------------------------|-------------|
+| f-r2d           | 2D per frame, averaged over frames: blind to their order         | f-R2D       |
+| r2d             | 2D; the frames are channels of the first convolution             | R2D         |
+| mc3             | 3D in the stem and the first stage, 2D per frame after           | MC3         |
+| rmc3            | 2D per frame in the stem and the first stage, 3D after           | rMC3        |
+| r3d             | 3D everywhere                                                    | R3D         |
+| r2plus1d        | (2+1)D everywhere, each with the parameters of its 3D form       | R(2+1)D     |
+| r2plus1d_narrow | 3D in the stem, (2+1)D after, with as many midplanes as outputs  | ours        |
 
-Source: Tran et al. 2018, "A Closer Look at Spatiotemporal Convolutions for Action Recognition", section 3 and
-figure 1. torchvision's VideoResNet fixes the widths at 64 to 512 and the norm at BatchNorm3d, so this is its
-architecture written anew: r3d and mc3 load its weights as they are. Its r2plus1d_18 computes the middle width
-once for both convolutions of a block (6 % fewer parameters than R3D); here each convolution has its own.
+Tran et al. 2018, "A Closer Look at Spatiotemporal Convolutions for Action Recognition", section 3
+and figure 1. torchvision's VideoResNet has fixed channels (64 to 512) and BatchNorm3d; this is the
+same architecture, and r3d and mc3 load its weights. Its r2plus1d_18 computes the midplanes once for
+both convolutions of a block (6 % fewer parameters than R3D); here each convolution has its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,59 +25,72 @@ from torch import Tensor, nn
 
 from course_lib.nn.convolution import Conv3d, R2Plus1DConv
 
-Kind = Literal["f-r2d", "r2d", "mc3", "rmc3", "r3d", "r2plus1d", "lean"]
+Kind = Literal["f-r2d", "r2d", "mc3", "rmc3", "r3d", "r2plus1d", "r2plus1d_narrow"]
 Norm = Callable[[int], nn.Module]
 
-# How the stem and each of the four groups of blocks convolve
-LAYOUTS = {
-    "f-r2d": ("2d", "2d", "2d", "2d", "2d"),
-    "r2d": ("2d", "2d", "2d", "2d", "2d"),
+# The convolutions of the stem and of each of the four stages
+STAGE_TYPES = {
+    "f-r2d": ("2d",) * 5,
+    "r2d": ("2d",) * 5,
     "mc3": ("3d", "3d", "2d", "2d", "2d"),
     "rmc3": ("2d", "2d", "3d", "3d", "3d"),
-    "r3d": ("3d", "3d", "3d", "3d", "3d"),
-    "r2plus1d": ("2+1d", "2+1d", "2+1d", "2+1d", "2+1d"),
-    "lean": ("3d", "lean", "lean", "lean", "lean"),
+    "r3d": ("3d",) * 5,
+    "r2plus1d": ("2+1d",) * 5,
+    "r2plus1d_narrow": ("3d", *("narrow 2+1d",) * 4),
 }
 
 
-def convolution(
-    how: str,
+def make_conv(
+    conv_type: str,
     in_channels: int,
     out_channels: int,
     norm: Norm,
     stride: tuple[int, int] = (1, 1),
-    space: int = 3,
+    kernel_s: int = 3,
 ) -> nn.Module:
-    """One convolution without bias (a norm follows): "2d" (1 x d x d), "3d" (3 x d x d), "2+1d" or "lean".
+    """One convolution without bias, since a norm follows.
 
-    stride: (frames, pixels); "2d" leaves the frames alone. space: d, pixels.
+    Args:
+        conv_type: "2d" (1 x d x d), "3d" (3 x d x d), "2+1d" or "narrow 2+1d".
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        norm: norm of a (2+1)D convolution, from its number of channels.
+        stride: (frames, pixels); "2d" keeps all frames.
+        kernel_s: kernel size d in pixels.
     """
-    frames, pixels = stride
-    if how in ("2+1d", "lean"):
-        middle = out_channels if how == "lean" else None
+    if conv_type in ("2+1d", "narrow 2+1d"):
+        midplanes = out_channels if conv_type == "narrow 2+1d" else None
         return R2Plus1DConv(
-            in_channels, out_channels, 3, space, stride=stride, middle=middle, norm=norm
+            in_channels, out_channels, 3, kernel_s, stride=stride, midplanes=midplanes, norm=norm
         )
-    if how == "2d":
-        kernel, stride = (1, space, space), (1, pixels, pixels)
-    else:
-        kernel, stride = (3, space, space), (frames, pixels, pixels)
-    return Conv3d(in_channels, out_channels, kernel, stride=stride, bias=False)
+    kernel_t, stride_t = (1, 1) if conv_type == "2d" else (3, stride[0])
+    kernel_size, strides = (kernel_t, kernel_s, kernel_s), (stride_t, stride[1], stride[1])
+    return Conv3d(in_channels, out_channels, kernel_size, stride=strides, bias=False)
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut; the first may halve frames and pixels. He et al. 2016, section 3.3."""
+    """Two convolutions and a shortcut (He et al. 2016, section 3.3).
 
-    def __init__(self, how: str, in_channels: int, out_channels: int, stride: int, norm: Norm):
+    Args:
+        conv_type: see `make_conv`.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: of the first convolution, in frames and pixels.
+        norm: makes a norm from a number of channels.
+    """
+
+    def __init__(
+        self, conv_type: str, in_channels: int, out_channels: int, stride: int, norm: Norm
+    ):
         super().__init__()
-        first = convolution(how, in_channels, out_channels, norm, (stride, stride))
-        second = convolution(how, out_channels, out_channels, norm)
+        first = make_conv(conv_type, in_channels, out_channels, norm, (stride, stride))
+        second = make_conv(conv_type, out_channels, out_channels, norm)
         self.conv1 = nn.Sequential(first, norm(out_channels), nn.ReLU())
         self.conv2 = nn.Sequential(second, norm(out_channels))
         self.relu = nn.ReLU()
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
-            strides = (1 if how == "2d" else stride, stride, stride)
+            strides = (1 if conv_type == "2d" else stride, stride, stride)
             shortcut = Conv3d(in_channels, out_channels, 1, stride=strides, bias=False)
             self.downsample = nn.Sequential(shortcut, norm(out_channels))
 
@@ -89,17 +102,18 @@ class BasicBlock(nn.Module):
 
 
 class VideoResNet(nn.Module):
-    """Stem, four groups of basic blocks (all but the first halve frames and pixels), mean, linear layer.
+    """Stem, four stages of basic blocks, mean over frames and pixels, linear layer.
 
-    The arguments are those of `video_resnet`, which is what to call.
+    All stages but the first halve frames and pixels. Made by `video_resnet`, whose arguments it
+    takes.
     """
 
     def __init__(
         self,
-        layout: Sequence[str],
+        stage_types: Sequence[str],
         num_classes: int,
-        widths: Sequence[int],
-        layers: Sequence[int],
+        channels: Sequence[int],
+        blocks_per_stage: Sequence[int],
         in_channels: int,
         stem_kernel: int,
         stem_stride: tuple[int, int],
@@ -107,22 +121,20 @@ class VideoResNet(nn.Module):
         folded_frames: int | None,
     ):
         super().__init__()
-        self.in_channels, self.folded_frames = in_channels, folded_frames
-        channels = in_channels if folded_frames is None else in_channels * folded_frames
-        stem = convolution(layout[0], channels, widths[0], norm, stem_stride, stem_kernel)
-        self.stem = nn.Sequential(stem, norm(widths[0]), nn.ReLU())
-        before, groups = widths[0], []
-        for group, (width, blocks) in enumerate(zip(widths, layers, strict=True)):
-            how, stride = layout[group + 1], 1 if group == 0 else 2
-            first = BasicBlock(how, before, width, stride, norm)
-            rest = [BasicBlock(how, width, width, 1, norm) for _ in range(blocks - 1)]
-            groups.append(nn.Sequential(first, *rest))
-            before = width
-        self.layer1, self.layer2, self.layer3, self.layer4 = groups
-        self.fc = nn.Linear(before, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
+        self.in_channels = in_channels
+        self.folded_frames = folded_frames
+        in_planes = in_channels * (folded_frames or 1)
+        stem = make_conv(stage_types[0], in_planes, channels[0], norm, stem_stride, stem_kernel)
+        self.stem = nn.Sequential(stem, norm(channels[0]), nn.ReLU())
+        in_planes, stages = channels[0], []
+        for k, (planes, num_blocks) in enumerate(zip(channels, blocks_per_stage, strict=True)):
+            conv_type = stage_types[k + 1]
+            first = BasicBlock(conv_type, in_planes, planes, 1 if k == 0 else 2, norm)
+            rest = [BasicBlock(conv_type, planes, planes, 1, norm) for _ in range(num_blocks - 1)]
+            stages.append(nn.Sequential(first, *rest))
+            in_planes = planes
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.fc = nn.Linear(in_planes, num_classes)
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -130,7 +142,7 @@ class VideoResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def features(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
-        """What the last linear layer sees: one vector per clip, `widths[-1]` wide, averaged over f, h, w."""
+        """The input of the last layer: `channels[-1]` numbers per clip, means over f, h and w."""
         if video.shape[1] != self.in_channels:
             raise ValueError(
                 f"video: expected {self.in_channels} channels, got shape {tuple(video.shape)}"
@@ -138,14 +150,15 @@ class VideoResNet(nn.Module):
         if self.folded_frames is not None:
             if video.shape[2] != self.folded_frames:
                 raise ValueError(
-                    f"video: r2d was built for {self.folded_frames} frames, got {video.shape[2]}"
+                    f"video: expected {self.folded_frames} frames, the length that r2d was built "
+                    f"for, got {video.shape[2]}"
                 )
             video = rearrange(video, "b c f h w -> b (f c) 1 h w")
-        x = self.stem(video)  # (b, widths[0], f, h/2, w/2) with the usual stem
+        x = self.stem(video)  # b channels[0] f h/2 w/2 with the default stem
         x = self.layer1(x)
-        x = self.layer2(x)  # from here on each group halves h and w, and f where it sees time
+        x = self.layer2(x)  # from here on each stage halves h and w, and f unless it is 2D
         x = self.layer3(x)
-        x = self.layer4(x)  # (b, widths[3], f/8 or f, h/16, w/16) with the usual stem
+        x = self.layer4(x)  # b channels[3] f/8 h/16 w/16
         return x.mean(dim=(2, 3, 4))
 
     def forward(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b classes"]:
@@ -156,38 +169,50 @@ def video_resnet(
     kind: Kind,
     num_classes: int,
     *,
-    widths: Sequence[int] = (16, 32, 64, 128),
-    layers: Sequence[int] = (1, 1, 1, 1),
+    channels: Sequence[int] = (16, 32, 64, 128),
+    blocks_per_stage: Sequence[int] = (1, 1, 1, 1),
     in_channels: int = 3,
-    frames: int | None = None,
+    num_frames: int | None = None,
     stem_kernel: int = 3,
     stem_stride: tuple[int, int] = (1, 2),
     norm: Norm = nn.BatchNorm3d,
 ) -> VideoResNet:
-    """A video classifier of one of the kinds above, randomly initialised: (b, c, f, h, w) to (b, classes).
+    """A randomly initialised video classifier of one of the kinds above.
 
-    widths, layers: channels and blocks of each of the four groups; (64, 128, 256, 512) and (2, 2, 2, 2) make
-    the 18-layer nets of the paper. frames: clip length, for "r2d" only; the other kinds take any length.
-    stem_kernel: pixels, 7 in the paper for 112 x 112. stem_stride: (frames, pixels);
-    the stem halves the picture unless told otherwise. norm: makes a layer from a
-    number of channels; `group_norm` (nn.convolution) makes a clip's result independent of its batch.
-    Raises ValueError for an unknown kind, not four widths and layers, or `frames` missing or superfluous.
+    Args:
+        kind: architecture.
+        num_classes: number of outputs.
+        channels: of the four stages; (64, 128, 256, 512) in the paper.
+        blocks_per_stage: of the four stages; (2, 2, 2, 2) in the paper's 18-layer networks.
+        in_channels: channels of the video.
+        num_frames: clip length, for "r2d" only; the other kinds take any length.
+        stem_kernel: pixels; 7 in the paper, for frames of 112 x 112.
+        stem_stride: (frames, pixels).
+        norm: makes a norm from a number of channels; with `nn.convolution.group_norm` the result
+            of a clip does not depend on its batch.
+
+    Raises:
+        ValueError: for an unknown kind, not four channels and blocks, or `num_frames` missing or
+            superfluous.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
-    if len(widths) != 4 or len(layers) != 4:
-        raise ValueError(f"widths, layers: expected 4 numbers each, got {widths} and {layers}")
-    if (kind == "r2d") != (frames is not None):
-        need = "the clip length for 'r2d'" if kind == "r2d" else f"None for {kind!r}"
-        raise ValueError(f"frames: expected {need}, got {frames}")
+    if len(channels) != 4 or len(blocks_per_stage) != 4:
+        raise ValueError(
+            f"channels, blocks_per_stage: expected 4 numbers each, got {channels} and "
+            f"{blocks_per_stage}"
+        )
+    if (kind == "r2d") != (num_frames is not None):
+        expected = "the clip length for 'r2d'" if kind == "r2d" else f"None for {kind!r}"
+        raise ValueError(f"num_frames: expected {expected}, got {num_frames}")
     return VideoResNet(
-        LAYOUTS[kind],
+        STAGE_TYPES[kind],
         num_classes,
-        widths,
-        layers,
+        channels,
+        blocks_per_stage,
         in_channels,
         stem_kernel,
         stem_stride,
         norm,
-        frames,
+        num_frames,
     )

@@ -1,5 +1,6 @@
-"""One file per system, named after it: `ddpm.py`, `latent_diffusion.py`, …
+"""One file per system, named after it: `ddpm.py`, `vdm.py`, `latent_diffusion.py`, `video_ldm.py`.
 
-A file here composes the rooms below (`nn`, `diffusion`, `world`, `metrics`, `training`) and reads from top to bottom
-like its paper. A new paper is one file here, one notebook, one recipe, one claim.
+A file composes the rooms below (`nn`, `diffusion`, `pipelines`) and reads from top to bottom like
+its paper: network, noise schedule, training, and what is this paper's alone. A new paper is one
+file here, one notebook, one recipe, one claim.
 """

@@ -1,9 +1,11 @@
-"""DDPM: a U-Net that removes noise from pixels, told by a class what to draw; the first system of the course.
+"""DDPM: a class-conditional U-Net that removes noise from pixels, the first system of the course.
 
-Ho et al. 2020, "Denoising Diffusion Probabilistic Models", arXiv 2006.11239. Nichol & Dhariwal 2021, "Improved
-Denoising Diffusion Probabilistic Models", arXiv 2102.09672 (cosine schedule). Ho & Salimans 2022, "Classifier-Free
-Diffusion Guidance", arXiv 2207.12598: one class more than there are, and it means "anything". Hoogeboom et al. 2023,
-"simple diffusion", arXiv 2301.11093: no layer needs to see every pixel for itself.
+Ho et al. 2020, "Denoising Diffusion Probabilistic Models", arXiv 2006.11239.
+Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", arXiv 2102.09672
+(cosine schedule).
+Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", arXiv 2207.12598 (the null class).
+Hoogeboom et al. 2023, "simple diffusion", arXiv 2301.11093 (patches instead of full-resolution
+layers).
 """
 
 import torch
@@ -12,39 +14,47 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from course_lib.diffusion import Example, Model, drop_conditioning, training_example
+from course_lib.diffusion import Model, NoisyBatch, drop_conditioning, make_noisy_batch
 
-PATCH = 2  # 2 x 2 pixels of 3 colours are 12 channels of one place: a quarter of the work, or four times the network
+PATCH_SIZE = 2  # 2 x 2 RGB pixels become 12 channels: a quarter of the work
 
 
-def build_unet(classes: int, size: int = 32, widths: tuple[int, ...] = (64, 64, 64)) -> UNet2DModel:
-    """An untrained U-Net for RGB images in patches, see `as_model`; with attention on every level but the finest.
+def build_unet(
+    num_classes: int, sample_size: int = 32, block_out_channels: tuple[int, ...] = (64, 64, 64)
+) -> UNet2DModel:
+    """An untrained U-Net for RGB images in patches, with attention on every level but the finest.
 
-    classes: how many there are; the U-Net gets one more, the last, for "anything". size: of the images, in pixels.
-    widths: channels per level, the finest a multiple of 8, the others of 32; every level but the last halves the size.
-    Raises ValueError for a size that is not made of whole patches.
+    Args:
+        num_classes: number of classes; the U-Net gets one more, the last, as the null class.
+        sample_size: height and width of the images, in pixels.
+        block_out_channels: channels per level, the finest a multiple of 8, the others of 32;
+            every level but the last halves the resolution.
+
+    Raises:
+        ValueError: `sample_size` is not a multiple of `PATCH_SIZE`.
     """
-    if size % PATCH:
-        raise ValueError(f"size: expected a multiple of {PATCH}, got {size}")
-    coarser = len(widths) - 1
+    if sample_size % PATCH_SIZE:
+        raise ValueError(f"sample_size: expected a multiple of {PATCH_SIZE}, got {sample_size}")
+    num_attn_levels = len(block_out_channels) - 1
     return UNet2DModel(
-        sample_size=size // PATCH,
-        in_channels=3 * PATCH**2,
-        out_channels=3 * PATCH**2,
-        block_out_channels=widths,
-        down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * coarser),
-        up_block_types=(*["AttnUpBlock2D"] * coarser, "UpBlock2D"),
+        sample_size=sample_size // PATCH_SIZE,
+        in_channels=3 * PATCH_SIZE**2,
+        out_channels=3 * PATCH_SIZE**2,
+        block_out_channels=block_out_channels,
+        down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * num_attn_levels),
+        up_block_types=(*["AttnUpBlock2D"] * num_attn_levels, "UpBlock2D"),
         layers_per_block=1,
         attention_head_dim=32,
         norm_num_groups=8,
-        num_class_embeds=classes + 1,
+        num_class_embeds=num_classes + 1,
     )
 
 
-def build_schedule(prediction_type: str = "v_prediction") -> SchedulerMixin:
-    """A thousand noise levels on the cosine schedule; estimates of x0 are clipped to [-1, 1] while sampling.
+def build_scheduler(prediction_type: str = "v_prediction") -> SchedulerMixin:
+    """The cosine schedule with 1,000 timesteps; x0 is clipped to [-1, 1] while sampling.
 
-    prediction_type: what the U-Net answers, see `diffusion.prediction_type`.
+    Args:
+        prediction_type: "epsilon", "sample" or "v_prediction".
     """
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
@@ -54,35 +64,42 @@ def build_schedule(prediction_type: str = "v_prediction") -> SchedulerMixin:
 
 
 def null_class(unet: UNet2DModel) -> Int[Tensor, "1"]:
-    """The class that stands for no class: `empty` of `diffusion.guided` and `diffusion.drop_conditioning`."""
+    """The class that stands for "any": `uncond` of `cfg_model` and of `drop_conditioning`."""
     return torch.tensor([unet.config.num_class_embeds - 1], device=unet.device)
 
 
-def as_model(unet: nn.Module) -> Model:
-    """The U-Net as diffusion/ knows a model: (x (b, 3, h, w), t, classes (b,)) to a prediction of the shape of x.
+def unet_denoiser(unet: nn.Module) -> Model:
+    """The U-Net as a model: (x (b, 3, h, w), t (b,), classes (b,)) to a prediction of x's shape.
 
-    Only the U-Net sees patches. That the numbers of a picture are written in another order changes nothing else: noise
-    has no order.
+    Only the U-Net sees patches; reordering pixels does not change the statistics of the noise.
     """
 
     def model(x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
-        patches = F.pixel_unshuffle(x, PATCH)  # (b, 12, h / 2, w / 2)
-        return F.pixel_shuffle(unet(patches, t, class_labels=classes).sample, PATCH)
+        patches = F.pixel_unshuffle(x, PATCH_SIZE)  # b 12 h/2 w/2
+        return F.pixel_shuffle(unet(patches, t, class_labels=classes).sample, PATCH_SIZE)
 
     return model
 
 
-def learn_from(
+def training_batch(
     scheduler: SchedulerMixin,
     images: Float[Tensor, "b c h w"],
     classes: Int[Tensor, "b"],
     null_class: Int[Tensor, "1"],
     generator: torch.Generator,
-    dropped: float = 0.1,
-) -> tuple[Example, Int[Tensor, "b"]]:
-    """One training example for each image, and the classes to tell the U-Net: some are replaced by the null class.
+    cond_drop_prob: float = 0.1,
+) -> tuple[NoisyBatch, Int[Tensor, "b"]]:
+    """Noisy images and their classes, some replaced by the null class.
 
-    images: in [-1, 1]. null_class: see `null_class`. dropped: their share. Ho & Salimans 2022, algorithm 1.
+    Ho & Salimans 2022, algorithm 1.
+
+    Args:
+        scheduler: its noise levels and prediction type.
+        images: in [-1, 1].
+        classes: one for each image.
+        null_class: see `null_class`.
+        generator: draws timesteps, noise and which classes are dropped, in this order.
+        cond_drop_prob: probability of dropping a class, 0 to 1.
     """
-    example = training_example(scheduler, images, generator)
-    return example, drop_conditioning(classes, null_class, dropped, generator)
+    batch = make_noisy_batch(scheduler, images, generator)
+    return batch, drop_conditioning(classes, null_class, cond_drop_prob, generator)

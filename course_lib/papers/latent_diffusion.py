@@ -1,10 +1,11 @@
-"""Latent diffusion: an autoencoder makes pictures small, a U-Net that reads text makes noise into small pictures.
+"""Latent diffusion: an autoencoder compresses images, a text-conditional U-Net denoises latents.
 
-Every part is a class of diffusers or transformers, so that all of it is an ordinary StableDiffusionPipeline, and the
-functions below take Stable Diffusion's own parts as well. Reads top to bottom: the autoencoder, the text, the U-Net,
-one training example, sampling, the pipeline.
+Every part is a class of diffusers or transformers, so the whole is an ordinary
+StableDiffusionPipeline, and the functions take Stable Diffusion's own parts as well. Reads top to
+bottom: autoencoder, U-Net, schedule, sampling.
 
-Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv 2112.10752.
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models",
+arXiv 2112.10752.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,122 +20,98 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from course_lib.diffusion import Model, Step, guided, initial_noise, sample
-from course_lib.nn.compilation import compiled
-
-# The autoencoder
+from course_lib.diffusion import Model, SamplerStep, cfg_model, sample, sample_noise
+from course_lib.nn.compilation import compile_for_inference
+from course_lib.pipelines.latents import decode
+from course_lib.pipelines.text_encoder import TextEncoder
 
 
 def build_autoencoder(
-    widths: Sequence[int] = (16, 32, 64, 128), latent_channels: int = 16, size: int = 64
+    block_out_channels: Sequence[int] = (16, 32, 64, 128),
+    latent_channels: int = 16,
+    sample_size: int = 64,
 ) -> AutoencoderKL:
     """An untrained autoencoder for RGB images. Rombach et al. 2022, section 3.1 and appendix G.
 
-    widths: channels per level; every level but the last halves the resolution: four make it an eighth. size: of the
-    images it is made for, in pixels. There is no attention, so that any other size is as good. Channels are normalised
-    all together: in groups, as large autoencoders do it, few of them would forget how bright the picture was.
+    There is no attention, so any size that the factor divides works. Norms have one group: with
+    few channels per group they would remove the brightness of the image.
+
+    Args:
+        block_out_channels: channels per level; every level but the last halves the resolution.
+        latent_channels: channels of the latents.
+        sample_size: height and width it is made for, in pixels.
     """
+    num_levels = len(block_out_channels)
     return AutoencoderKL(
-        block_out_channels=tuple(widths),
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=tuple(block_out_channels),
+        down_block_types=("DownEncoderBlock2D",) * num_levels,
+        up_block_types=("UpDecoderBlock2D",) * num_levels,
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=1,
         mid_block_add_attention=False,
-        sample_size=size,
+        sample_size=sample_size,
         scaling_factor=1.0,  # until it is measured
     )
 
 
-def encode(
-    vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
-) -> Float[Tensor, "b c y x"]:
-    """Images in [-1, 1] to latents of about unit variance.
-
-    generator: draws them from the posterior, as training does; None takes its mean, the least lossy.
-    """
-    posterior = vae.encode(images.to(vae.dtype)).latent_dist
-    latents = posterior.mode() if generator is None else posterior.sample(generator)
-    return latents * vae.config.scaling_factor
-
-
-def decode(vae: AutoencoderKL, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
-    """Latents of about unit variance to images, clamped to [-1, 1]."""
-    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.clamp(-1, 1)
-
-
-# The text
-
-
-def embed(text_encoder: CLIPTextModel, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-    """What the U-Net reads: the text tower's last layer, one vector per token, padding included."""
-    return text_encoder(tokens.to(text_encoder.device)).last_hidden_state
-
-
-def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int[Tensor, "b l"]:
-    """Token ids, all rows of the length that the text tower was made for. Raises ValueError for one string."""
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts: expected a list, got one string, {prompts!r}")
-    return tokenizer(
-        list(prompts), padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
-
-
-# The U-Net
-
-
 def build_unet(
     latent_channels: int = 16,
-    size: int = 8,
-    widths: Sequence[int] = (96, 192),
-    text_width: int = 128,
-    head_width: int = 32,
+    sample_size: int = 8,
+    block_out_channels: Sequence[int] = (96, 192),
+    cross_attention_dim: int = 128,
+    head_dim: int = 32,
 ) -> UNet2DConditionModel:
-    """An untrained U-Net for latents, with attention to itself and to the text on every level.
+    """An untrained U-Net for latents, with self- and cross-attention on every level.
 
-    size: of the latents. widths: channels per level, multiples of 32. text_width: of the text tower's vectors.
-    head_width: channels per attention head, which divides the widths.
+    Args:
+        latent_channels: channels of the latents.
+        sample_size: height and width of the latents.
+        block_out_channels: channels per level, multiples of 32.
+        cross_attention_dim: width of the text embeddings.
+        head_dim: channels per attention head; divides the channels of every level.
     """
-    levels = len(widths)
+    num_levels = len(block_out_channels)
     return UNet2DConditionModel(
-        sample_size=size,
+        sample_size=sample_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        block_out_channels=tuple(widths),
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=tuple(block_out_channels),
+        down_block_types=("CrossAttnDownBlock2D",) * num_levels,
+        up_block_types=("CrossAttnUpBlock2D",) * num_levels,
         layers_per_block=1,
-        cross_attention_dim=text_width,
-        # In Stable Diffusion 1's layout this option is the number of heads, whatever its name says
-        attention_head_dim=tuple(width // head_width for width in widths),
+        cross_attention_dim=cross_attention_dim,
+        # In this class the option is the number of heads, whatever its name says
+        attention_head_dim=tuple(channels // head_dim for channels in block_out_channels),
     )
 
 
-def build_schedule(prediction_type: str = "v_prediction") -> SchedulerMixin:
-    """Stable Diffusion's thousand noise levels and its DDIM, whose steps can be walked in both directions.
+def build_scheduler(prediction_type: str = "v_prediction") -> SchedulerMixin:
+    """Stable Diffusion's 1,000 noise levels with DDIM.
 
-    prediction_type: what the U-Net answers, see `diffusion.prediction_type`.
+    Args:
+        prediction_type: "epsilon", "sample" or "v_prediction".
     """
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
-        clip_sample=False,  # latents have no bounds
+        clip_sample=False,  # latents are unbounded
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type=prediction_type,
     )
 
 
-def as_model(unet: nn.Module) -> Model:
-    """The U-Net as diffusion/ knows a model: (x, t, text (b, l, d)) to a prediction.
+def unet_denoiser(unet: nn.Module) -> Model:
+    """The U-Net as a model: (x (b, c, y, x), t (b,), text (b, l, d)) to a prediction.
 
-    Weights and text may be in half precision and x in float32: what is added up over many steps stays exact.
+    Weights and text may be in half precision while x stays in float32, so that rounding does not
+    accumulate over the steps.
     """
 
     def model(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
@@ -143,12 +120,9 @@ def as_model(unet: nn.Module) -> Model:
     return model
 
 
-# All of it
-
-
 @dataclass
 class LatentDiffusion:
-    """A text-to-image model and its parts, which are those of a StableDiffusionPipeline."""
+    """A text-to-image model: the parts of a StableDiffusionPipeline."""
 
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
@@ -157,64 +131,70 @@ class LatentDiffusion:
     scheduler: SchedulerMixin
 
     @classmethod
-    def of(cls, pipeline: StableDiffusionPipeline) -> "LatentDiffusion":
-        """The parts of a pipeline: `LatentDiffusion.of(zoo.load("mini-sd"))`, or any Stable Diffusion 1 or 2."""
-        return cls(
-            pipeline.vae,
-            pipeline.text_encoder,
-            pipeline.tokenizer,
-            pipeline.unet,
-            pipeline.scheduler,
-        )
+    def from_pipeline(cls, pipeline: StableDiffusionPipeline) -> "LatentDiffusion":
+        """The parts of a pipeline: zoo.load("mini-sd"), or any Stable Diffusion 1 or 2."""
+        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+        return cls(*(getattr(pipeline, name) for name in names))
 
-    def pipeline(self) -> StableDiffusionPipeline:
-        """The same parts as diffusers' own pipeline, without its safety checker."""
+    def to_pipeline(self) -> StableDiffusionPipeline:
+        """The same parts as diffusers' pipeline, without its safety checker."""
         return StableDiffusionPipeline(
             **vars(self), safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
 
-    def compiled(self) -> "LatentDiffusion":
-        """The same, its U-Net `nn.compiled`: the first pictures of every number wait a minute, later ones take half.
+    def compile(self) -> "LatentDiffusion":
+        """The same with its U-Net compiled, see `nn.compilation.compile_for_inference`."""
+        return replace(self, unet=compile_for_inference(self.unet))
 
-        Load adapters and choose device and dtype before; without a C++ compiler, the first picture raises RuntimeError.
-        """
-        return replace(self, unet=compiled(self.unet))
+    def encode_prompt(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
+        """Text embeddings of prompts; "" is the null text."""
+        return TextEncoder(self.text_encoder, self.tokenizer)(prompts)
 
-    def text(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
-        """Prompts to what the U-Net reads; "" is the empty prompt, which stands for any picture."""
-        with torch.no_grad():
-            return embed(self.text_encoder, tokenize(self.tokenizer, prompts))
-
-    def steps(
+    def sample_iter(
         self,
         prompts: Sequence[str],
         *,
         generator: torch.Generator,
-        steps: int = 25,
-        scale: float | int = 5.0,
-        rescale: float | int = 0.0,
-        negative: str = "",
+        num_inference_steps: int = 25,
+        guidance_scale: float | int = 5.0,
+        guidance_rescale: float | int = 0.0,
+        negative_prompt: str = "",
         latents: Float[Tensor, "b c y x"] | None = None,
-        **options: Any,
-    ) -> Iterator[Step]:
-        """Sample latents, one `diffusion.Step` at a time; `decode(vae, step.x)` shows where it stands.
+        **step_kwargs: Any,
+    ) -> Iterator[SamplerStep]:
+        """Sample latents, one `SamplerStep` at a time.
 
-        prompts: one each. scale, rescale: of guidance, see `diffusion.guide`. negative: what to be led away from.
-        latents: to begin with; None draws them. options: for the scheduler's step, such as DDIM's eta.
-        Raises ValueError as `diffusion.sample` and `diffusion.guided` do.
+        Args:
+            prompts: one for each image.
+            generator: draws the initial noise, and noise on the way.
+            num_inference_steps: steps of the scheduler.
+            guidance_scale, guidance_rescale: see `diffusion.classifier_free_guidance`.
+            negative_prompt: replaces the null text of guidance.
+            latents: noise to begin with; None draws it.
+            step_kwargs: for the scheduler's step, such as DDIM's eta.
+
+        Raises:
+            ValueError: as `diffusion.sample` and `diffusion.cfg_model`.
         """
+        text = self.encode_prompt(prompts)
         if latents is None:
-            size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-            latents = initial_noise((len(prompts), channels, size, size), generator)
-        latents = latents.to(self.unet.device)
-        model = guided(as_model(self.unet), self.text([negative]), scale, rescale)
-        text = self.text(prompts)
+            size = self.unet.config.sample_size
+            shape = (len(prompts), self.unet.config.in_channels, size, size)
+            latents = sample_noise(shape, generator)
+        uncond = self.encode_prompt([negative_prompt])
+        model = cfg_model(unet_denoiser(self.unet), uncond, guidance_scale, guidance_rescale)
         return sample(
-            model, self.scheduler, latents, text, steps=steps, generator=generator, **options
+            model,
+            self.scheduler,
+            latents.to(self.unet.device),
+            text,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            **step_kwargs,
         )
 
-    def draw(self, prompts: Sequence[str], **options: Any) -> Float[Tensor, "b 3 h w"]:
-        """Images in [-1, 1], float32 on the CPU. Arguments, raises: as `steps`."""
-        *_, last = self.steps(prompts, **options)
+    def generate(self, prompts: Sequence[str], **kwargs: Any) -> Float[Tensor, "b 3 h w"]:
+        """Images in [-1, 1], float32 on the CPU. Arguments, raises: as `sample_iter`."""
+        *_, last = self.sample_iter(prompts, **kwargs)
         with torch.no_grad():
             return decode(self.vae, last.x).float().cpu()

@@ -1,7 +1,8 @@
-"""Train a shipped checkpoint: `python -m course_lib.recipes NAME [--minutes M] [--profile cpu|gpu]`.
+"""Train a shipped checkpoint: `python -m course_lib.recipes NAME [--minutes M] [--profile gpu]`.
 
-On several devices: `accelerate launch [its options] -m course_lib.recipes NAME`; on several CPU processes
-`torchrun --nproc_per_node N -m course_lib.recipes NAME`, since accelerate's launcher starts only one there without MPI.
+On several devices: `accelerate launch [options] -m course_lib.recipes NAME`; on several CPU
+processes `torchrun --nproc_per_node N -m course_lib.recipes NAME`, since accelerate's launcher
+starts only one there without MPI.
 """
 
 import argparse
@@ -16,126 +17,128 @@ from accelerate import PartialState
 
 from course_lib import runtime
 from course_lib.recipes import RECIPES, Recipe, run_recipe
-from course_lib.recipes.recipe import measure_again, reached
-from course_lib.training.state import StateError
+from course_lib.recipes.recipe import check_targets, reevaluate
+from course_lib.training import StateError
 from course_lib.zoo import card, names
 
+OWN_RECIPE = "package.module:ATTRIBUTE"
 
-def find(name: str) -> Recipe:
-    """A recipe of the course by its name, or anybody's as `package.module:ATTRIBUTE`.
 
-    name: as typed. Raises ValueError, listing the course's recipes, for anything else.
+def find_recipe(name: str) -> Recipe:
+    """A recipe of the course by name, or any other as `package.module:ATTRIBUTE`.
+
+    Raises:
+        ValueError: neither; the message lists the course's recipes.
     """
     if ":" in name:
         module, attribute = name.split(":", 1)
         return getattr(importlib.import_module(module), attribute)
     if name not in RECIPES:
-        raise ValueError(
-            f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}, or package.module:ATTRIBUTE"
-        )
+        expected = f"one of {', '.join(RECIPES)}, or {OWN_RECIPE}"
+        raise ValueError(f"unknown recipe {name!r}; expected {expected}")
     return RECIPES[name]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options, with their help."""
-    made = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """The command-line options with their help."""
+    parser = argparse.ArgumentParser(
         prog="python -m course_lib.recipes", description=__doc__.splitlines()[0]
     )
-    made.add_argument(
-        "name", nargs="?", help=f"{', '.join(RECIPES)}, or package.module:ATTRIBUTE for your own"
-    )
-    made.add_argument("--list", action="store_true", help="say which recipes there are")
-    made.add_argument(
-        "--profile",
-        choices=runtime.PROFILES,
-        help="sizes and steps (default: what the machine has)",
-    )
-    made.add_argument(
-        "--minutes", type=float, help="stop training after these; the same command goes on"
-    )
-    made.add_argument(
-        "--measure",
-        action="store_true",
-        help="train nothing: measure what is stored, and write its card",
-    )
-    made.add_argument("--fresh", action="store_true", help="forget what was trained before")
-    made.add_argument(
-        "--out",
-        type=Path,
-        help="folder of checkpoints (default: data/checkpoints; for ci, in --work)",
-    )
-    made.add_argument(
-        "--work",
-        type=Path,
-        help="folder of training states (default: $COURSE_WORK or build/training)",
-    )
-    made.add_argument("--log", type=Path, help="folder for a TensorBoard log")
-    return made
+    name_help = f"{', '.join(RECIPES)}, or {OWN_RECIPE} for your own"
+    parser.add_argument("name", nargs="?", help=name_help)
+    flags = {
+        "--list": "list the recipes",
+        "--evaluate": "do not train: evaluate the stored checkpoint and rewrite its card",
+        "--restart": "discard the training state",
+    }
+    for flag, text in flags.items():
+        parser.add_argument(flag, action="store_true", help=text)
+    text = "sizes and steps (default: chosen by the machine)"
+    parser.add_argument("--profile", choices=runtime.PROFILES, help=text)
+    text = "stop training after these; the same command resumes it"
+    parser.add_argument("--minutes", type=float, help=text)
+    folders = {
+        "--checkpoint-dir": "checkpoints (default: data/checkpoints; for ci, in --state-dir)",
+        "--state-dir": "training states (default: $COURSE_WORK or build/training)",
+        "--log-dir": "a TensorBoard log",
+    }
+    for option, text in folders.items():
+        parser.add_argument(option, type=Path, help=f"folder for {text}")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; 0 if the run ended well, finished or not, 1 if it failed, 130 if it was interrupted.
+    """The command line.
 
-    arguments: without the program's name; None is the process's own.
+    Args:
+        arguments: without the program's name; None takes the process's own.
+
+    Returns:
+        0 if the run ended well, finished or not, 1 if it failed, 130 if it was interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(arguments)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
     if options.list:
-        print("\n".join(f"{name:20} {recipe.about}" for name, recipe in RECIPES.items()))
+        print("\n".join(f"{name:20} {recipe.summary}" for name, recipe in RECIPES.items()))
         return 0
     if options.name is None:
-        parser().error("which recipe? --list says what there is")
+        parser.error("which recipe? --list names them")
     try:
-        recipe = find(options.name)
+        recipe = find_recipe(options.name)
     except ValueError as error:
-        parser().error(str(error))
-    if options.profile:  # for device() and pick(), too
+        parser.error(str(error))
+    if options.profile:  # device() and by_profile() read it, too
         os.environ["COURSE_PROFILE"] = options.profile
+    if options.evaluate and recipe.name not in names(options.checkpoint_dir):
+        parser.error(f"--evaluate: no checkpoint {recipe.name!r} is stored; train it first")
+    words = shlex.join(word for word in arguments if word != "--restart")
+    resume = f"the same command resumes it: python -m course_lib.recipes {words}"
     profile = runtime.profile()
-    again = "python -m course_lib.recipes " + shlex.join(
-        word for word in arguments if word != "--fresh"
-    )
-    folders = {"root": options.out, "work": options.work, "log": options.log}
     try:
-        if options.measure:
-            if recipe.name not in names(options.out):
-                parser().error(
-                    f"--measure: no checkpoint {recipe.name!r} is stored; train it first"
-                )
-            folder = measure_again(recipe, options.out)
+        if options.evaluate:
+            folder = reevaluate(recipe, profile, options.checkpoint_dir)
         else:
             last, folder = run_recipe(
-                recipe, profile, minutes=options.minutes, fresh=options.fresh, **folders
+                recipe,
+                profile,
+                checkpoint_dir=options.checkpoint_dir,
+                state_dir=options.state_dir,
+                minutes=options.minutes,
+                restart=options.restart,
+                log_dir=options.log_dir,
             )
+        if folder is not None:
+            print(f"stored in {folder}{_target_summary(recipe.name, folder)}")
+        elif last.step < recipe.configs[profile].num_steps and _is_main_process():
+            steps = f"step {last.step} of {recipe.configs[profile].num_steps}"
+            print(f"stopped at {steps}; {resume}")
+        return 0
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on: {again}", file=sys.stderr)
+        print(f"\ninterrupted; {resume}", file=sys.stderr)
         return 130
     except (StateError, FloatingPointError, OSError) as error:
-        if _speaks() or not isinstance(
-            error, FloatingPointError
-        ):  # which all processes meet at once
+        # All processes raise the same FloatingPointError at once
+        if _is_main_process() or not isinstance(error, FloatingPointError):
             print(f"{recipe.name}: {error}", file=sys.stderr)
         return 1
     finally:
-        _leave()
-    if folder is not None:
-        facts = card(recipe.name, folder.parents[recipe.name.count("/")]).facts
-        ok = [f"{name} {('missed', 'reached')[met]}" for name, met in reached(facts).items()]
-        print(f"stored in {folder}" + (f"; bars: {', '.join(ok)}" if ok else ""))
-    elif last.step < recipe.settings[profile].steps and _speaks():
-        print(
-            f"stopped at step {last.step} of {recipe.settings[profile].steps}; the same command goes on: {again}"
-        )
-    return 0
+        _shutdown_distributed()
 
 
-def _speaks() -> bool:
-    """Whether this is the process that speaks for all; before there are several, any is."""
+def _target_summary(name: str, folder: Path) -> str:
+    reached = check_targets(card(name, folder.parents[name.count("/")]).metadata)
+    words = [f"{metric} {('missed', 'reached')[met]}" for metric, met in reached.items()]
+    return f"; targets: {', '.join(words)}" if words else ""
+
+
+def _is_main_process() -> bool:
+    """Also true before there are several processes."""
     return not PartialState._shared_state or PartialState().is_main_process
 
 
-def _leave() -> None:
-    """Close what several processes share; torch complains if nobody does."""
+def _shutdown_distributed() -> None:
+    """Destroy the process group; torch warns if nobody does."""
     if PartialState._shared_state:
         PartialState().destroy_process_group()
 

@@ -1,16 +1,15 @@
-"""What a recipe is, and how one is run: seed, build, train, finish, evaluate, save with its card.
+"""What a recipe is, and how one is run: seed, build, train, evaluate, save with its model card.
 
-    RECIPE = Recipe(name="judge", about="says what a clip shows", build=…, batches=…, loss=…, evaluate=…,
-                    settings={"cpu": Settings(steps=8000, batch=32, lr=1e-3), …})
+    RECIPE = Recipe(name="judge", summary="…", build_model=…, make_batch=…, loss_fn=…, evaluate=…,
+                    configs={"cpu": TrainConfig(num_steps=8000, batch_size=32, lr=1e-3), …})
 
-A recipe says what is particular to one checkpoint; `run_recipe` does what all have in common. Its training is kept in
-a file (see `training_state`): whatever ends it, the same call goes on.
+A recipe holds what is particular to one checkpoint; `run_recipe` does what all have in common. The
+state of the training is kept in a file (see `training.state`): however a run ended, the same call
+resumes it.
 """
 
 import copy
 import importlib.metadata
-import json
-import math
 import operator
 import os
 import platform
@@ -29,99 +28,120 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from course_lib import runtime, zoo
-from course_lib.training import Step, fit
+from course_lib.recipes.card import card_text
+from course_lib.training import TrainStep, fit
 
-COMPARE = {">=": operator.ge, "<=": operator.le}
+COMPARISONS = {">=": operator.ge, "<=": operator.le}
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How long and how fast to train. The arguments are those of `training.train`, but
+class TrainConfig:
+    """How long and how fast to train.
 
-    batch: rows of the global batch, all processes together. options: whatever else the recipe wants to vary with
-    the profile, in JSON. All of them must be equal for a run to go on from its state.
-    Raises ValueError for a batch below 1; `train` refuses the rest.
+    Args:
+        num_steps, lr, warmup, lr_schedule, optimizer, weight_decay, max_grad_norm, ema_decay,
+            mixed_precision, seed: as for `training.train`.
+        batch_size: rows of the global batch, all processes together, at least 1.
+        eval_samples: number of test samples of the evaluation.
+        extra: whatever else a recipe varies with the profile, in JSON.
+
+    Raises:
+        ValueError: `batch_size` is below 1; `train` checks the rest.
     """
 
-    steps: int
-    batch: int
+    num_steps: int
+    batch_size: int
     lr: float
     warmup: int = 0
-    schedule: str = "cosine"
+    lr_schedule: str = "cosine"
     optimizer: str = "adamw"
     weight_decay: float = 0.01
-    clip: float | None = 1.0
-    ema: float | None = None
+    max_grad_norm: float | None = 1.0
+    ema_decay: float | None = None
     mixed_precision: str = "auto"
     seed: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
+    eval_samples: int = 1024
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {self.batch}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+
+    def training(self) -> dict[str, Any]:
+        """All that decides the weights: everything but the size of the evaluation."""
+        return {name: value for name, value in asdict(self).items() if name != "eval_samples"}
 
 
-def save_half(model: nn.Module, folder: Path) -> None:
-    """Save a copy of the model in half precision with its own `save_pretrained`, as safetensors.
+def save_fp16(model: nn.Module, folder: Path) -> None:
+    """Save a copy of a model in half precision, as safetensors.
 
-    model: of diffusers (ModelMixin) or transformers (PreTrainedModel); stays as it is. folder: where to.
-    Raises ValueError for any other model.
+    Args:
+        model: a ModelMixin of diffusers or a PreTrainedModel of transformers; it is not changed.
+        folder: where to.
+
+    Raises:
+        ValueError: the model is neither.
     """
     if not isinstance(model, ModelMixin | PreTrainedModel):
-        raise ValueError(
-            f"model: expected a ModelMixin or a PreTrainedModel, got {type(model).__name__}"
-        )
-    copy.deepcopy(model).half().save_pretrained(
-        folder
-    )  # both write safetensors unless told otherwise
+        got = type(model).__name__
+        raise ValueError(f"model: expected a ModelMixin or a PreTrainedModel, got {got}")
+    copy.deepcopy(model).half().save_pretrained(folder)  # both write safetensors by default
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How one shipped checkpoint is made.
 
-    name: of the checkpoint, its folder under data/checkpoints; may hold a slash. about: one line.
-    build: () to a new model, whose weights depend on torch's seed only.
-    batches: (number, settings) to the global batch of that number, a pure function of both; several processes each
-    take their slice of its rows. Make the noise here, not in the loss, if one process and two are to agree.
-    loss: (model, batch, generator) to a scalar, a mean over rows; calls the model and nothing else of it.
-    evaluate: (model, settings) to what it measures on the test split, by name. The model is in evaluation mode.
-    settings: by profile: "cpu", "gpu", and "ci" (a few steps, tiny: what tests run).
-    bars: from a name of `evaluate` to (">=" or "<=", number).
-    save: (model, folder) writes it as its library does. trained: from what `zoo.load` makes of that to the model that
-    was trained, for whoever measures it again. finish: (model, settings), after training, before the evaluation: fits
-    what is not learned by descent. notes: intended use and limits, Markdown, for the card.
-    Raises ValueError for a bar that cannot be compared, or a profile missing.
+    Args:
+        name: of the checkpoint, its folder under data/checkpoints; may contain a slash.
+        summary: one sentence about the model.
+        build_model: () → a new model, whose weights depend on torch's seed only.
+        make_batch: (number, config) → the global batch of that number, a pure function of both;
+            every process takes its slice of the rows. Make noise here, not in `loss_fn`, so that
+            one process and two compute the same.
+        loss_fn: (model, batch, generator) → a scalar, a mean over rows. It may only call the
+            model, since several processes wrap it.
+        evaluate: (model, config) → metrics on the test split. The model is in evaluation mode.
+        configs: by profile: "cpu", "gpu", and "ci" (a few tiny steps for tests).
+        targets: metric → (">=" or "<=", number).
+        save: (model, folder) → writes the model in its library's format.
+        unwrap_checkpoint: what `zoo.load` returns → the model as `build_model` gives it.
+        post_train: (model, config) → fits what is not trained by gradient descent, before the
+            evaluation.
+        notes: intended use and limits, Markdown, for the card.
+        hub_metadata: library_name, pipeline_tag and base_model for the header of the card.
+
+    Raises:
+        ValueError: a target with another comparison, or a missing profile.
     """
 
     name: str
-    about: str
-    build: Callable[[], nn.Module]
-    batches: Callable[[int, Settings], Any]
-    loss: Callable[[nn.Module, Any, torch.Generator], Tensor]
-    evaluate: Callable[[nn.Module, Settings], Mapping[str, Any]]
-    settings: Mapping[str, Settings]
-    bars: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    save: Callable[[nn.Module, Path], None] = save_half
-    trained: Callable[[Any], nn.Module] = lambda loaded: loaded
-    finish: Callable[[nn.Module, Settings], None] | None = None
+    summary: str
+    build_model: Callable[[], nn.Module]
+    make_batch: Callable[[int, TrainConfig], Any]
+    loss_fn: Callable[[nn.Module, Any, torch.Generator], Tensor]
+    evaluate: Callable[[nn.Module, TrainConfig], Mapping[str, Any]]
+    configs: Mapping[str, TrainConfig]
+    targets: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    save: Callable[[nn.Module, Path], None] = save_fp16
+    unwrap_checkpoint: Callable[[Any], nn.Module] = lambda loaded: loaded
+    post_train: Callable[[nn.Module, TrainConfig], None] | None = None
     notes: str = ""
+    hub_metadata: Mapping[str, str] = field(default_factory=lambda: {"library_name": "diffusers"})
 
     def __post_init__(self):
-        bad = {how for how, _ in self.bars.values()} - set(COMPARE)
-        if bad:
-            raise ValueError(
-                f"bars: expected {' or '.join(map(repr, COMPARE))}, got {', '.join(map(repr, bad))}"
-            )
-        if set(self.settings) != set(runtime.PROFILES):
-            raise ValueError(
-                f"settings: expected {', '.join(runtime.PROFILES)}; got {', '.join(self.settings)}"
-            )
+        unknown = {comparison for comparison, _ in self.targets.values()} - set(COMPARISONS)
+        if unknown:
+            expected, got = (" or ".join(map(repr, names)) for names in (COMPARISONS, unknown))
+            raise ValueError(f"targets: expected {expected}, got {got}")
+        if set(self.configs) != set(runtime.PROFILES):
+            expected, got = ", ".join(runtime.PROFILES), ", ".join(self.configs)
+            raise ValueError(f"configs: expected {expected}; got {got}")
 
 
-def default_work() -> Path:
-    """Where training states are kept: `COURSE_WORK` if set, else `build/training` beside the data folder."""
+def default_state_dir() -> Path:
+    """Folder of training states: `COURSE_WORK` if set, else `build/training` next to `data`."""
     return Path(os.environ.get("COURSE_WORK") or runtime.data_dir().parent / "build" / "training")
 
 
@@ -129,183 +149,156 @@ def run_recipe(
     recipe: Recipe,
     profile: str,
     *,
-    root: Path | None = None,
-    work: Path | None = None,
+    checkpoint_dir: Path | None = None,
+    state_dir: Path | None = None,
     minutes: float | int | None = None,
-    fresh: bool = False,
-    log: Path | None = None,
+    restart: bool = False,
+    log_dir: Path | None = None,
     progress: bool = True,
-) -> tuple[Step, Path | None]:
-    """Train a recipe, or go on training it; when all steps are done, evaluate it and store the checkpoint.
+) -> tuple[TrainStep, Path | None]:
+    """Train a recipe, or resume it; after the last step evaluate it and store the checkpoint.
 
-    profile: a key of `recipe.settings`. root: folder of checkpoints; None is data/checkpoints, but for "ci", whose
-    models are no good, a folder in `work`. work: folder of training states; None is `default_work()`. minutes: stop
-    training after these. fresh: forget the state. log: folder for TensorBoard. progress: a bar on stderr.
-    Returns the last step, and the checkpoint's folder if it was stored (by this process, in time).
-    Raises what `training.train` raises; ValueError for an unknown profile, weights that half precision cannot hold,
-    or a bar for a number that was not measured.
+    Args:
+        recipe: what to train.
+        profile: a key of `recipe.configs`.
+        checkpoint_dir: folder of checkpoints. None is data/checkpoints, but for "ci", whose models
+            are useless, a folder in `state_dir`.
+        state_dir: folder of training states; None is `default_state_dir()`.
+        minutes: stop training after these.
+        restart: discard the state.
+        log_dir: folder for TensorBoard.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The last step, and the checkpoint's folder if this process stored it.
+
+    Raises:
+        ValueError: an unknown profile, weights that half precision cannot represent, or a target
+            for a metric that `evaluate` does not return; and all that `training.train` raises.
     """
-    if profile not in recipe.settings:
-        raise ValueError(f"profile: expected one of {', '.join(recipe.settings)}; got {profile!r}")
-    settings, work = recipe.settings[profile], work or default_work()
-    root = root or (work / "checkpoints" if profile == "ci" else zoo.default_root())
-    state = work / recipe.name / f"{profile}.safetensors"
-    if fresh:
-        state.unlink(missing_ok=True)
-    runtime.seed_everything(settings.seed)
-    model = recipe.build()
-    options = asdict(settings)
-    identity = {
-        "recipe": recipe.name,
-        "batch": options.pop("batch"),
-        "options": options.pop("options"),
-    }
+    if profile not in recipe.configs:
+        raise ValueError(f"profile: expected one of {', '.join(recipe.configs)}; got {profile!r}")
+    config = recipe.configs[profile]
+    state_dir = state_dir or default_state_dir()
+    if checkpoint_dir is None:
+        checkpoint_dir = state_dir / "checkpoints" if profile == "ci" else zoo.default_root()
+    state_path = state_dir / recipe.name / f"{profile}.safetensors"
+    if restart:
+        state_path.unlink(missing_ok=True)
+    runtime.seed_everything(config.seed)
+    model = recipe.build_model()
+    train_kwargs = config.training()
+    fingerprint = {name: train_kwargs.pop(name) for name in ("batch_size", "extra")}
     last = fit(
         model,
-        lambda number: recipe.batches(number, settings),
-        recipe.loss,
+        lambda number: recipe.make_batch(number, config),
+        recipe.loss_fn,
         minutes=minutes,
-        state=state,
-        identity=identity,
-        log=log,
+        state_path=state_path,
+        run_fingerprint={"recipe": recipe.name} | fingerprint,
+        log_dir=log_dir,
         progress=progress,
-        **options,
+        **train_kwargs,
     )[-1]
-    if last.step < settings.steps or not PartialState().is_main_process:
+    if last.step < config.num_steps or not PartialState().is_main_process:
         return last, None
-    return last, _store(recipe, settings, profile, model, last, root)
+    return last, _finalize(recipe, profile, model, last, checkpoint_dir)
 
 
-def _store(
-    recipe: Recipe, settings: Settings, profile: str, model: nn.Module, last: Step, root: Path
+def _finalize(
+    recipe: Recipe, profile: str, model: nn.Module, last: TrainStep, checkpoint_dir: Path
 ) -> Path:
-    """Finish, evaluate what will be shipped (half precision), write it down."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Post-train, evaluate the rounded weights that are shipped, and store them."""
+    config = recipe.configs[profile]
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model.eval().requires_grad_(False)
-    _round(model)
-    if recipe.finish is not None:
-        recipe.finish(model, settings)
-        _round(model)
-    measured = _measured(recipe, settings, model.eval())
-    facts = {
+    _round_to_fp16(model)
+    if recipe.post_train is not None:
+        recipe.post_train(model, config)
+        _round_to_fp16(model)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    metadata = {
         "name": recipe.name,
-        "about": recipe.about,
+        "summary": recipe.summary,
         "command": f"python -m course_lib.recipes {shlex.quote(recipe.name)} --profile {profile}",
-        "settings": asdict(settings),
+        "config": config.training(),
         "minutes": round(last.seconds / 60, 1),
         "processes": PartialState().num_processes,
         "machine": runtime.machine_summary(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained parameters": trained,
-    } | measured
-    return zoo.store(
-        recipe.name,
-        lambda folder: recipe.save(model, folder),
-        facts,
-        card_text(facts, recipe.notes),
-        root,
-    )
-
-
-def measure_again(recipe: Recipe, root: Path | None = None) -> Path:
-    """Evaluate a stored checkpoint anew and write its card; its weights, and how they were made, stay as they are.
-
-    root: folder of checkpoints; None is data/checkpoints. Returns the checkpoint's folder. Raises ValueError if there
-    is none, or for a bar that is not measured.
-    """
-    facts = dict(zoo.card(recipe.name, root).facts)
-    model = recipe.trained(zoo.load(recipe.name, device=runtime.device(), root=root))
-    facts |= _measured(recipe, Settings(**facts["settings"]), model) | {
-        "measured on": runtime.machine_summary()
+        "versions": versions | {"python": platform.python_version()},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": num_trained,
     }
-    save = partial(shutil.copytree, zoo.path(recipe.name, root), dirs_exist_ok=True)
-    return zoo.store(recipe.name, save, facts, card_text(facts, recipe.notes), root)
+    metadata |= _evaluate(recipe, config, model.eval())
+    return _store(recipe, metadata, partial(recipe.save, model), checkpoint_dir)
 
 
-def _measured(recipe: Recipe, settings: Settings, model: nn.Module) -> dict[str, Any]:
-    """Evaluation and bars, for `evaluation.json`."""
-    measured = dict(recipe.evaluate(model, settings))
-    unknown = set(recipe.bars) - set(measured)
-    if unknown:
-        raise ValueError(
-            f"bars: {', '.join(sorted(unknown))} not among what was measured: {', '.join(measured)}"
-        )
-    return {"evaluation": measured, "bars": {name: list(bar) for name, bar in recipe.bars.items()}}
+def reevaluate(recipe: Recipe, profile: str, checkpoint_dir: Path | None = None) -> Path:
+    """Evaluate a stored checkpoint again and rewrite its card; its weights are not changed.
+
+    Args:
+        recipe: how the checkpoint was made.
+        profile: a key of `recipe.configs`, for the number of test samples.
+        checkpoint_dir: folder of checkpoints; None is data/checkpoints.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: there is no such checkpoint, or a target has no metric.
+    """
+    metadata = dict(zoo.card(recipe.name, checkpoint_dir).metadata)
+    loaded = zoo.load(recipe.name, device=runtime.device(), root=checkpoint_dir)
+    eval_samples = recipe.configs[profile].eval_samples
+    config = TrainConfig(**metadata["config"], eval_samples=eval_samples)
+    metadata |= _evaluate(recipe, config, recipe.unwrap_checkpoint(loaded))
+    metadata["measured_on"] = runtime.machine_summary()
+    copy_files = partial(shutil.copytree, zoo.path(recipe.name, checkpoint_dir), dirs_exist_ok=True)
+    return _store(recipe, metadata, copy_files, checkpoint_dir)
+
+
+def _store(
+    recipe: Recipe,
+    metadata: Mapping[str, Any],
+    save: Callable[[Path], Any],
+    checkpoint_dir: Path | None,
+) -> Path:
+    text = card_text(metadata, check_targets(metadata), recipe.notes, recipe.hub_metadata)
+    return zoo.store(recipe.name, save, metadata, text, checkpoint_dir)
+
+
+def _evaluate(recipe: Recipe, config: TrainConfig, model: nn.Module) -> dict[str, Any]:
+    """Metrics and targets, as entries of `evaluation.json`."""
+    metrics = dict(recipe.evaluate(model, config))
+    missing = sorted(set(recipe.targets) - set(metrics))
+    if missing:
+        got = ", ".join(metrics)
+        raise ValueError(f"targets: expected names of metrics ({got}), got {', '.join(missing)}")
+    return {
+        "evaluated_on": f"{config.eval_samples:,} samples of the test split",
+        "evaluation": metrics,
+        "targets": {name: list(target) for name, target in recipe.targets.items()},
+    }
 
 
 @torch.no_grad()
-def _round(model: nn.Module) -> None:
-    """Round the weights as the file will, so that what is measured is what is shipped."""
+def _round_to_fp16(model: nn.Module) -> None:
+    """Round the weights as the file will, so that the shipped weights are evaluated."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
             if not tensor.isfinite().all():
-                raise ValueError(f"model: {name} has values that half precision cannot hold")
+                raise ValueError(f"model: half precision cannot represent the values of {name}")
 
 
-def reached(facts: Mapping[str, Any]) -> dict[str, bool]:
-    """Which bars were reached, by name.
+def check_targets(metadata: Mapping[str, Any]) -> dict[str, bool]:
+    """Which targets were reached, by metric.
 
-    facts: with "evaluation" and "bars", as in evaluation.json.
+    Args:
+        metadata: with "evaluation" and "targets", as in evaluation.json.
     """
-    measured = facts["evaluation"]
-    return {name: COMPARE[how](measured[name], bar) for name, (how, bar) in facts["bars"].items()}
-
-
-def card_text(facts: Mapping[str, Any], notes: str) -> str:
-    """The model card, Markdown.
-
-    facts: what `run_recipe` stores as evaluation.json. notes: intended use and limits.
-    """
-    ok, bars = reached(facts), facts["bars"]
-    rows, brackets = [], ""
-    for name, value in facts["evaluation"].items():
-        if isinstance(value, int | float):
-            bar = f"{bars[name][0]} {_number(bars[name][1])}" if name in bars else ""
-            found = _number(value)
-            if (interval := facts["evaluation"].get(f"{name}, 95 % interval")) is not None:
-                found += f" ({_number(interval[0])} to {_number(interval[1])})"
-                brackets = "; in brackets 95 % intervals"
-            rows.append(
-                f"| {name} | {found} | {bar} | {('missed', 'reached')[ok[name]] if name in ok else ''} |"
-            )
-    settings = {name: value for name, value in facts["settings"].items() if value not in (None, {})}
-    lines = [
-        *(f"# {facts['name']}", "", facts["about"], ""),
-        *(
-            "## Measured",
-            "",
-            f"On the test split, with the weights as they are stored{brackets}.",
-            "",
-        ),
-        *("| what | measured | bar | |", "|---|---:|---:|---|", *rows, ""),
-        *("## Use and limits", "", notes.strip(), "") * bool(notes.strip()),
-        *("## Made by", "", "```", facts["command"], "```", ""),
-        f"- {facts['parameters']:,} parameters, {_stored(facts)} in half precision (safetensors)",
-        f"- {facts['minutes']:.1f} minutes of training, {facts['processes']} process(es); {facts['machine']}",
-        *([f"- measured on {facts['measured on']}"] if "measured on" in facts else []),
-        "- " + ", ".join(f"{name} {value}" for name, value in facts["versions"].items()),
-        "- " + ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _stored(facts: Mapping[str, Any]) -> str:
-    trained = facts.get("trained parameters", facts["parameters"])
-    return (
-        "stored"
-        if trained == facts["parameters"]
-        else f"of which {trained:,} were trained and are stored here,"
-    )
-
-
-def _number(value: float | int) -> str:
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:.4g}"
-        if math.isfinite(value)
-        else str(value)
-    )
+    metrics = metadata["evaluation"]
+    return {
+        name: COMPARISONS[comparison](metrics[name], target)
+        for name, (comparison, target) in metadata["targets"].items()
+    }

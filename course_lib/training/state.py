@@ -1,14 +1,15 @@
-"""The state of a training run in one safetensors file that outlives a kill: the newest one, or the one before it.
+"""The state of a training run in one safetensors file, which survives a kill at any moment.
 
-A file is written beside the old one, flushed to the disk, and renamed over it, which no crash can do by halves. Its
-header carries facts in JSON (step, settings, a checksum over everything), its body the tensors:
+Not accelerate's `save_state`: it writes a folder of several files, some of them pickles, not
+atomically. Here a temporary file is written, flushed to disk and renamed over the old one. Its
+header holds metadata in JSON (step, settings, a checksum over everything), its body the tensors:
 
-| tensors                    | what                                                                         |
-|----------------------------|------------------------------------------------------------------------------|
-| `model.<name>`             | the model's state_dict: parameters and buffers                               |
-| `optimizer.<name>.<key>`   | what the optimizer remembers of a parameter, such as `exp_avg`               |
-| `average.<number>`         | the moving average of the parameters, in their order (buffers have none)     |
-| `rows`                     | loss, lr, seconds, examples of every step: the curve goes on where it ended  |
+| tensor                   | content                                                       |
+|--------------------------|---------------------------------------------------------------|
+| `model.<name>`           | the model's state_dict: parameters and buffers                |
+| `optimizer.<name>.<key>` | the optimizer's state of a parameter, such as `exp_avg`       |
+| `ema.<number>`           | EMA of the parameters, in their order (buffers have none)     |
+| `history`                | (steps, 4): loss, lr, seconds, examples of every step         |
 """
 
 import hashlib
@@ -28,25 +29,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-FORMAT = "course_lib training state 1"
+from course_lib.training.run import StepRecord, TrainingRun
+
+FORMAT = "course_lib training state 2"
 
 
 class StateError(ValueError):
-    """A state that cannot be continued: damaged, or of another run. Nothing was changed on the disk."""
+    """A state that cannot be resumed: damaged, or of another run. It was not changed."""
 
 
-def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Replace the file at `path` in one piece; the folder is made if need be.
+def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Replace the file at `path` atomically; its folder is created if necessary.
 
-    path: the safetensors file. tensors: of any dtype, on any device. facts: anything JSON can say.
-    Raises OSError, naming path, bytes needed and bytes free, when it cannot be written; the old file stays.
+    Args:
+        path: of the safetensors file.
+        tensors: of any dtype, on any device.
+        metadata: anything that JSON can hold.
+
+    Raises:
+        OSError: the file cannot be written. The message has path, bytes needed and bytes free; the
+            old file stays.
     """
-    # copies: safetensors takes no two tensors that share memory (tied weights), nor one with gaps
-    own = {
+    # copies: safetensors accepts no tensors that share memory (tied weights), nor strided ones
+    copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    words = json.dumps(facts, sort_keys=True)
-    content = save(own, {"format": FORMAT, "facts": words, "checksum": _checksum(own, words)})
+    metadata_json = json.dumps(metadata, sort_keys=True)
+    checksum = _checksum(copies, metadata_json)
+    header = {"format": FORMAT, "metadata": metadata_json, "checksum": checksum}
+    content = save(copies, header)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -57,10 +68,11 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, A
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free / 1e6
-        message = f"{error.strerror}: {len(content) / 1e6:.1f} MB needed, {free:.1f} MB free; what was there is untouched"
+        needed = f"{len(content) / 1e6:.1f} MB needed"
+        free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
+        message = f"{error.strerror}: {needed}, {free}; the old file is unchanged"
         raise OSError(error.errno, message, str(path)) from error
-    except BaseException:  # an interrupt: leave no half file behind
+    except BaseException:  # an interrupt
         part.unlink(missing_ok=True)
         raise
     if os.name != "nt":  # on Windows a folder has no handle to flush
@@ -72,34 +84,40 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, A
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_state` wrote: tensors (on the CPU) and facts.
+    """Read a file of `write_state`.
 
-    path: an existing file. Raises StateError if it is truncated, altered, or no training state.
+    Args:
+        path: of an existing file.
+
+    Returns:
+        Tensors on the CPU, and metadata.
+
+    Raises:
+        StateError: the file is truncated, altered, or no training state.
     """
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {
-                name: file.get_tensor(name).clone() for name in file.keys()
-            }  # the file itself may go
+            # clones do not depend on the file
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
         raise StateError(_damaged(path, str(error))) from error
     if header.get("format") != FORMAT:
         raise StateError(
-            f"state: {path} is not a training state of this version (expected {FORMAT!r} in its header)"
+            f"state: {path} is not a training state of this version (its header lacks {FORMAT!r})"
         )
-    if header.get("checksum") != _checksum(tensors, header.get("facts", "")):
+    if header.get("checksum") != _checksum(tensors, header.get("metadata", "")):
         raise StateError(_damaged(path, "its checksum does not match its content"))
-    return tensors, json.loads(header["facts"])
+    return tensors, json.loads(header["metadata"])
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return f"state: {path} is damaged ({reason}); delete it to begin anew, or put a copy of it in its place"
+    return f"state: {path} is damaged ({reason}); delete it to restart, or restore a copy of it"
 
 
-def _checksum(tensors: Mapping[str, Tensor], words: str) -> str:
-    """sha256 over the facts and over name, type, shape and bytes of every tensor."""
-    digest = hashlib.sha256(words.encode())
+def _checksum(tensors: Mapping[str, Tensor], metadata_json: str) -> str:
+    """sha256 over the metadata and over name, dtype, shape and bytes of every tensor."""
+    digest = hashlib.sha256(metadata_json.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -107,82 +125,83 @@ def _checksum(tensors: Mapping[str, Tensor], words: str) -> str:
     return digest.hexdigest()
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete what a writer of `path` left behind when it was killed; a writer that still runs is left alone.
+def remove_stale_parts(path: Path) -> None:
+    """Delete the temporary files of killed writers of `path`; those of running ones stay.
 
-    path: the safetensors file, which need not exist.
+    Args:
+        path: of the safetensors file, which need not exist.
     """
     for part in path.parent.glob(f"{path.name}.*.part"):
-        writer = part.name.removesuffix(".part").rpartition(".")[2]
-        if not (writer.isdecimal() and psutil.pid_exists(int(writer))):
+        pid = part.name.removesuffix(".part").rpartition(".")[2]
+        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
             part.unlink(missing_ok=True)
 
 
-def pack(model: nn.Module, optimizer: Any, average: EMAModel | None) -> dict[str, Tensor]:
-    """All tensors that training needs to go on, by the names in this module's table.
+def pack(model: nn.Module, optimizer: Any, ema: EMAModel | None) -> dict[str, Tensor]:
+    """All tensors that a resumed run needs, by the names in this module's table.
 
-    model: not wrapped. optimizer: torch's or accelerate's, over the parameters that require a gradient, in the
-    model's order. average: of all the model's parameters.
+    Args:
+        model: without accelerate's wrapper.
+        optimizer: torch's or accelerate's, over the parameters that require a gradient, in their
+            order.
+        ema: of all parameters of the model, or None.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    names = trained(model)
-    for index, memory in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer.{names[index]}.{key}": value
-            for key, value in memory.items()
-            if value is not None
-        }
-    if average is not None:
-        tensors |= {
-            f"average.{number}": shadow for number, shadow in enumerate(average.shadow_params)
-        }
+    names = trainable_names(model)
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if value is not None:
+                tensors[f"optimizer.{names[index]}.{key}"] = value
+    for number, shadow in enumerate(ema.shadow_params if ema is not None else ()):
+        tensors[f"ema.{number}"] = shadow
     return tensors
 
 
 def unpack(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Any, average: EMAModel | None
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Any, ema: EMAModel | None
 ) -> None:
-    """Put what `pack` took out back, in place.
+    """Restore the tensors of `pack`, in place.
 
-    tensors: of `pack`, checked by `check_state`. model, optimizer, average: as there.
+    Args:
+        tensors: checked by `check_state`.
+        model: see `pack`.
+        optimizer: see `pack`.
+        ema: see `pack`.
     """
-    part = {
-        name.removeprefix("model."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("model.")
-    }
-    model.load_state_dict(part)
-    memory: dict[int, dict[str, Tensor]] = {}
-    for index, name in enumerate(trained(model)):
-        start = f"optimizer.{name}."
-        # a parameter's name may begin with another's: only a key without a dot is this one's
-        found = {
-            key.removeprefix(start): value
-            for key, value in tensors.items()
-            if key.startswith(start)
-        }
-        memory[index] = {key: value for key, value in found.items() if "." not in key}
+    model.load_state_dict(_with_prefix("model.", tensors))
+    states = {}
+    for index, name in enumerate(trainable_names(model)):
+        # a parameter's name may be the prefix of another's: only keys without a dot are its own
+        state = _with_prefix(f"optimizer.{name}.", tensors)
+        state = {key: value for key, value in state.items() if "." not in key}
+        if state:
+            states[index] = state
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {i: found for i, found in memory.items() if found}, "param_groups": groups}
-    )
-    if average is not None:
-        for number, shadow in enumerate(average.shadow_params):
-            shadow.copy_(tensors[f"average.{number}"])
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    for number, shadow in enumerate(ema.shadow_params if ema is not None else ()):
+        shadow.copy_(tensors[f"ema.{number}"])
 
 
-def trained(model: nn.Module) -> list[str]:
-    """Names of the parameters that require a gradient, in the model's order.
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
-    model: any.
-    """
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters of `model` that require a gradient, in the model's order."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _which(model: nn.Module) -> str:
-    """Which parameters are trained, in few words."""
-    names, total = trained(model), len(list(model.parameters()))
-    return f"{len(names)} of {total} parameters ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})"
+def _trainable_fingerprint(model: nn.Module) -> str:
+    """Number of trainable parameters and a hash of their names."""
+    names = trainable_names(model)
+    total = len(list(model.parameters()))
+    digest = hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
+    return f"{len(names)} of {total} parameters ({digest})"
 
 
 def check_state(
@@ -190,95 +209,114 @@ def check_state(
     tensors: Mapping[str, Tensor],
     saved: Mapping[str, Any],
     model: nn.Module,
-    wanted: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> None:
-    """Raise StateError, naming what differs, if a state is not of this model and these settings.
+    """Check that a state belongs to a model and a run.
 
-    path: of the state, for the message. tensors: what it holds. model: that is to go on. saved, wanted: settings,
-    name to value, of the state and of the run.
+    Args:
+        path: of the state, for the message.
+        tensors: of the state.
+        saved: settings in the state, by name.
+        model: of the run.
+        settings: of the run, by name.
+
+    Raises:
+        StateError: the message names what differs.
     """
-    here = {f"model.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    there = {
-        name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")
+    model_shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state_shapes = {
+        name: tuple(tensor.shape) for name, tensor in _with_prefix("model.", tensors).items()
     }
-    advice = "Use another path, or delete it to begin anew"
-    for name in here | there:
-        if here.get(name) != there.get(name):
-            shapes = f"{there.get(name, 'missing')} in the state and {here.get(name, 'missing')} in the model"
+    advice = "Use another path, or delete it to restart"
+    for name in model_shapes | state_shapes:
+        in_state = state_shapes.get(name, "missing")
+        in_model = model_shapes.get(name, "missing")
+        if in_state != in_model:
             raise StateError(
-                f"state: {path} is of another model: {name.removeprefix('model.')} is {shapes}. {advice}"
+                f"state: {path} is of another model: {name} is {in_state} in the state and "
+                f"{in_model} in the model. {advice}"
             )
-    wanted = json.loads(json.dumps(wanted))  # a tuple comes back as a list
-    differing = sorted(
-        name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)
-    )
-    if differing:
-        how = "; ".join(
-            f"{name} was {saved.get(name)!r} and is now {wanted.get(name)!r}" for name in differing
-        )
-        raise StateError(f"state: {path} is of another run: {how}. {advice}")
+    settings = json.loads(json.dumps(settings))  # JSON turns tuples into lists
+    differences = [
+        f"{name} was {saved.get(name)!r} and is now {settings.get(name)!r}"
+        for name in sorted(saved.keys() | settings.keys())
+        if saved.get(name) != settings.get(name)
+    ]
+    if differences:
+        raise StateError(f"state: {path} is of another run: {'; '.join(differences)}. {advice}")
 
 
-class Keeper:
-    """Keeps a run in a file: goes on from it when it is made, and writes it when told.
+class StateCheckpointer:
+    """Saves a run in a file, and resumes from it when it is made.
 
-    run: what `training.train` works on. path: the file, or None to keep nothing. save_every: seconds between two
-    times at which `due` is true. settings: in JSON; those of the file must be equal. Raises StateError.
+    Args:
+        run: of `train`.
+        path: of the file, or None to save nothing.
+        save_every: seconds between two saves.
+        settings: in JSON; those of the file must be equal.
+
+    Raises:
+        StateError: the file is of another run, damaged, or not visible to all processes.
     """
 
     def __init__(
-        self, run: Any, path: Path | None, save_every: float | int, settings: Mapping[str, Any]
+        self,
+        run: TrainingRun,
+        path: Path | None,
+        save_every: float | int,
+        settings: Mapping[str, Any],
     ):
-        self.run, self.path, self.save_every = run, path, save_every
-        self.settings = dict(settings) | {"trained": _which(run.model)}
-        self.saved, self.last = 0, time.monotonic()
+        self.run = run
+        self.path = path
+        self.save_every = save_every
+        self.settings = dict(settings) | {"trainable": _trainable_fingerprint(run.model)}
+        self.saved_steps = 0
+        self.saved_at = time.monotonic()
         if path is None:
             return
         if run.accelerator.is_main_process:
-            remove_leftovers(path)
+            remove_stale_parts(path)
         if path.exists():
             self._restore(path)
-        steps = gather_object([self.saved])
+        steps = gather_object([self.saved_steps])
         if len(set(steps)) > 1:  # before the first save, which the others must not read
             raise StateError(
-                f"state: the processes found steps {steps} in {path}; put it on a disk that all share"
+                f"state: the processes found steps {steps} in {path}; "
+                "put it on a disk that all processes share"
             )
 
     def _restore(self, path: Path) -> None:
         run = self.run
-        tensors, facts = read_state(path)
-        check_state(path, tensors, facts["settings"], run.model, self.settings)
-        unpack(tensors, run.model, run.optimizer, run.average)
-        run.rows.extend(map(tuple, tensors["rows"].tolist()))
-        run.scheduler.load_state_dict(facts["schedule"])
-        for group, lr in zip(run.optimizer.param_groups, run.scheduler.get_last_lr(), strict=True):
+        tensors, metadata = read_state(path)
+        check_state(path, tensors, metadata["settings"], run.model, self.settings)
+        unpack(tensors, run.model, run.optimizer, run.ema)
+        run.history.extend(StepRecord(*row) for row in tensors["history"].tolist())
+        run.lr_scheduler.load_state_dict(metadata["lr_schedule"])
+        lrs = run.lr_scheduler.get_last_lr()
+        for group, lr in zip(run.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
-        if run.average is not None:
-            run.average.optimization_step = facts["average"]
-        self.saved = len(run.rows)
+        if run.ema is not None:
+            run.ema.optimization_step = metadata["ema_step"]
+        self.saved_steps = len(run.history)
 
-    def due(self) -> bool:
-        """Whether it is time to save."""
-        return time.monotonic() - self.last >= self.save_every
+    def is_due(self) -> bool:
+        """Whether `save_every` seconds have passed since the last save."""
+        return time.monotonic() - self.saved_at >= self.save_every
 
     def save(self) -> None:
-        """Write the state, unless it is written, half made, or another process' duty."""
+        """Write the state in the main process, if there is a new and consistent one."""
         run = self.run
-        if (
-            self.path is None
-            or not run.whole
-            or len(run.rows) == self.saved
-            or not run.accelerator.is_main_process
-        ):
+        is_new = run.is_consistent and len(run.history) != self.saved_steps
+        if self.path is None or not is_new or not run.accelerator.is_main_process:
             return
-        tensors = pack(run.model, run.optimizer, run.average)
-        tensors["rows"] = torch.tensor(run.rows, dtype=torch.float64)
-        facts = {
-            "step": len(run.rows),
+        tensors = pack(run.model, run.optimizer, run.ema)
+        tensors["history"] = torch.tensor(run.history, dtype=torch.float64)
+        metadata = {
+            "step": len(run.history),
             "settings": self.settings,
-            "schedule": run.scheduler.state_dict(),
+            "lr_schedule": run.lr_scheduler.state_dict(),
+            "ema_step": run.ema and run.ema.optimization_step,
         }
-        write_state(
-            self.path, tensors, facts | {"average": run.average and run.average.optimization_step}
-        )
-        self.saved, self.last = len(run.rows), time.monotonic()
+        write_state(self.path, tensors, metadata)
+        self.saved_steps = len(run.history)
+        self.saved_at = time.monotonic()

@@ -1,8 +1,9 @@
-"""Captions and back again: every scene has a sentence, and every sentence leads back to one scene's attributes."""
+"""Captions: every scene has a sentence, and every sentence can be parsed back."""
 
 import re
 
 from course_lib.world.backgrounds import BACKGROUNDS
+from course_lib.world.checks import require
 from course_lib.world.motions import MOTIONS
 from course_lib.world.scenes import Scene
 from course_lib.world.subjects import SUBJECTS
@@ -19,17 +20,28 @@ IMAGE_TEMPLATES: tuple[str, ...] = (
     "{a_subject}, {background} background",
     "on a {background} background, {a_subject}",
 )
+# Regular expression per name, longest first: "tropical fish" comes before "fish"
+_PATTERNS: dict[str, dict[str, str]] = {
+    attribute: {
+        name: rf"\b{re.escape(name)}\b{suffix}" for name in sorted(names, key=len, reverse=True)
+    }
+    for attribute, names, suffix in (
+        ("background", BACKGROUNDS, " background"),
+        ("motion", MOTIONS, ""),
+        ("subject", SUBJECTS, ""),
+    )
+}
 
 
 def caption(scene: Scene, paraphrase: int = 0) -> str:
     """Describe a clip: subject, motion and background.
 
     Args:
-        scene: what the clip shows.
-        paraphrase: which wording, 0 to 3; 0 is the canonical one.
+        scene: content of the clip.
+        paraphrase: index of the wording, 0 to 3; 0 is the canonical one.
 
     Raises:
-        ValueError: no such paraphrase.
+        ValueError: paraphrase is out of range.
     """
     return _fill(VIDEO_TEMPLATES, scene, paraphrase)
 
@@ -38,53 +50,48 @@ def image_caption(scene: Scene, paraphrase: int = 0) -> str:
     """Describe a single frame: subject and background, no motion.
 
     Args:
-        scene: what the frame shows.
-        paraphrase: which wording, 0 to 3; 0 is the canonical one.
+        scene: content of the frame.
+        paraphrase: index of the wording, 0 to 3; 0 is the canonical one.
 
     Raises:
-        ValueError: no such paraphrase.
+        ValueError: paraphrase is out of range.
     """
     return _fill(IMAGE_TEMPLATES, scene, paraphrase)
 
 
 def parse_caption(text: str) -> dict[str, str | None]:
-    """Read a caption back into its attributes.
+    """Read the attributes out of a caption.
 
     Args:
-        text: a sentence that names a subject and, perhaps, a motion and a background in the world's own words; the
-            name of a background counts where the word "background" follows it.
+        text: a sentence that names a subject and, optionally, a motion and a background by their
+            names in the world. The name of a background counts only if the word "background"
+            follows it.
 
     Returns:
-        "subject", "motion" and "background", each a name or None where the text has none.
+        "subject", "motion" and "background", each a name, or None where the text has none.
 
     Raises:
         ValueError: the text names two different values of one attribute.
     """
     rest = " ".join(text.lower().split())
-    found: dict[str, str | None] = {}
-    for attribute, names in (
-        ("background", BACKGROUNDS),
-        ("motion", MOTIONS),
-        ("subject", SUBJECTS),
-    ):
-        hits = []
-        for name in sorted(names, key=len, reverse=True):  # "tropical fish" before "fish"
-            pattern = rf"\b{re.escape(name)}\b" + (
-                " background" if attribute == "background" else ""
-            )
-            rest, count = re.subn(pattern, " ", rest)
-            hits += [name] * min(count, 1)
-        if len(hits) > 1:
-            raise ValueError(
-                f"the caption {text!r} names {len(hits)} values of {attribute}: {', '.join(hits)}"
-            )
-        found[attribute] = hits[0] if hits else None
-    return found
+    attributes: dict[str, str | None] = {}
+    for attribute, patterns in _PATTERNS.items():
+        names = []
+        for name, pattern in patterns.items():
+            rest, num_matches = re.subn(pattern, " ", rest)
+            if num_matches:
+                names.append(name)
+        require(
+            len(names) <= 1,
+            f"text: expected at most one {attribute}, got {', '.join(names)} in {text!r}",
+        )
+        attributes[attribute] = names[0] if names else None
+    return attributes
 
 
 def _fill(templates: tuple[str, ...], scene: Scene, paraphrase: int) -> str:
-    if not 0 <= paraphrase < len(templates):
-        raise ValueError(f"paraphrase must be in 0..{len(templates) - 1}, got {paraphrase}")
+    last = len(templates) - 1
+    require(0 <= paraphrase <= last, f"paraphrase: expected 0 to {last}, got {paraphrase}")
     article = "an" if scene.subject[0] in "aeio" or scene.subject.startswith("umbrella") else "a"
     return templates[paraphrase].format(
         a_subject=f"{article} {scene.subject}", motion=scene.motion, background=scene.background

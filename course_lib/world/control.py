@@ -1,7 +1,8 @@
-"""Control signals: what a ControlNet is told besides the caption. (Trajectories are part of `Clips`.)"""
+"""Control signals for a ControlNet; `Clips.trajectory` is another one."""
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from skimage.color import rgb2gray
 from skimage.feature import canny
@@ -11,21 +12,18 @@ from torch import Tensor
 def canny_edges(
     video: Float[Tensor, "b 3 f h w"], sigma: float = 1.0
 ) -> Float[Tensor, "b 1 f h w"]:
-    """Find the edges of every frame.
+    """Detect the edges of every frame.
 
     Args:
-        video: red, green, blue in [-1, 1].
-        sigma: width of the Gaussian that comes first, in pixels.
+        video: RGB in [-1, 1].
+        sigma: standard deviation of the Gaussian smoothing, in pixels.
 
     Returns:
         1 on an edge, 0 elsewhere.
 
     Source: Canny 1986, as implemented in scikit-image.
     """
-    frames = (
-        video.detach().float().cpu().add(1).div(2).permute(0, 2, 3, 4, 1).numpy()
-    )  # (b, f, h, w, 3)
-    edges = np.zeros(frames.shape[:-1], dtype=np.float32)
-    for b, f in np.ndindex(*frames.shape[:2]):
-        edges[b, f] = canny(rgb2gray(frames[b, f]), sigma=sigma)
-    return torch.from_numpy(edges)[:, None].to(video.device)
+    frames = rearrange(video.detach().float().cpu() / 2 + 0.5, "b c f h w -> (b f) h w c").numpy()
+    edges = np.stack([canny(rgb2gray(frame), sigma=sigma) for frame in frames])
+    edges = torch.from_numpy(edges).to(video.device, torch.float32)
+    return rearrange(edges, "(b f) h w -> b 1 f h w", b=len(video))

@@ -1,10 +1,12 @@
-"""Breaking a clip on purpose, one property at a time: for asking a metric what it notices, and for training a judge.
+"""Controlled corruptions of a clip, one property at a time, to test metrics and to train the judge.
 
-Every function keeps shape and range and says in numbers how strong it is. `defects` labels what spoils a data set;
-here each function is one dial. Pictures first (blur, noise, colour, compression), then time.
+Every function keeps shape and range, and its argument is the strength. Corruptions of frames come
+first (blur, noise, colour, compression), then those of time. For labelled defects of a data set,
+see `defects`.
 """
 
 import io
+import math
 from collections.abc import Callable
 
 import av
@@ -16,176 +18,149 @@ from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as TF
 
+from course_lib.validation import to_uint8
+from course_lib.world.checks import require
+from course_lib.world.film import encode_h264, from_uint8
+
 Corruption = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def _frames(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "n c h w"]:
+def _fold_frames(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "n c h w"]:
     return video.transpose(1, 2).flatten(0, 1)  # (b f) c h w
 
 
-def _clips(frames: Float[Tensor, "n c h w"], b: int) -> Float[Tensor, "b c f h w"]:
+def _unfold_frames(frames: Float[Tensor, "n c h w"], b: int) -> Float[Tensor, "b c f h w"]:
     return frames.unflatten(0, (b, -1)).transpose(1, 2)
 
 
 def blur(video: Float[Tensor, "b c f h w"], sigma: float | int) -> Float[Tensor, "b c f h w"]:
-    """Out of focus: every frame under a Gaussian.
+    """Gaussian blur of every frame.
 
     Args:
         video: in [-1, 1].
         sigma: standard deviation in pixels, positive.
 
     Raises:
-        ValueError: a sigma that is not.
+        ValueError: sigma is not positive.
     """
-    if sigma <= 0:
-        raise ValueError(f"sigma: expected a positive number of pixels, got {sigma}")
-    reach = min(
-        int(np.ceil(3 * sigma)), min(video.shape[-2:]) - 1
-    )  # reflection needs more picture than reach
-    taps = torch.exp(-(torch.arange(-reach, reach + 1, device=video.device) ** 2) / (2 * sigma**2))
+    require(sigma > 0, f"sigma: expected a positive number of pixels, got {sigma}")
+    # reflection padding must be smaller than the frame
+    radius = min(math.ceil(3 * sigma), min(video.shape[-2:]) - 1)
+    taps = torch.arange(-radius, radius + 1, device=video.device)
+    taps = torch.exp(-(taps**2) / (2 * sigma**2))
     taps = (taps / taps.sum()).to(video.dtype).view(1, 1, 1, -1)
-    # rows, then columns: torchvision's gaussian_blur gives the same with a square kernel, many times slower
+    # separable; torchvision's gaussian_blur gives the same with a 2D kernel, many times slower
     planes = video.flatten(0, 2)[:, None]  # (b c f) 1 h w
-    planes = F.conv2d(F.pad(planes, (reach, reach, 0, 0), mode="reflect"), taps)
-    planes = F.conv2d(F.pad(planes, (0, 0, reach, reach), mode="reflect"), taps.transpose(2, 3))
+    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), taps)
+    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), taps.transpose(2, 3))
     return planes.view(video.shape)
 
 
 def noise(
     video: Float[Tensor, "b c f h w"], std: float | int, generator: torch.Generator
 ) -> Tensor:
-    """Grain: independent normal noise on every value, cut to [-1, 1].
+    """Independent Gaussian noise on every value, clipped to [-1, 1].
 
     Args:
         video: in [-1, 1].
         std: standard deviation, in the units of the video.
         generator: on the CPU.
     """
-    grain = torch.randn(video.shape, generator=generator).to(video)
-    return (video + std * grain).clamp(-1, 1)
+    return (video + std * torch.randn(video.shape, generator=generator).to(video)).clamp(-1, 1)
 
 
-def recolour(video: Float[Tensor, "b c f h w"], hue: float | int) -> Float[Tensor, "b c f h w"]:
-    """Turn every colour around the colour circle.
+def shift_hue(video: Float[Tensor, "b c f h w"], hue: float | int) -> Float[Tensor, "b c f h w"]:
+    """Rotate the hue of every pixel.
 
     Args:
         video: in [-1, 1], three channels.
-        hue: share of the circle, in [-0.5, 0.5]; a third makes red green.
+        hue: fraction of the colour circle, in [-0.5, 0.5]; 1/3 turns red into green.
     """
-    return _clips(
-        TF.adjust_hue(_frames(video).add(1).div(2).clamp(0, 1), float(hue)).mul(2).sub(1),
-        len(video),
-    )
+    frames = _fold_frames(video).add(1).div(2).clamp(0, 1)
+    return _unfold_frames(TF.adjust_hue(frames, float(hue)).mul(2).sub(1), len(video))
 
 
 def jpeg(video: Float[Tensor, "b 3 f h w"], quality: int) -> Float[Tensor, "b 3 f h w"]:
-    """Save every frame as a JPEG and read it back.
+    """JPEG compression of every frame.
 
     Args:
         video: in [-1, 1].
         quality: 1 (worst) to 100.
     """
-    bytes_ = _frames(video).add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
-    read = torch.stack([decode_jpeg(encode_jpeg(frame, quality)) for frame in bytes_])
-    return _clips(read.to(video).div(127.5).sub(1), len(video))
+    frames = to_uint8(_fold_frames(video)).cpu()
+    decoded = torch.stack([decode_jpeg(encode_jpeg(frame, quality)) for frame in frames])
+    return _unfold_frames(decoded.to(video).div(127.5).sub(1), len(video))
 
 
-def codec(video: Float[Tensor, "b 3 f h w"], crf: int) -> Float[Tensor, "b 3 f h w"]:
-    """Compress every clip as H.264 and play it again: unlike JPEG, errors last over frames.
+def h264(video: Float[Tensor, "b 3 f h w"], crf: int) -> Float[Tensor, "b 3 f h w"]:
+    """H.264 compression of every clip. Unlike those of JPEG, its errors last over several frames.
 
     Args:
         video: in [-1, 1]; height and width even.
-        crf: the codec's constant rate factor, 0 (best) to 51 (worst).
+        crf: constant rate factor of the codec, 0 (best) to 51 (worst).
     """
-    pixels = video.add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
-    played = [_play(_encode(clip.permute(1, 2, 3, 0).numpy(), crf)) for clip in pixels]  # f h w 3
-    return (
-        torch.from_numpy(np.stack(played))
-        .to(video)
-        .div(127.5)
-        .sub(1)
-        .permute(0, 4, 1, 2, 3)
-        .contiguous()
-    )
+    decoded = []
+    for clip in video:
+        file = io.BytesIO()
+        encode_h264(file, clip, fps=8, crf=crf)
+        file.seek(0)
+        with av.open(file) as reader:
+            frames = [frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0)]
+        decoded.append(from_uint8(np.stack(frames)))
+    return torch.stack(decoded).to(video)
 
 
-def _encode(pictures: np.ndarray, crf: int) -> io.BytesIO:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=8)
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
-        stream.options = {"crf": str(crf)}
-        for picture in pictures:
-            out.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                )
-            )
-        out.mux(stream.encode())
-    file.seek(0)
-    return file
-
-
-def _play(file: io.BytesIO) -> np.ndarray:
-    with av.open(file) as video:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
-
-
-def wobble(
+def elastic_distortion(
     video: Float[Tensor, "b c f h w"],
-    reach: float | int,
+    rms_px: float | int,
     generator: torch.Generator,
     *,
-    steady: bool,
+    consistent: bool,
 ) -> Float[Tensor, "b c f h w"]:
-    """Look through bad glass: smooth random displacements, the same in all frames of a clip, or new in every frame.
+    """Smooth random displacement of the pixels, per clip or per frame.
 
-    Both spoil each single frame alike; only the second flickers. After the elastic distortions of Ge et al. 2024, "On
-    the Content Bias in Fréchet Video Distance", section 3.
+    Both variants damage single frames equally; only a field per frame makes the clip flicker.
 
     Args:
         video: in [-1, 1].
-        reach: root mean square of the displacement along each axis, in every frame, in pixels.
+        rms_px: root mean square of the displacement along each axis, in every frame, in pixels.
         generator: on the CPU.
-        steady: one glass per clip, not one per frame.
+        consistent: one displacement field per clip, not one per frame.
+
+    Source: after Ge et al. 2024, "On the Content Bias in Fréchet Video Distance", section 3.
     """
     b, _, f, h, w = video.shape
-    coarse = torch.randn(
-        b, 1 if steady else f, 2, 5, 5, generator=generator
-    )  # a bend every fourth of the picture
-    fields = F.interpolate(coarse.flatten(0, 1), (h, w), mode="bicubic", align_corners=True).view(
-        b, -1, 2, h, w
-    )
-    fields = (
-        fields / fields.square().mean(dim=(2, 3, 4), keepdim=True).sqrt() * reach
-    )  # each frame bent as much
+    fields = torch.randn(b, 1 if consistent else f, 2, 5, 5, generator=generator)  # coarse grid
+    fields = F.interpolate(fields.flatten(0, 1), (h, w), mode="bicubic", align_corners=True)
+    fields = fields.view(b, -1, 2, h, w)
+    fields = fields / fields.square().mean(dim=(2, 3, 4), keepdim=True).sqrt() * rms_px
     shift = fields.expand(b, f, 2, h, w).flatten(0, 1).permute(0, 2, 3, 1)  # (b f) h w 2
-    straight = F.affine_grid(
-        torch.eye(2, 3).expand(b * f, 2, 3), [b * f, 1, h, w], align_corners=False
-    )
-    grid = (straight + shift * 2 / torch.tensor([w, h])).to(video)
-    return _clips(
-        F.grid_sample(_frames(video), grid, padding_mode="border", align_corners=False), b
-    )
+    identity = torch.eye(2, 3).expand(b * f, 2, 3)
+    identity = F.affine_grid(identity, [b * f, 1, h, w], align_corners=False)  # (b f) h w 2
+    grid = (identity + shift * 2 / torch.tensor([w, h])).to(video)
+    frames = F.grid_sample(_fold_frames(video), grid, padding_mode="border", align_corners=False)
+    return _unfold_frames(frames, b)
 
 
-# Time
+# Corruptions of time
 
 
 def freeze(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-    """Show the first frame all the time."""
+    """Repeat the first frame."""
     return video[:, :, :1].expand_as(video).contiguous()
 
 
 def reverse(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-    """Play backwards."""
+    """Reverse the order of the frames."""
     return video.flip(2)
 
 
 def shuffle(
     video: Float[Tensor, "b c f h w"], generator: torch.Generator
 ) -> Float[Tensor, "b c f h w"]:
-    """Show each clip's frames in an order of its own that is neither the right one nor its reverse.
+    """Permute the frames of each clip independently.
+
+    The result is neither the original order nor its reverse.
 
     Args:
         video: at least three frames.
@@ -195,27 +170,23 @@ def shuffle(
         ValueError: fewer than three frames.
     """
     f = video.shape[2]
-    if f < 3:
-        raise ValueError(f"video: shuffling needs at least 3 frames, got {f}")
-    straight, orders = torch.arange(f), []
-    while len(orders) < len(video):
-        order = torch.randperm(f, generator=generator)
-        if not torch.equal(order, straight) and not torch.equal(order, straight.flip(0)):
-            orders.append(order)
-    return (
-        torch.stack([clip[:, order] for clip, order in zip(video, orders, strict=True)])
-        if orders
-        else video
-    )
+    require(f >= 3, f"video: expected at least 3 frames to shuffle, got {f}")
+    out = torch.empty_like(video)
+    for clip, target in zip(video, out, strict=True):
+        order = list(range(f))
+        while order in (list(range(f)), list(range(f))[::-1]):
+            order = torch.randperm(f, generator=generator).tolist()
+        target.copy_(clip[:, order])
+    return out
 
 
 def swap_halves(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-    """Show the second half of each clip before the first: every step but one is right."""
+    """Show the second half of each clip before the first, so that a single transition is wrong."""
     return video.roll(video.shape[2] // 2, dims=2)
 
 
-def cut(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-    """Change to the next clip of the batch in the middle.
+def hard_cut(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
+    """Cut to the next clip of the batch in the middle.
 
     Args:
         video: at least two clips of at least two frames.
@@ -224,19 +195,18 @@ def cut(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
         ValueError: fewer clips or frames.
     """
     b, _, f = video.shape[:3]
-    if b < 2 or f < 2:
-        raise ValueError(f"video: a cut needs two clips of two frames, got {b} of {f}")
+    require(min(b, f) >= 2, f"video: expected at least 2 clips of 2 frames, got {b} of {f}")
     return torch.cat([video[:, :, : f // 2], video.roll(-1, dims=0)[:, :, f // 2 :]], dim=2)
 
 
+# (video, generator) -> video, at the strengths of lesson 16
 CORRUPTIONS: dict[str, Corruption] = {
     "blur": lambda video, generator: blur(video, video.shape[-1] / 43),  # 1.5 pixels of 64
     "noise": lambda video, generator: noise(video, 0.2, generator),
-    "colour": lambda video, generator: recolour(video, 0.15),
-    "compression": lambda video, generator: codec(video, 40),
+    "colour": lambda video, generator: shift_hue(video, 0.15),
+    "compression": lambda video, generator: h264(video, 40),
     "freeze": lambda video, generator: freeze(video),
     "shuffle": shuffle,
     "reverse": lambda video, generator: reverse(video),
-    "cut": lambda video, generator: cut(video),
+    "cut": lambda video, generator: hard_cut(video),
 }
-"""By name, at the strength that lesson 16 uses: (video, generator) to video."""

@@ -1,20 +1,24 @@
-"""How subjects move: every motion is an affine path, a closed-form function of time.
+"""Motions: every motion is an affine path, a closed-form function of time.
 
-A path gives, for each frame, the subject's centre (x, y), its size and its angle. Coordinates are grid_sample's:
--1 is the left or top border of the frame, +1 the right or bottom one; size is the share of the frame that the
-subject's longer side covers; angles are radians, positive turns clockwise as seen on screen.
+A path gives the subject's centre (x, y), size and angle in each frame. Coordinates are those of
+`grid_sample`: -1 is the left or top border of the frame, +1 the right or bottom border. Size is the
+fraction of the frame that the subject's longer side covers. Angles are radians; positive is
+clockwise on the screen.
 
-Three properties are used all over the course:
-- opposite motions of the same variant are time reversals of each other (pixel for pixel if the sprite is frozen), so
-  no single frame tells left from right;
-- short clips are cut from the middle of the canonical one, which has 16 frames at 8 frames a second;
-- longer clips lose nobody: travel and growth are spread over the whole clip, turning and bouncing go on.
+The course relies on three properties:
+- opposite motions of the same variant are time reversals of each other (pixel for pixel with static
+  sprites), so no single frame distinguishes left from right;
+- short clips are cut from the middle of the canonical one, which has 16 frames at 8 frames per
+  second;
+- in longer clips the subject stays in the frame: translation and growth are spread over the whole
+  clip, spinning and bouncing continue.
 """
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from course_lib.world.hashing import uniform
+from course_lib.world.checks import require
+from course_lib.world.hashing import hash_uniform
 
 MOTIONS: tuple[str, ...] = (
     "standing still",
@@ -28,7 +32,7 @@ MOTIONS: tuple[str, ...] = (
     "bouncing",
 )
 MOTION_INDEX: dict[str, int] = {name: i for i, name in enumerate(MOTIONS)}
-REVERSED: dict[str, str] = {
+TIME_REVERSED: dict[str, str] = {
     "moving left": "moving right",
     "moving right": "moving left",
     "moving up": "moving down",
@@ -37,88 +41,78 @@ REVERSED: dict[str, str] = {
     "shrinking": "growing",
 }
 CANONICAL_SECONDS = 15 / 8  # from the first to the last of 16 frames at 8 fps
-SMALL, LARGE = (
-    0.45,
-    0.85,
-)  # a subject fills this share of the frame: small sprites teach a VAE nothing
+# Fraction of the frame that a subject covers; smaller sprites have too little detail to train a VAE
+MIN_SIZE = 0.45
+MAX_SIZE = 0.85
 
 
-def check_rate(frames: int, fps: float | int) -> None:
-    """Refuse a clip that cannot be: ValueError for frames < 1, or fps not positive and finite."""
-    if frames < 1:
-        raise ValueError(f"frames must be at least 1, got {frames}")
-    if not 0 < fps < np.inf:
-        raise ValueError(f"fps must be positive and finite, got {fps}")
+def check_timing(num_frames: int, fps: float | int) -> None:
+    """Raise a ValueError unless num_frames >= 1 and fps is positive and finite."""
+    require(num_frames >= 1, f"num_frames: expected at least 1, got {num_frames}")
+    require(0 < fps < np.inf, f"fps: expected a positive, finite number, got {fps}")
 
 
 def path(
     motion: Int[np.ndarray, "b"],
     variant: Int[np.ndarray, "b"],
-    frames: int,
+    num_frames: int,
     fps: float | int,
-    moment: Float[np.ndarray, "b"] | None = None,
+    time_offset: Float[np.ndarray, "b"] | float = 0.0,
 ) -> Float[np.ndarray, "b f 4"]:
     """Evaluate the path of every clip at every frame.
 
     Args:
         motion: indices into `MOTIONS`.
-        variant: one integer per clip; it fixes start, speed, size and every other free choice.
-        frames: number of frames, at least 1.
+        variant: one integer per clip; it determines start, speed, size and every other free choice.
+        num_frames: number of frames, at least 1.
         fps: frames per second, positive.
-        moment: seconds from the middle of the canonical clip to the middle of this one; None means none.
+        time_offset: seconds from the middle of the canonical clip to the middle of this one.
 
     Returns:
-        (x, y, size, angle) per frame: x, y in [-1, 1] coordinates, size as a share of the frame, angle in radians.
+        (x, y, size, angle) per frame: x and y in [-1, 1] coordinates, size as a fraction of the
+        frame, angle in radians.
 
     Raises:
-        ValueError: frames < 1, or fps not positive and finite.
+        ValueError: num_frames < 1, or fps not positive and finite.
     """
-    check_rate(frames, fps)
-    # time runs from -middle to +middle, so that reversing time is t -> -t
-    t = (np.arange(frames) - (frames - 1) / 2)[None, :] / fps  # (1, f)
-    t = t if moment is None else t + moment[:, None]  # (b, f)
-    kind, variant = np.asarray(motion)[:, None], np.asarray(variant)[:, None]  # (b, 1)
+    check_timing(num_frames, fps)
+    # time is centred on zero, so that reversing a clip is t -> -t
+    t = (np.arange(num_frames) - (num_frames - 1) / 2)[None, :] / fps  # (1, f)
+    t = t + np.asarray(time_offset).reshape(-1, 1)  # (b, f)
+    motion = np.asarray(motion)[:, None]  # (b, 1)
+    variant = np.asarray(variant)[:, None]  # (b, 1)
 
-    def among(*names: str) -> np.ndarray:
-        return np.isin(kind, [MOTION_INDEX[name] for name in names])
+    def is_motion(*names: str) -> np.ndarray:
+        return np.isin(motion, [MOTION_INDEX[name] for name in names])
 
-    # longer clips take their time, so that nothing runs out of the frame; (1, f) within [-1/2, 1/2]
-    progress = t / max(CANONICAL_SECONDS, (frames - 1) / fps)
-    size = _size(among, variant, progress)  # (b, f)
-    x = uniform("x", variant, low=-0.5, high=0.5) * (1 - size)
-    y = uniform("y", variant, low=-0.5, high=0.5) * (1 - size)
-    centred = among("growing", "shrinking", "spinning")
-    x, y = np.where(centred, 0.3 * x, x), np.where(centred, 0.3 * y, y)
+    # longer clips move more slowly, so that nothing leaves the frame; within [-1/2, 1/2]
+    progress = t / max(CANONICAL_SECONDS, (num_frames - 1) / fps)  # (b, f)
+    size = _size(is_motion, variant, progress)  # (b, f)
+    centring = np.where(is_motion("growing", "shrinking", "spinning"), 0.3, 1.0)
+    x = centring * (hash_uniform("x", variant, low=-0.5, high=0.5) * (1 - size))
+    y = centring * (hash_uniform("y", variant, low=-0.5, high=0.5) * (1 - size))
 
-    drift = uniform("x", variant, low=-0.1, high=0.1)
-    travel = uniform("travel", variant, low=0.55, high=0.95) * progress
-    x = np.where(
-        among("moving right"), drift + travel, np.where(among("moving left"), drift - travel, x)
-    )
-    y = np.where(
-        among("moving down"), drift + travel, np.where(among("moving up"), drift - travel, y)
-    )
+    drift = hash_uniform("x", variant, low=-0.1, high=0.1)
+    travel = hash_uniform("travel", variant, low=0.55, high=0.95) * progress
+    forth_and_back = [drift + travel, drift - travel]
+    x = np.select([is_motion("moving right"), is_motion("moving left")], forth_and_back, x)
+    y = np.select([is_motion("moving down"), is_motion("moving up")], forth_and_back, y)
 
-    beat = t / uniform("hop", variant, low=0.75, high=1.05) + uniform("phase", variant)
-    height = uniform("height", variant, low=0.55, high=0.75)
-    y = np.where(among("bouncing"), 0.95 - size - height * np.abs(np.sin(np.pi * beat)), y)
+    hops = t / hash_uniform("hop", variant, low=0.75, high=1.05) + hash_uniform("phase", variant)
+    height = hash_uniform("height", variant, low=0.55, high=0.75)
+    y = np.where(is_motion("bouncing"), 0.95 - size - height * np.abs(np.sin(np.pi * hops)), y)
 
-    turn = np.where(uniform("turn", variant) < 0.5, -1.0, 1.0)
-    turned = uniform("angle", variant, high=2 * np.pi) + turn * 2 * np.pi * t / uniform(
-        "period", variant, low=1.9, high=2.8
-    )
-    angle = np.where(among("spinning"), turned, 0.0)
+    direction = np.where(hash_uniform("turn", variant) < 0.5, -1.0, 1.0)
+    period = hash_uniform("period", variant, low=1.9, high=2.8)
+    angle = hash_uniform("angle", variant, high=2 * np.pi) + direction * 2 * np.pi * t / period
+    angle = np.where(is_motion("spinning"), angle, 0.0)
     return np.stack([x, y, size, angle], axis=-1)  # (b, f, 4)
 
 
-def _size(among, variant: np.ndarray, progress: np.ndarray) -> np.ndarray:
-    """The share of the frame that the subject covers, (b, f)."""
-    size = uniform("size", variant, low=0.5, high=0.65)  # leaves room to travel
-    size = np.where(among("standing still"), uniform("size", variant, low=0.5, high=LARGE), size)
-    size = (
-        np.where(among("spinning"), uniform("size", variant, low=0.5, high=0.75), size)
-        + 0 * progress
-    )
-    ratio, middle = uniform("growth", variant, low=1.6, high=LARGE / SMALL), np.sqrt(SMALL * LARGE)
-    size = np.where(among("growing"), middle * ratio**progress, size)
-    return np.where(among("shrinking"), middle * ratio**-progress, size)
+def _size(is_motion, variant: np.ndarray, progress: np.ndarray) -> np.ndarray:
+    """Fraction of the frame that the subject covers, (b, f)."""
+    upper = np.select([is_motion("standing still"), is_motion("spinning")], [MAX_SIZE, 0.75], 0.65)
+    size = 0.5 + (upper - 0.5) * hash_uniform("size", variant) + 0 * progress  # (b, f)
+    ratio = hash_uniform("growth", variant, low=1.6, high=MAX_SIZE / MIN_SIZE)
+    growth = np.sqrt(MIN_SIZE * MAX_SIZE) * np.stack([ratio**progress, ratio**-progress])
+    return np.select([is_motion("growing"), is_motion("shrinking")], list(growth), size)

@@ -1,67 +1,79 @@
-"""From scenes to pixels: one background, one sprite, one affine path, one `grid_sample`.
+"""Rendering: one background, one sprite, one affine path, one `grid_sample`.
 
-    frame = sprite moved by the path + (1 - its alpha) * background
+    frame = sprite moved along the path + (1 - its alpha) * background
 
-Rendering is vectorised over clips and frames, follows its device, and knows the exact optical flow, because it moved
-every pixel itself.
+Rendering is vectorised over clips and frames, runs on any device, and gives the exact optical flow,
+because the displacement of every pixel is known.
 """
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import chain
 from typing import SupportsIndex
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from course_lib.world.backgrounds import BACKGROUND_INDEX, paint
 from course_lib.world.captions import VIDEO_TEMPLATES, caption, image_caption
-from course_lib.world.hashing import uniform
-from course_lib.world.motions import CANONICAL_SECONDS, MOTION_INDEX, check_rate, path
+from course_lib.world.checks import require
+from course_lib.world.hashing import hash_uniform
+from course_lib.world.motions import CANONICAL_SECONDS, MOTION_INDEX, check_timing, path
 from course_lib.world.scenes import Sampler, Scene
-from course_lib.world.sprites import EXTENT, SPRITE_FRAMES, level_for, sprite_bank
+from course_lib.world.sprites import EXTENT, SPRITE_FRAMES, mip_level_for, sprite_atlas
 from course_lib.world.subjects import SUBJECT_INDEX, is_shape
 
-AT_ONCE = 128  # clips
+RENDER_BATCH_SIZE = 128  # clips; intermediate tensors take several times the memory of the clips
+CLASS_INDEX = {"subject": SUBJECT_INDEX, "motion": MOTION_INDEX, "background": BACKGROUND_INDEX}
 
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch of clips and all that is true of them. Masks, flow and trajectories are computed when asked for."""
+    """A batch of clips with their ground truth.
+
+    Masks, flow and trajectories are computed on demand.
+
+    Attributes:
+        video: RGB in [-1, 1].
+        scenes: content of each clip.
+        path: x, y in [-1, 1], size as a fraction of the frame, angle in radians.
+        alpha: the subject's coverage of each pixel, in [0, 1].
+        flow_exact: True where only the path moves the subject (a shape, or a static sprite).
+            Elsewhere `flow` describes the path but not the sprite's own animation.
+    """
 
     video: Float[Tensor, "b 3 f h w"]
-    """red, green, blue in [-1, 1]"""
     scenes: tuple[Scene, ...]
     path: Float[Tensor, "b f 4"]
-    """x, y in [-1, 1], size as a share of the frame, angle in radians"""
     alpha: Float[Tensor, "b 1 f h w"]
-    """the subject's coverage of each pixel in [0, 1]"""
     flow_exact: Bool[Tensor, "b"]
-    """True where nothing but the path moves (a shape, or a frozen sprite); else the flow is the path's alone"""
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def take(self, rows: Sequence[int]) -> "Clips":
-        """Some of the clips, in the order of `rows` (indices into this batch)."""
-        rows = list(rows)
-        scenes = tuple(self.scenes[i] for i in rows)
-        return Clips(
-            self.video[rows], scenes, self.path[rows], self.alpha[rows], self.flow_exact[rows]
-        )
+    def select(self, indices: Sequence[int]) -> "Clips":
+        """The clips at these indices of the batch, in this order."""
+        indices = list(indices)
+
+        def pick(value: Tensor | tuple) -> Tensor | tuple:
+            return value[indices] if torch.is_tensor(value) else tuple(value[i] for i in indices)
+
+        return Clips(*(pick(getattr(self, field.name)) for field in fields(self)))
 
     @staticmethod
-    def join(parts: Sequence["Clips"]) -> "Clips":
-        """One batch of several, all of the same size and length."""
-        scenes = tuple(scene for part in parts for scene in part.scenes)
-        video, path, alpha = (
-            torch.cat([getattr(part, n) for part in parts]) for n in ("video", "path", "alpha")
-        )
-        return Clips(video, scenes, path, alpha, torch.cat([part.flow_exact for part in parts]))
+    def concat(batches: Sequence["Clips"]) -> "Clips":
+        """Concatenate batches of the same size and number of frames."""
+
+        def concat_field(name: str) -> Tensor | tuple:
+            values = [getattr(batch, name) for batch in batches]
+            return torch.cat(values) if torch.is_tensor(values[0]) else tuple(chain(*values))
+
+        return Clips(*(concat_field(field.name) for field in fields(Clips)))
 
     @property
     def mask(self) -> Bool[Tensor, "b 1 f h w"]:
@@ -70,24 +82,16 @@ class Clips:
 
     @cached_property
     def flow(self) -> Float[Tensor, "b 2 steps h w"]:
-        """Forward optical flow in pixels: where a point seen in frame t goes in frame t + 1; (x, y) in dim 1.
-
-        The background stands still, so its flow is zero.
-        """
+        """Optical flow (x, y) in pixels from frame t to t + 1; zero on the static background."""
         size = self.video.shape[-1]
-        here, there = self.path[:, :-1], self.path[:, 1:]
-        point = _pixel_grid(size, self.video.device)  # (h, w, 2)
-        # into the sprite by this frame's path, out of it by the next one's
-        inside = (
-            _rotate(point - here[:, :, None, None, :2], -here[..., 3])
-            / here[..., 2, None, None, None]
-        )
-        moved = (
-            _rotate(inside, there[..., 3]) * there[..., 2, None, None, None]
-            + there[:, :, None, None, :2]
-        )
-        flow = (moved - point).permute(0, 4, 1, 2, 3) * (size / 2)  # (b, 2, f-1, h, w), pixels
-        return flow * self.mask[:, :, :-1]
+        pixels = pixel_grid(size, self.video.device)  # (h, w, 2)
+        centre = self.path[:, :, None, None, :2]  # (b, f, 1, 1, 2)
+        scale, angle = self.path[:, :, 2:, None, None].unbind(2)  # (b, f, 1, 1) each
+        # into the sprite by the current frame's path, out of it by the next frame's
+        in_sprite = _rotate(pixels - centre[:, :-1], -angle[:, :-1]) / scale[:, :-1, ..., None]
+        moved = _rotate(in_sprite, angle[:, 1:]) * scale[:, 1:, ..., None] + centre[:, 1:]
+        # (b, 2, f-1, h, w)
+        return (moved - pixels).permute(0, 4, 1, 2, 3) * (size / 2) * self.mask[:, :, :-1]
 
     @property
     def captions(self) -> list[str]:
@@ -96,165 +100,170 @@ class Clips:
 
     @property
     def image_captions(self) -> list[str]:
-        """The canonical caption of any one frame: no motion."""
+        """The canonical caption of a single frame of every clip: no motion."""
         return [image_caption(scene) for scene in self.scenes]
 
     @property
     def paraphrases(self) -> list[str]:
-        """A wording per clip that depends on its variant: use these to train text-conditioned models."""
-        return [caption(scene, _wording(scene)) for scene in self.scenes]
+        """A caption per clip whose wording depends on the variant: the training captions."""
+        return [caption(scene, _paraphrase(scene)) for scene in self.scenes]
 
     @property
     def image_paraphrases(self) -> list[str]:
-        """The same for a frame of each clip: subject and background, no motion."""
-        return [image_caption(scene, _wording(scene)) for scene in self.scenes]
+        """`paraphrases` of a single frame of every clip: subject and background, no motion."""
+        return [image_caption(scene, _paraphrase(scene)) for scene in self.scenes]
 
     @property
     def labels(self) -> dict[str, Tensor]:
         """Class indices, int64 of shape (b,), for "subject", "motion" and "background"."""
-        tables = {"subject": SUBJECT_INDEX, "motion": MOTION_INDEX, "background": BACKGROUND_INDEX}
-        return {
-            name: torch.tensor(
-                [table[getattr(scene, name)] for scene in self.scenes],
-                dtype=torch.int64,
-                device=self.video.device,
-            )
-            for name, table in tables.items()
-        }
+        classes = _scene_arrays(self.scenes)[1]
+        return {name: torch.from_numpy(v).to(self.video.device) for name, v in classes.items()}
 
     @cached_property
     def trajectory(self) -> Float[Tensor, "b 1 f h w"]:
-        """A soft dot at the subject's centre in each frame, in [0, 1]: a control signal for motion."""
-        point = _pixel_grid(self.video.shape[-1], self.video.device)  # (h, w, 2)
-        distance = (point - self.path[:, :, None, None, :2]).square().sum(-1)  # (b, f, h, w)
+        """A Gaussian dot at the subject's centre in each frame, in [0, 1], as a control signal."""
+        pixels = pixel_grid(self.video.shape[-1], self.video.device)  # (h, w, 2)
+        distance = (pixels - self.path[:, :, None, None, :2]).square().sum(-1)  # (b, f, h, w)
         return torch.exp(-distance / (2 * 0.08**2))[:, None]
-
-
-def _wording(scene: Scene) -> int:
-    return int(uniform("wording", scene.variant)[0] * len(VIDEO_TEMPLATES))
 
 
 def render(
     scenes: Sequence[Scene],
     *,
     size: int = 64,
-    frames: int = 16,
+    num_frames: int = 16,
     fps: float | int = 8,
-    frozen: bool = False,
-    anytime: bool = False,
+    static_sprites: bool = False,
+    random_time_offset: bool = False,
     device: torch.device | str = "cpu",
 ) -> Clips:
-    """Render scenes; the same scene gives the same clip whatever else is in the batch.
+    """Render scenes. The clip of a scene does not depend on the rest of the batch.
 
     Args:
-        scenes: what to show, one scene per clip; may be empty.
-        size: height and width in pixels, at least 8. Clips other than 64x64 are meant to be derived from it:
-            32 averages 2x2 pixels of the canonical clip, so both sizes show the same film.
-        frames: number of frames, at least 1.
+        scenes: one scene per clip; may be empty.
+        size: height and width in pixels, at least 8. Divisors of 64 are averaged from the canonical
+            64x64 clip: at 32, every pixel is the mean of 2x2.
+        num_frames: number of frames, at least 1.
         fps: frames per second; the canonical clip has 16 frames at 8 fps.
-        frozen: hold the emoji's own animation still, so that the flow is exact.
-        anytime: cut a short clip from a place in the canonical one that its variant decides, not from the middle:
-            single pictures then show a subject at every point of its path.
-        device: where to render.
+        static_sprites: stop the emoji's own animation, so that the flow is exact.
+        random_time_offset: cut a short clip from a part of the canonical one that depends on the
+            variant, not from its middle. Single frames then show a subject at every point of its
+            path.
+        device: device to render on.
 
     Raises:
-        ValueError: size, frames or fps out of range.
+        ValueError: size, num_frames or fps out of range.
     """
-    if size < 8:
-        raise ValueError(f"size must be at least 8 pixels, got {size}")
-    if len(scenes) > AT_ONCE:  # what is made on the way takes several times the memory of the clips
-        how = {
-            "size": size,
-            "frames": frames,
-            "fps": fps,
-            "frozen": frozen,
-            "anytime": anytime,
-            "device": device,
-        }
-        return Clips.join(
-            [render(scenes[i : i + AT_ONCE], **how) for i in range(0, len(scenes), AT_ONCE)]
-        )
-    fine = 64 if 64 % size == 0 else size
-    variant = np.array([scene.variant for scene in scenes], dtype=np.int64)
-    motion = np.array([MOTION_INDEX[scene.motion] for scene in scenes], dtype=np.int64)
-    check_rate(frames, fps)
-    spare = max(0.0, CANONICAL_SECONDS - (frames - 1) / fps)
-    moment = (
-        uniform("moment", variant, low=-spare / 2, high=spare / 2)
-        if anytime
-        else np.zeros(len(scenes))
-    )
-    places = path(motion, variant, frames, fps, moment)  # (b, f, 4) float64
-    background = np.array([BACKGROUND_INDEX[scene.background] for scene in scenes], dtype=np.int64)
+    require(size >= 8, f"size: expected at least 8 pixels, got {size}")
+    check_timing(num_frames, fps)
+    starts = range(0, max(1, len(scenes)), RENDER_BATCH_SIZE)
+    chunks = [scenes[start : start + RENDER_BATCH_SIZE] for start in starts]
+    kwargs = (size, num_frames, fps, static_sprites, random_time_offset, device)
+    batches = [_render_batch(chunk, *kwargs) for chunk in chunks]
+    return batches[0] if len(batches) == 1 else Clips.concat(batches)
 
-    behind = paint(background, variant, fine, device)[:, None]  # (b, 1, 3, h, w)
-    where = torch.from_numpy(places).float().to(device)
-    moved = _move(
-        _sprites(scenes, variant, places, moment, fine, fps, frozen, device), where, fine
-    )  # (b, f, 4, h, w)
-    alpha = moved[:, :, 3:]
-    video = moved[:, :, :3] + (1 - alpha) * behind  # (b, f, 3, h, w)
-    still = [frozen or is_shape(scene.subject) for scene in scenes]
+
+def _render_batch(
+    scenes, size, num_frames, fps, static_sprites, random_time_offset, device
+) -> Clips:
+    """`render` without chunks and checks."""
+    variant, classes = _scene_arrays(scenes)
+    slack_s = max(0.0, CANONICAL_SECONDS - (num_frames - 1) / fps) * random_time_offset
+    time_offset = hash_uniform("moment", variant, low=-slack_s / 2, high=slack_s / 2)  # (b,)
+    paths = path(classes["motion"], variant, num_frames, fps, time_offset)
+    internal_size = render_size(size)
+    level = mip_level_for(paths[:, :, 2].mean(1), internal_size)  # per clip: changes would flicker
+    frame = _animation_frames(variant, num_frames, fps, time_offset, static_sprites)  # (b, f)
+    images, table = sprite_atlas()
+    sprites = images[level[:, None], table[classes["subject"][:, None], frame]]
+    positions = torch.from_numpy(paths).float().to(device)  # (b, f, 4)
+    moved = _transform(sprites.to(device).float().div(255), positions, internal_size)
+    alpha = moved[:, :, 3:]  # (b, f, 1, h, w)
+    background = paint_backgrounds(scenes, internal_size, device)[:, None]  # (b, 1, 3, h, w)
+    video = moved[:, :, :3] + (1 - alpha) * background  # (b, f, 3, h, w)
+    flow_exact = [static_sprites or is_shape(scene.subject) for scene in scenes]
     return Clips(
-        video=_shrink(video, size).permute(0, 2, 1, 3, 4).mul(2).sub(1).contiguous(),
+        video=_downsample(video, size).transpose(1, 2).mul(2).sub(1).contiguous(),
         scenes=tuple(scenes),
-        path=where,
-        alpha=_shrink(alpha, size).permute(0, 2, 1, 3, 4).contiguous(),
-        flow_exact=torch.tensor(still, dtype=torch.bool, device=device),
+        path=positions,
+        alpha=_downsample(alpha, size).transpose(1, 2).contiguous(),
+        flow_exact=torch.tensor(flow_exact, dtype=torch.bool, device=device),
     )
 
 
-def _sprites(
-    scenes, variant, places, moment, size, fps, frozen, device
-) -> Float[Tensor, "b f 4 64 64"]:
-    """Pick each frame's picture of the subject: its animation runs to and fro, from a start of its own."""
-    frames = places.shape[1]
-    start = np.floor(uniform("animation", variant, high=2 * SPRITE_FRAMES - 2))[:, None]
-    # drawn at 8 frames a second, and counted from the middle of the clip, as time on the path is
-    elapsed = (
-        np.floor((np.arange(frames) - frames // 2) * 8 / fps)[None] + np.floor(8 * moment)[:, None]
-    )
+def render_size(size: int) -> int:
+    """Size at which clips are rendered before they are averaged down to `size`."""
+    return 64 if 64 % size == 0 else size
+
+
+def paint_backgrounds(
+    scenes: Sequence[Scene], size: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "b 3 h w"]:
+    """Paint the backgrounds of scenes, RGB in [0, 1], without subjects."""
+    variant, classes = _scene_arrays(scenes)
+    return paint(classes["background"], variant, size, device)
+
+
+def _scene_arrays(scenes: Sequence[Scene]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The variants (b,), and by attribute the class indices (b,), of scenes."""
+    classes = {
+        name: np.array([index[getattr(scene, name)] for scene in scenes], dtype=np.int64)
+        for name, index in CLASS_INDEX.items()
+    }
+    return np.array([scene.variant for scene in scenes], dtype=np.int64), classes
+
+
+def _paraphrase(scene: Scene) -> int:
+    return int(hash_uniform("wording", scene.variant)[0] * len(VIDEO_TEMPLATES))
+
+
+def _animation_frames(
+    variant: Int[np.ndarray, "b"],
+    num_frames: int,
+    fps: float | int,
+    time_offset: Float[np.ndarray, "b"],
+    static: bool,
+) -> Int[np.ndarray, "b f"]:
+    """Frame of the sprite in each frame of the clip: the animation runs to and fro at 8 fps."""
     period = 2 * SPRITE_FRAMES - 2
-    step = (start + (0 if frozen else elapsed)) % period
-    step = np.broadcast_to(step, (len(scenes), frames))
-    frame = np.where(step < SPRITE_FRAMES, step, period - step).astype(np.int64)  # (b, f)
-    subject = np.array([SUBJECT_INDEX[scene.subject] for scene in scenes], dtype=np.int64)[:, None]
-    level = level_for(places[:, :, 2].mean(1), size)[
-        :, None
-    ]  # one per clip: a change would look like motion
-    pictures, table = sprite_bank()
-    return pictures[level, table[subject, frame]].to(device).float().div(255)  # (b, f, 4, 64, 64)
+    start = np.floor(hash_uniform("animation", variant, high=period))[:, None]  # (b, 1)
+    # time 0 is the middle of the clip, as on the path
+    steps = np.floor((np.arange(num_frames) - num_frames // 2) * 8 / fps)[None]  # (1, f)
+    steps = steps + np.floor(8 * time_offset)[:, None]  # (b, f)
+    phase = (start + (0 * steps if static else steps)) % period
+    return np.where(phase < SPRITE_FRAMES, phase, period - phase).astype(np.int64)
 
 
-def _move(
-    sprites: Float[Tensor, "b f 4 64 64"], where: Float[Tensor, "b f 4"], size: int
-) -> Tensor:
-    """Place every sprite by the inverse of its path: for each pixel of the frame, where in the sprite it lies."""
-    if where.numel() == 0:  # affine_grid refuses an empty batch
-        return sprites.new_zeros(*where.shape[:2], 4, size, size)
-    x, y, share, angle = where.flatten(0, 1).unbind(-1)  # (b f) each
-    cos, sin = angle.cos() * EXTENT / share, angle.sin() * EXTENT / share
+def _transform(
+    sprites: Float[Tensor, "b f 4 64 64"], positions: Float[Tensor, "b f 4"], size: int
+) -> Float[Tensor, "b f 4 h w"]:
+    """Place every sprite in its frame, by sampling it through the inverse of its path."""
+    if positions.numel() == 0:  # affine_grid rejects an empty batch
+        return sprites.new_zeros(*positions.shape[:2], 4, size, size)
+    x, y, scale, angle = positions.flatten(0, 1).unbind(-1)  # (b f) each
+    cos, sin = angle.cos() * EXTENT / scale, angle.sin() * EXTENT / scale
     inverse = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], dim=-1)
     shape = [len(inverse), 4, size, size]
     grid = F.affine_grid(inverse.view(-1, 2, 3), shape, align_corners=False)  # (b f) h w 2
-    moved = F.grid_sample(sprites.flatten(0, 1), grid, align_corners=False)
-    return moved.unflatten(0, where.shape[:2])
+    moved = F.grid_sample(sprites.flatten(0, 1), grid, align_corners=False)  # (b f) 4 h w
+    return moved.unflatten(0, positions.shape[:2])
 
 
 def _rotate(
-    vector: Float[Tensor, "*n h w 2"], angle: Float[Tensor, "b f"]
+    vector: Float[Tensor, "*n h w 2"], angle: Float[Tensor, "b f 1 1"]
 ) -> Float[Tensor, "b f h w 2"]:
-    cos, sin = angle.cos()[..., None, None], angle.sin()[..., None, None]
-    x, y = vector[..., 0], vector[..., 1]
+    cos, sin = angle.cos(), angle.sin()
+    x, y = vector.unbind(-1)
     return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
 
 
-def _pixel_grid(size: int, device: torch.device | str) -> Float[Tensor, "h w 2"]:
-    line = (torch.arange(size, device=device, dtype=torch.float32) * 2 + 1) / size - 1
-    return torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
+def pixel_grid(size: int, device: torch.device | str = "cpu") -> Float[Tensor, "h w 2"]:
+    """(x, y) of the pixel centres in [-1, 1] coordinates."""
+    centres = (torch.arange(size, device=device, dtype=torch.float32) * 2 + 1) / size - 1
+    return torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1)
 
 
-def _shrink(images: Float[Tensor, "b f c h w"], size: int) -> Tensor:
+def _downsample(images: Float[Tensor, "b f c h w"], size: int) -> Tensor:
     factor = images.shape[-1] // size
     if factor == 1:
         return images
@@ -265,46 +274,60 @@ class World(torch.utils.data.Dataset):
     """The Emoji World as a dataset: endless, labelled, and a pure function of (seed, index).
 
     Args:
-        split, part, seed, subjects, motions, backgrounds: which scenes, see `Sampler`.
-        size, frames, fps, frozen, anytime, device: how they are rendered, see `render`.
-        length: how many clips a DataLoader should take for one epoch; the world itself has no end.
+        split: see `Sampler`, as for subset, seed, subjects, motions and backgrounds.
+        subset: part of the scenes.
+        seed: seed of the sampler.
+        subjects: subjects to restrict the scenes to.
+        motions: motions to restrict the scenes to.
+        backgrounds: backgrounds to restrict the scenes to.
+        size: see `render`, as for num_frames, fps, static_sprites, random_time_offset and device.
+        num_frames: number of frames.
+        fps: frames per second.
+        static_sprites: stop the emoji's own animation.
+        random_time_offset: cut short clips from a random part of the canonical clip.
+        device: device to render on.
+        length: number of clips in one epoch of a DataLoader; `batch` accepts any index.
 
     Raises:
-        ValueError: as `Sampler` and `render` do.
+        ValueError: as `Sampler` and `render`, or length < 1.
     """
 
     def __init__(
         self,
         split: str = "train",
         *,
-        part: str = "seen",
+        subset: str = "base",
         seed: int = 0,
         subjects: Sequence[str] | None = None,
         motions: Sequence[str] | None = None,
         backgrounds: Sequence[str] | None = None,
         size: int = 64,
-        frames: int = 16,
+        num_frames: int = 16,
         fps: float | int = 8,
-        frozen: bool = False,
-        anytime: bool = False,
+        static_sprites: bool = False,
+        random_time_offset: bool = False,
         device: torch.device | str = "cpu",
         length: int = 65536,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        require(length >= 1, f"length: expected at least 1, got {length}")
         self.length = length
         self.sampler = Sampler(
-            split, part=part, seed=seed, subjects=subjects, motions=motions, backgrounds=backgrounds
+            split,
+            subset=subset,
+            seed=seed,
+            subjects=subjects,
+            motions=motions,
+            backgrounds=backgrounds,
         )
-        self.how = {
+        self.render_kwargs = {
             "size": size,
-            "frames": frames,
+            "num_frames": num_frames,
             "fps": fps,
-            "frozen": frozen,
-            "anytime": anytime,
+            "static_sprites": static_sprites,
+            "random_time_offset": random_time_offset,
             "device": device,
         }
-        render([], **self.how)  # refuse bad sizes now, not in the middle of a run
+        render([], **self.render_kwargs)  # raises on bad arguments
 
     def batch(self, indices: Iterable[SupportsIndex]) -> Clips:
         """Render the clips of these indices.
@@ -315,19 +338,23 @@ class World(torch.utils.data.Dataset):
         Raises:
             ValueError: a negative index.
         """
-        return render([self.sampler(operator.index(index)) for index in indices], **self.how)
+        return render([self.sampler(operator.index(i)) for i in indices], **self.render_kwargs)
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict:
-        """One clip for a DataLoader: "video" (3, f, h, w) in [-1, 1], "caption", and the class indices.
+        """One clip for a DataLoader.
+
+        Returns:
+            "video" (3, f, h, w) in [-1, 1], "caption", and the class indices "subject", "motion"
+            and "background".
 
         Raises:
-            IndexError: an index outside [0, length), which is what ends a plain `for` loop.
+            IndexError: an index outside [0, length), which ends a plain `for` loop.
         """
         if not 0 <= index < self.length:
-            raise IndexError(f"index must be in [0, {self.length}), got {index}")
+            raise IndexError(f"index: expected one in [0, {self.length}), got {index}")
         clips = self.batch([index])
         labels = {name: int(value[0]) for name, value in clips.labels.items()}
         return {"video": clips.video[0], "caption": clips.paraphrases[0], **labels}

@@ -1,7 +1,7 @@
-"""Who can appear in the Emoji World: 64 seen emoji, 12 held-out emoji, and 6 shapes in 8 colours.
+"""Subjects of the Emoji World: 64 base emoji, 12 held-out (novel) emoji, and 6 shapes in 8 colours.
 
-A subject is a plain string ("tiger", "red star"); this file is the only place that knows them all. Names are
-short, lower case and unambiguous, because a caption must lead back to exactly one subject.
+A subject is a plain string ("tiger", "red star"). Names are short, lower case and unambiguous,
+because a caption must lead back to exactly one subject.
 """
 
 from dataclasses import dataclass
@@ -9,29 +9,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Emoji:
-    """One sprite: the name used in captions and the code point that names its file in the source packages."""
+    """An animated sprite.
+
+    Attributes:
+        name: name in captions.
+        codepoint: Unicode code point, which names its file in the source packages.
+        novel: held out of pre-training, for the lessons on DreamBooth, LoRA and editing.
+    """
 
     name: str
     codepoint: str
-    novel: bool = (
-        False  # never seen in pre-training: the subject of DreamBooth, LoRA and editing lessons
-    )
+    novel: bool = False
 
 
-_SEEN = """
-tiger 1f405 · rabbit 1f407 · black cat 1f408-200d-2b1b · poodle 1f429 · pig 1f416 · elephant 1f418 · octopus 1f419
-bee 1f41d · ladybug 1f41e · fish 1f41f · tropical fish 1f420 · chick 1f423 · bird 1f426 · penguin 1f427 · koala 1f428
-camel 1f42a · whale 1f40b · snail 1f40c · horse 1f40e · monkey 1f412 · rooster 1f413 · cow 1f404 · snake 1f40d
-frog 1f438 · polar bear 1f43b-200d-2744-fe0f · chipmunk 1f43f-fe0f · ant 1f41c · crab 1f980 · lion 1f981 · turkey 1f983
-unicorn 1f984 · duck 1f986 · shark 1f988 · owl 1f989 · butterfly 1f98b · gorilla 1f98d · lizard 1f98e · shrimp 1f990
-squid 1f991 · zebra 1f993 · dinosaur 1f996 · peacock 1f99a · swan 1f9a2 · flamingo 1f9a9 · giraffe 1f992
-rocket 1f680 · helicopter 1f681 · steam train 1f682 · bus 1f68c · ambulance 1f691 · police car 1f693 · taxi 1f695
-tractor 1f69c · ship 1f6a2 · sailboat 26f5 · airplane 1f6e9-fe0f · motorcycle 1f3cd-fe0f · ufo 1f6f8
-ferris wheel 1f3a1 · sun 1f31e · umbrella 2602-fe0f · snowman 26c4 · campfire 1f525 · alarm clock 23f0
+_BASE = """
+tiger 1f405 · rabbit 1f407 · black cat 1f408-200d-2b1b · poodle 1f429 · pig 1f416 · elephant 1f418
+octopus 1f419 · bee 1f41d · ladybug 1f41e · fish 1f41f · tropical fish 1f420 · chick 1f423
+bird 1f426 · penguin 1f427 · koala 1f428 · camel 1f42a · whale 1f40b · snail 1f40c · horse 1f40e
+monkey 1f412 · rooster 1f413 · cow 1f404 · snake 1f40d · frog 1f438
+polar bear 1f43b-200d-2744-fe0f · chipmunk 1f43f-fe0f · ant 1f41c · crab 1f980 · lion 1f981
+turkey 1f983 · unicorn 1f984 · duck 1f986 · shark 1f988 · owl 1f989 · butterfly 1f98b
+gorilla 1f98d · lizard 1f98e · shrimp 1f990 · squid 1f991 · zebra 1f993 · dinosaur 1f996
+peacock 1f99a · swan 1f9a2 · flamingo 1f9a9 · giraffe 1f992 · rocket 1f680 · helicopter 1f681
+steam train 1f682 · bus 1f68c · ambulance 1f691 · police car 1f693 · taxi 1f695 · tractor 1f69c
+ship 1f6a2 · sailboat 26f5 · airplane 1f6e9-fe0f · motorcycle 1f3cd-fe0f · ufo 1f6f8
+ferris wheel 1f3a1 · sun 1f31e · umbrella 2602-fe0f · snowman 26c4 · campfire 1f525
+alarm clock 23f0
 """
 _NOVEL = """
-backpack 1f392 · teddy bear 1f9f8 · fox 1f98a · panda 1f43c · parrot 1f99c · dolphin 1f42c · robot 1f916
-racing car 1f3ce-fe0f · hedgehog 1f994 · dragon 1f409 · pumpkin 1f383 · birthday cake 1f382
+backpack 1f392 · teddy bear 1f9f8 · fox 1f98a · panda 1f43c · parrot 1f99c · dolphin 1f42c
+robot 1f916 · racing car 1f3ce-fe0f · hedgehog 1f994 · dragon 1f409 · pumpkin 1f383
+birthday cake 1f382
 """
 
 
@@ -40,11 +48,11 @@ def _parse(table: str, novel: bool) -> list[Emoji]:
     return [Emoji(*entry.rsplit(" ", 1), novel=novel) for entry in entries]
 
 
-EMOJI: tuple[Emoji, ...] = tuple(_parse(_SEEN, novel=False) + _parse(_NOVEL, novel=True))
-SEEN_EMOJI: tuple[str, ...] = tuple(e.name for e in EMOJI if not e.novel)
+EMOJI: tuple[Emoji, ...] = tuple(_parse(_BASE, novel=False) + _parse(_NOVEL, novel=True))
+BASE_EMOJI: tuple[str, ...] = tuple(e.name for e in EMOJI if not e.novel)
 NOVEL_EMOJI: tuple[str, ...] = tuple(e.name for e in EMOJI if e.novel)
 
-# sRGB in [0, 1]; names a child would give, far enough apart to survive blur, noise and compression
+# sRGB in [0, 1]; far enough apart to survive blur, noise and compression
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.12, 0.15),
     "orange": (0.98, 0.55, 0.08),
@@ -63,7 +71,8 @@ COLOURED_SHAPES: tuple[str, ...] = tuple(
 SUBJECTS: tuple[str, ...] = tuple(e.name for e in EMOJI) + COLOURED_SHAPES
 SUBJECT_INDEX: dict[str, int] = {name: i for i, name in enumerate(SUBJECTS)}
 
-# 10 % of colour x shape pairs, a different colour for each shape, are kept for measuring composition
+# 10 % of the colour x shape pairs, each of another colour and shape, held out to measure
+# composition
 HELD_OUT_SHAPES: tuple[str, ...] = (
     "red star",
     "blue heart",
@@ -74,18 +83,10 @@ HELD_OUT_SHAPES: tuple[str, ...] = (
 
 
 def is_shape(subject: str) -> bool:
-    """Tell a coloured shape from an emoji.
-
-    Args:
-        subject: a name from `SUBJECTS`.
-    """
+    """Whether a subject (a name from `SUBJECTS`) is a coloured shape, not an emoji."""
     return subject in COLOURED_SHAPES
 
 
-def looks_round(subject: str) -> bool:
-    """Tell whether turning the subject about its centre changes nothing (a spinning circle stands still).
-
-    Args:
-        subject: a name from `SUBJECTS`.
-    """
+def is_rotation_symmetric(subject: str) -> bool:
+    """Whether rotating a subject (a name from `SUBJECTS`) about its centre changes nothing."""
     return subject.endswith((" circle", " ring"))

@@ -9,9 +9,9 @@ from course_lib.bench import convolution
 from course_lib.bench import metrics as metrics_bench
 from course_lib.bench import world as world_bench
 from course_lib.bench.registry import BENCHMARKS
-from course_lib.bench.timing import Row
+from course_lib.bench.timing import BenchmarkRow
 
-ROW = Row("fake", "case 1", "ours", 12.0, "ms", "theirs", 2.0, 1.5, 2.5, "a note")
+ROW = BenchmarkRow("fake", "case 1", "course", 12.0, "ms", "peer", 2.0, 1.5, 2.5, "a note")
 
 
 @pytest.fixture
@@ -22,25 +22,24 @@ def fakes(monkeypatch):
 def test_writes_a_table_and_json(fakes, tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
     assert command.main(["--out", str(out)]) == 0
-    assert (
-        "| case 1 | ours | 12 ms | theirs | 2.00 (1.50 to 2.50) | a note |"
-        in capsys.readouterr().out
-    )
-    found = json.loads(out.read_text())
-    assert [len(found[name]["rows"]) for name in ("one", "two")] == [1, 2]
-    assert found["one"]["rows"][0]["ratio"] == 2.0
-    assert "CPU core" in found["one"]["machine"] and found["one"]["versions"]["torch"]
+    line = "| case 1 | course | 12 ms | peer | 2.00 (1.50 to 2.50) | a note |"
+    assert line in capsys.readouterr().out
+    results = json.loads(out.read_text())
+    assert [len(results[name]["rows"]) for name in ("one", "two")] == [1, 2]
+    assert results["one"]["rows"][0]["contender"] == "course"
+    assert results["one"]["rows"][0]["ratio"] == 2.0
+    assert "CPU core" in results["one"]["machine"] and results["one"]["versions"]["torch"]
 
 
 def test_only_what_is_named_runs_and_the_rest_of_the_file_stays(fakes, tmp_path):
     out = tmp_path / "bench.json"
     out.write_text(json.dumps({"one": "as it was"}))
     command.main(["two", "--out", str(out)])
-    found = json.loads(out.read_text())
-    assert found["one"] == "as it was" and len(found["two"]["rows"]) == 2
+    results = json.loads(out.read_text())
+    assert results["one"] == "as it was" and len(results["two"]["rows"]) == 2
 
 
-def test_results_go_to_the_data_folder_unless_told_otherwise(fakes, tmp_path, monkeypatch):
+def test_results_go_to_the_data_folder_by_default(fakes, tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     command.main(["one"])
     assert (tmp_path / "bench.json").exists()
@@ -49,58 +48,57 @@ def test_results_go_to_the_data_folder_unless_told_otherwise(fakes, tmp_path, mo
 def test_an_unknown_name_is_refused(fakes, capsys):
     with pytest.raises(SystemExit):
         command.main(["three"])
-    assert "unknown: three; expected some of: one, two" in capsys.readouterr().err
+    assert "NAME: expected some of one, two; got three" in capsys.readouterr().err
 
 
 def test_the_registry():
     assert set(BENCHMARKS) >= {"world", "convolution", "metrics", "sampling"}
 
 
-def test_convolution_compares_every_way_in_both_directions(monkeypatch):
+def test_convolution_compares_every_layer_in_both_directions(monkeypatch):
     monkeypatch.setattr(convolution, "CASES", ((4, 2, 6), (4, 3, 6)))
-    monkeypatch.setattr(convolution, "SECONDS_A_CASE", 0.01)
+    monkeypatch.setattr(convolution, "SECONDS_PER_CASE", 0.01)
     rows = convolution.bench_convolution()
     assert len(rows) == 2 * 2 * 7 + 2 * 2
-    assert all(row.value > 0 and row.low <= row.ratio <= row.high for row in rows)
-    assert all(row.ratio == 1 for row in rows if row.subject == "3D")
+    assert all(row.value > 0 and row.ratio_low <= row.ratio <= row.ratio_high for row in rows)
+    assert all(row.ratio == 1 for row in rows if row.contender == "3D")
     assert {row.peer for row in rows} == {
         "3D",
         "torchvision Conv2Plus1D",
         "diffusers CogVideoXCausalConv3d",
     }
-    assert "FLOPs promise 3.00" in next(row.note for row in rows if row.subject == "2D")
+    assert "FLOPs predict 3.00" in next(row.note for row in rows if row.contender == "2D")
 
 
 def test_world_reports_a_rate_against_its_target(monkeypatch):
     class Stub:
-        drawn = []
+        batches = []
+        video = None
 
-        def __init__(self, **how):
-            self.how, self.video = how, None
+        def __init__(self, split, size, num_frames):
+            self.key = size, num_frames
 
         def batch(self, indices):
-            self.drawn.append((self.how["size"], self.how["frames"], tuple(indices)))
+            self.batches.append((*self.key, tuple(indices)))
             return self
 
     monkeypatch.setattr(world_bench, "World", Stub)
     rows = world_bench.bench_world()
     assert rows[0].case == "32 clips of 16 frames, 64x64" and rows[0].unit == "frames/s"
     assert rows[0].ratio == pytest.approx(rows[0].value / 1500)
-    assert len(Stub.drawn) == len(set(Stub.drawn)) > 3  # never the same batch twice
+    assert len(Stub.batches) == len(set(Stub.batches)) > 3  # never the same batch twice
 
 
 def test_metrics_agree_with_their_peers(monkeypatch):
     for name, value in (
-        ("WIDTH", 12),
-        ("SAMPLES", 40),
-        ("FEW", 5),
-        ("CLIPS", 1),
-        ("FRAMES", 2),
-        ("PIXELS", 16),
+        ("FEATURE_DIM", 12),
+        ("NUM_SAMPLES", 40),
+        ("NUM_FEW_SAMPLES", 5),
+        ("VIDEO_SHAPE", (1, 3, 2, 16, 16)),
     ):
         monkeypatch.setattr(metrics_bench, name, value)
     rows = metrics_bench.bench_metrics()
-    assert [(row.subject, row.peer) for row in rows] == [
+    assert [(row.contender, row.peer) for row in rows] == [
         ("ssim", "scikit-image"),
         ("ssim", "torchmetrics"),
         ("psnr", "scikit-image"),

@@ -1,113 +1,95 @@
-"""Lesson 06's experiments: that both spaces see the same pictures, and what each reader can know."""
+"""Lesson 06's experiments: both spaces get the same images, and what each text encoder can know."""
 
 import pytest
 import torch
 
+from course_lib import zoo
 from course_lib.claims import latents
+from course_lib.diffusion import SamplerStep
 from course_lib.metrics import psnr
-from course_lib.recipes.mini_clip import tokenize
 from course_lib.world import BACKGROUNDS, HELD_OUT_SHAPES, World, parse_caption
+from course_lib.world.subjects import COLOURED_SHAPES
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
 
-def pictures():
-    return World("test", frames=1).batch(range(4)).video[:, :, 0]
+def images():
+    return World("test", num_frames=1).batch(range(4)).video[:, :, 0]
 
 
 def test_pixels_come_back_exactly_and_latents_nearly():
-    images = pictures()
-    pixels, latent = (latents.SPACES[name] for name in ("pixels", "latents"))
-    assert pixels.enter(images).shape == (4, 48, 16, 16) and latent.enter(images).shape == (
-        4,
-        16,
-        8,
-        8,
-    )
-    assert torch.equal(pixels.leave(pixels.enter(images)), images)
-    back = latent.leave(latent.enter(images))
-    assert psnr(back[:, :, None], images[:, :, None]).mean() > 25
+    x = images()
+    assert latents.PIXELS.encode(x).shape == (4, 48, 16, 16)
+    assert latents.LATENTS.encode(x).shape == (4, 16, 8, 8)
+    assert torch.equal(latents.PIXELS.decode(latents.PIXELS.encode(x)), x)
+    recon = latents.LATENTS.decode(latents.LATENTS.encode(x))
+    assert psnr(recon[:, :, None], x[:, :, None]).mean() > 25
 
 
-def test_only_pixels_are_bounded_while_sampling():
-    clips = {name: space.scheduler.config.clip_sample for name, space in latents.SPACES.items()}
-    assert clips == {"latents": False, "pixels": True}
+def test_only_pixels_are_clipped_while_sampling():
+    spaces = (latents.LATENTS, latents.PIXELS)
+    assert [space.value().config.clip_sample for space in spaces] == [False, True]
 
 
-def test_a_set_knows_no_order_a_bag_is_one_vector_and_a_tower_hears_the_neighbour():
-    said, turned = tokenize(["a red star"]), tokenize(["a star red"])
+def test_a_set_has_no_order_a_bag_is_one_vector_and_clip_depends_on_the_neighbours():
+    clip = zoo.load_text_encoder()
+    tokens, swapped = clip.tokenize(["a red star"]), clip.tokenize(["a star red"])
     torch.manual_seed(0)
-    bag, each = latents.Words(averaged=True), latents.Words(averaged=False)
-    assert bag(said).shape == (1, 1, latents.WIDTH) and each(said).shape == (
-        1,
-        said.shape[1],
-        latents.WIDTH,
-    )
-    torch.testing.assert_close(bag(said), bag(turned))
-    torch.testing.assert_close(each(said)[:, 2], each(turned)[:, 3])  # "red", wherever it stands
-    tower = latents.Tower()
-    assert not torch.allclose(tower(said)[:, 2], tower(turned)[:, 3], atol=1e-2)
+    bag, word_set = (latents.WordEmbedding(clip, average=average) for average in (True, False))
+    assert bag(tokens).shape == (1, 1, latents.TEXT_DIM)
+    assert word_set(tokens).shape == (1, tokens.shape[1], latents.TEXT_DIM)
+    torch.testing.assert_close(bag(tokens), bag(swapped))
+    torch.testing.assert_close(word_set(tokens)[:, 2], word_set(swapped)[:, 3])  # "red"
+    assert not torch.allclose(clip.encode(tokens)[:, 2], clip.encode(swapped)[:, 3], atol=1e-2)
 
 
-def test_a_bag_does_not_count_what_fills_the_caption_up():
+def test_a_bag_ignores_padding():
+    clip = zoo.load_text_encoder()
     torch.manual_seed(0)
-    bag, said = latents.Words(averaged=True), tokenize(["a red star"])
-    shorter = said[:, :6]
-    assert (said[:, 6:] == bag.end).all()
-    torch.testing.assert_close(bag(said), bag(shorter))
-    assert bag(tokenize([""])).isfinite().all()
+    bag, tokens = latents.WordEmbedding(clip, average=True), clip.tokenize(["a red star"])
+    assert (tokens[:, 6:] == bag.end_token).all()
+    torch.testing.assert_close(bag(tokens), bag(tokens[:, :6]))
+    assert bag(clip.tokenize([""])).isfinite().all()
 
 
-def test_both_spaces_learn_from_the_same_pictures_captions_and_noise_levels(monkeypatch):
-    seen = {}
-
-    def fit(model, batch, loss, **options):
-        seen[model.unet.config.in_channels] = batch(0)
-        return real_fit(model, batch, loss, **options)
-
-    real_fit = latents.fit
-    monkeypatch.setattr(latents, "fit", fit)
-    found = [latents._spaces(arm, 0, 0.004) for arm in latents.SPACES]
-    first, second = seen[16], seen[48]
+def test_both_spaces_learn_from_the_same_images_captions_and_timesteps(batches):
+    spaces = (latents.LATENTS, latents.PIXELS)
+    cheap, costly = (latents._run_representation(space, 0, 0.004) for space in spaces)
+    (first, _), (second, _) = batches
     assert torch.equal(first["t"], second["t"]) and torch.equal(first["tokens"], second["tokens"])
-    assert found[1]["GFLOP a picture and step"] > 2 * found[0]["GFLOP a picture and step"]
-    subjects = ("owl", "red heart")
+    assert costly["gflops_per_image_step"] > 2 * cheap["gflops_per_image_step"]
     near, exact = (
-        latents.SPACES[arm].leave(latents._data(0, subjects, arm)[0]) for arm in latents.SPACES
+        space.decode(latents._data(0, ("owl", "red heart"), space)[0]) for space in spaces
     )
     assert psnr(near[:, :, None], exact[:, :, None]).mean() > 25
 
 
-def test_held_out_pairs_are_asked_for_and_never_learned(monkeypatch):
-    asked = []
+def test_held_out_pairs_are_tested_and_never_learnt(monkeypatch):
+    prompt_sets = []
     monkeypatch.setattr(
-        latents, "obeyed", lambda model, space, prompts, seed: asked.append(prompts) or 0.5
+        latents,
+        "generation_accuracy",
+        lambda model, space, prompts, seed: prompt_sets.append(prompts) or 0.5,
     )
-    latents._composed("bag of words", 0, 0.05)
-    unseen, seen = ([parse_caption(prompt)["subject"] for prompt in prompts] for prompts in asked)
-    assert set(unseen) <= set(HELD_OUT_SHAPES) and len(set(unseen)) > 1
-    assert not set(seen) & set(HELD_OUT_SHAPES) and set(seen) <= set(latents.SHAPED)
-    learned = World("train", seed=0, frames=1, subjects=latents.SHAPED).batch(range(300))
-    assert not {scene.subject for scene in learned.scenes} & set(HELD_OUT_SHAPES)
+    latents._run_composition(latents.TEXT_ENCODERS[1], 0, 0.05)
+    held_out, trained = (
+        {parse_caption(prompt)["subject"] for prompt in prompts} for prompts in prompt_sets
+    )
+    assert held_out <= set(HELD_OUT_SHAPES) and len(held_out) > 1
+    assert not trained & set(HELD_OUT_SHAPES) and trained <= set(COLOURED_SHAPES)
+    clips = World("train", seed=0, num_frames=1, subjects=COLOURED_SHAPES).batch(range(300))
+    assert not {scene.subject for scene in clips.scenes} & set(HELD_OUT_SHAPES)
     assert set(latents.BACKGROUNDS) < set(BACKGROUNDS)
 
 
-def test_what_learned_nothing_is_obeyed_by_chance_and_the_true_pictures_are_obeyed(monkeypatch):
-    prompts = latents._prompts(16, 0, subjects=latents.SHAPED)
-    model = latents.TextToImage(latents.Words(True), latents.SPACES["pixels"])
-    assert latents.obeyed(model, "pixels", prompts, 0) < 0.3
-    options = {
-        "frames": 1,
-        "anytime": True,
-        "backgrounds": latents.BACKGROUNDS,
-        "subjects": latents.SHAPED,
-    }
-    true = World("test", seed=0, **options).batch(range(16)).video[:, :, 0]
-
-    def perfect(net, scheduler, x, tokens, **how):
-        from course_lib.diffusion import Step
-
-        yield Step(1, 0, latents.SPACES["pixels"].enter(true), None)
-
-    monkeypatch.setattr(latents, "sample", perfect)
-    assert latents.obeyed(model, "pixels", prompts, 0) > 0.8
+def test_an_untrained_model_is_right_by_chance_and_real_images_are_right(monkeypatch):
+    clip = zoo.load_text_encoder()
+    prompts = latents._prompts(16, 0, subjects=COLOURED_SHAPES)
+    model = latents.TextToImage(latents.WordEmbedding(clip, average=True), latents.PIXELS)
+    assert latents.generation_accuracy(model, latents.PIXELS, prompts, 0) < 0.3
+    world = World("test", seed=0, subjects=COLOURED_SHAPES, **latents.IMAGE_KWARGS)
+    real = latents.PIXELS.encode(world.batch(range(16)).video[:, :, 0])
+    monkeypatch.setattr(
+        latents, "sample", lambda *args, **kwargs: iter([SamplerStep(1, 0, real, None)])
+    )
+    assert latents.generation_accuracy(model, latents.PIXELS, prompts, 0) > 0.8

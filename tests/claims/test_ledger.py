@@ -1,4 +1,4 @@
-"""The ledger against textbook statistics, its memory and order, every experiment in miniature, and data/claims.json."""
+"""The ledger: verdicts, resuming, order, every experiment in miniature, and data/claims.json."""
 
 import dataclasses
 import json
@@ -12,51 +12,47 @@ from scipy import stats
 
 from course_lib.claims import (
     CLAIMS,
+    Arm,
     Claim,
     __main__,
     convolution,
     diffusion,
     inflation,
-    judge,
     latents,
     load_ledger,
-    mean_interval,
     metrics,
     motion_words,
+    paired_verdict,
     run_claim,
     save_ledger,
     vdm,
 )
-from course_lib.claims.ledger import VERDICTS
+from course_lib.claims.ledger import NOT_REPRODUCED, OPPOSITE, REPRODUCED
 from course_lib.runtime import data_dir
-
-REPRODUCED, NOT, OPPOSITE = VERDICTS
-
 
 # Statistics
 
 
-def test_mean_interval_of_a_textbook_table():
-    """Three values 1, 2, 3: s = 1, and t(0.975, 2 degrees of freedom) is 4.303 in every table."""
-    mean, low, high = mean_interval([1.0, 2.0, 3.0])
-    assert mean == 2
-    assert high - mean == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
-    assert mean - low == pytest.approx(high - mean)
+def test_the_interval_of_a_textbook_table():
+    """Differences 1, 2, 3: s = 1, and t(0.975, 2 degrees of freedom) is 4.303 in every table."""
+    effect, (low, high), _ = paired_verdict([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert effect == 2
+    assert high - effect == pytest.approx(4.303 / math.sqrt(3), rel=1e-4)
+    assert effect - low == pytest.approx(high - effect)
 
 
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=9), st.sampled_from([0.5, 0.9, 0.95]))
-def test_mean_interval_is_scipys(values, level):
-    mean, low, high = mean_interval(values, level)
-    if np.ptp(values) < 1e-6:  # no spread: scipy has no interval to give
-        assert low == pytest.approx(mean) == high
+@given(st.lists(st.tuples(st.floats(-100, 100), st.floats(-100, 100)), min_size=3, max_size=9))
+def test_the_interval_is_that_of_a_paired_t_test(pairs):
+    better, worse = zip(*pairs, strict=True)
+    effect, (low, high), verdict = paired_verdict(better, worse)
+    if np.ptp(np.subtract(better, worse)) < 1e-6:  # no spread: scipy has no interval to give
+        assert low == pytest.approx(effect) == high
         return
-    expected = stats.ttest_1samp(values, 0).confidence_interval(level)
+    test = stats.ttest_rel(better, worse)
+    expected = test.confidence_interval(0.95)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
-def test_one_value_has_no_interval():
-    with pytest.raises(ValueError, match="values: an interval needs at least two, got 1"):
-        mean_interval([0.5])
+    if abs(test.pvalue - 0.05) > 1e-6:
+        assert (verdict == NOT_REPRODUCED) == (test.pvalue > 0.05)
 
 
 @pytest.mark.parametrize(
@@ -64,18 +60,15 @@ def test_one_value_has_no_interval():
     [
         ([0.9, 0.8, 0.85], [0.5, 0.4, 0.46], REPRODUCED),
         ([0.5, 0.4, 0.46], [0.9, 0.8, 0.85], OPPOSITE),
-        ([0.9, 0.3, 0.6], [0.5, 0.4, 0.6], NOT),
-        ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], NOT),
-        (
-            [0.91, 0.51, 0.11],
-            [0.9, 0.5, 0.1],
-            REPRODUCED,
-        ),  # paired: the seeds differ, the arms do so evenly
+        ([0.9, 0.3, 0.6], [0.5, 0.4, 0.6], NOT_REPRODUCED),
+        ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], NOT_REPRODUCED),
+        # Paired: seeds differ much, the difference of the arms does not
+        ([0.91, 0.51, 0.11], [0.9, 0.5, 0.1], REPRODUCED),
     ],
 )
 def test_verdicts(better, worse, verdict):
-    effect, (low, high), found = judge(better, worse)
-    assert found == verdict
+    effect, (low, high), result = paired_verdict(better, worse)
+    assert result == verdict
     assert effect == pytest.approx(np.mean(better) - np.mean(worse))
     assert low <= effect <= high
 
@@ -84,10 +77,9 @@ def test_verdicts(better, worse, verdict):
     ("better", "worse"), [([1.0, 2.0], [0.0, 1.0]), ([1.0, 2.0, 3.0], [1.0, 2.0])]
 )
 def test_a_verdict_needs_three_pairs(better, worse):
-    with pytest.raises(
-        ValueError, match=f"same three or more seeds in both arms, got {len(better)}, {len(worse)}"
-    ):
-        judge(better, worse)
+    message = f"expected the same number of seeds, at least 3; got {len(better)} and {len(worse)}"
+    with pytest.raises(ValueError, match=message):
+        paired_verdict(better, worse)
 
 
 # Running
@@ -95,83 +87,91 @@ def test_a_verdict_needs_three_pairs(better, worse):
 
 def fake(run, **changes):
     """A claim whose runs cost nothing."""
-    words = {
+    fields = {
         "id": "fake",
         "lesson": "01",
         "source": "this course",
         "statement": "Up is more.",
-        "setting": "none",
+        "setup": "none",
+        "metric": "height",
+        "metric_label": "height in m",
+        "better": "up",
+        "worse": "down",
+        "arms": (Arm("down", "downwards", 1), Arm("up", "upwards", 10)),
+        "run": run,
     }
-    return Claim(
-        **words, arms=("down", "up"), run=run, metric="height", better="up", worse="down", **changes
-    )
+    return Claim(**fields | changes)
 
 
 def heights(arm, seed, scale):
-    return {
-        "height": scale * (seed + (10 if arm == "up" else 1) + seed**2 * (arm == "up") / 100),
-        "seed": float(seed),
-    }
+    height = seed + arm.value + seed**2 * (arm.id == "up") / 100
+    return {"height": scale * height, "seed": float(seed)}
 
 
-def test_run_claim_records_every_run_and_judges_the_pairs():
+def test_run_claim_records_every_run_and_compares_the_pairs():
     calls = []
-    record = run_claim(fake(lambda *a: calls.append(a) or heights(*a)), seeds=(3, 5, 4))
-    # A seed is complete before the next begins
-    assert calls == [(arm, seed, 1.0) for seed in (3, 5, 4) for arm in ("down", "up")]
+    record = run_claim(fake(lambda *args: calls.append(args) or heights(*args)), seeds=(3, 5, 4))
+    # All arms of a seed run before the next seed
+    ids = [(arm.id, seed, scale) for arm, seed, scale in calls]
+    assert ids == [(arm, seed, 1.0) for seed in (3, 5, 4) for arm in ("down", "up")]
     assert record.seeds == [3, 5, 4]
-    assert list(record.runs) == ["down", "up"]
+    assert list(record.runs) == list(record.arm_labels) == ["down", "up"]
     assert record.values("down") == [4, 6, 5]
     assert record.values("up", "seed") == [3, 5, 4]
-    assert (record.effect, record.interval, record.verdict) == judge(
-        record.values("up"), record.values("down")
-    )
+    verdict = paired_verdict(record.values("up"), record.values("down"))
+    assert (record.effect, record.interval, record.verdict) == verdict
     assert record.verdict == REPRODUCED
     assert set(record.versions) == {"torch", "torchvision", "diffusers", "python"}
     assert record.minutes > 0
     assert "CPU core" in record.machine
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+def test_a_summary_names_both_arms_with_their_means_the_better_first():
+    summary = run_claim(fake(heights)).summary()
+    assert summary.startswith("reproduced; height in m: upwards 11 vs downwards 2; effect +9.017, ")
+    assert summary.endswith("3 seeds")
+
+
+def test_seeds_added_after_a_look_are_recorded():
+    claim = fake(heights, seeds=(0, 1, 2, 3, 4), added_seeds=2)
+    assert run_claim(claim).added_seeds == 2
+    assert run_claim(claim).summary().endswith("5 seeds (2 added after a look)")
+    assert run_claim(claim, seeds=(7, 8, 9)).added_seeds == 0  # chosen before the run
+
+
+def test_an_interrupted_run_is_resumed_where_it_stopped(tmp_path):
     calls = []
 
     def failing(arm, seed, scale):
-        calls.append((arm, seed))
+        calls.append((arm.id, seed))
         if len(calls) == 4:
             raise KeyboardInterrupt
         return heights(arm, seed, scale)
 
     with pytest.raises(KeyboardInterrupt):
-        run_claim(fake(failing), keep=tmp_path)
-    record = run_claim(fake(failing), keep=tmp_path)
-    assert calls == [
-        ("down", 0),
-        ("up", 0),
-        ("down", 1),
-        ("up", 1),
-        ("up", 1),
-        ("down", 2),
-        ("up", 2),
-    ]
+        run_claim(fake(failing), cache_dir=tmp_path)
+    record = run_claim(fake(failing), cache_dir=tmp_path)
+    complete = [(arm, seed) for seed in (0, 1, 2) for arm in ("down", "up")]
+    assert calls == complete[:4] + complete[3:]
     assert record.values("up") == run_claim(fake(heights)).values("up")
 
 
-def test_runs_of_another_scale_are_not_taken_over(tmp_path):
-    run_claim(fake(heights), keep=tmp_path)
-    assert run_claim(fake(heights), scale=0.5, keep=tmp_path).values("down") == [0.5, 1.0, 1.5]
+def test_runs_of_another_scale_are_not_reused(tmp_path):
+    run_claim(fake(heights), cache_dir=tmp_path)
+    assert run_claim(fake(heights), scale=0.5, cache_dir=tmp_path).values("down") == [0.5, 1.0, 1.5]
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 0, 0), (1, 2, 1)])
 def test_too_few_or_equal_seeds_are_refused_before_anything_runs(seeds):
     calls = []
-    with pytest.raises(ValueError, match="three or more different ones"):
+    with pytest.raises(ValueError, match="seeds: expected at least 3, all different"):
         run_claim(fake(lambda *a: calls.append(a) or heights(*a)), seeds=seeds)
     assert calls == []
 
 
 def test_a_verdict_on_nan_is_refused():
-    with pytest.raises(ValueError, match="a verdict needs finite numbers"):
-        judge([math.nan] * 3, [0.0] * 3)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        paired_verdict([math.nan] * 3, [0.0] * 3)
 
 
 def test_lower_can_be_better():
@@ -184,14 +184,14 @@ def test_save_and_load_round_trip(tmp_path):
     first = dataclasses.replace(record, id="a", lesson="02")
     path = tmp_path / "claims.json"
     save_ledger({"a": first, "fake": record}, path)
-    found = load_ledger(path)
-    assert list(found) == ["fake", "a"], "sorted by lesson, then id"
-    assert found["fake"].effect == pytest.approx(record.effect, rel=1e-4)
-    assert found["fake"].values("up") == pytest.approx(record.values("up"), rel=1e-4)
+    ledger = load_ledger(path)
+    assert list(ledger) == ["fake", "a"], "sorted by lesson, then id"
+    assert ledger["fake"].effect == pytest.approx(record.effect, rel=1e-4)
+    assert ledger["fake"].values("up") == pytest.approx(record.values("up"), rel=1e-4)
     text = path.read_text()
-    save_ledger(found, path)
+    save_ledger(ledger, path)
     assert path.read_text() == text
-    assert load_ledger(path) == found
+    assert load_ledger(path) == ledger
 
 
 def test_the_command_adds_to_the_ledger(monkeypatch, tmp_path, capsys):
@@ -206,14 +206,15 @@ def test_the_command_adds_to_the_ledger(monkeypatch, tmp_path, capsys):
         __main__.CLAIMS, "two", dataclasses.replace(fake(heights), id="two", seeds=(1, 3, 4))
     )
     __main__.main(["two"])
-    assert load_ledger()["two"].seeds == [1, 3, 4]  # its own, unless told otherwise
-    assert "two: reproduced (effect +9.075, 95 %" in capsys.readouterr().out
+    assert load_ledger()["two"].seeds == [1, 3, 4]  # the claim's own by default
+    out = capsys.readouterr().out
+    assert "two: reproduced; height in m: upwards 12.8 vs downwards 3.67; effect +9.087" in out
     with pytest.raises(SystemExit):
         __main__.main(["three"])
-    assert "unknown claims ['three']" in capsys.readouterr().err
+    assert "got ['three']" in capsys.readouterr().err
 
 
-def test_what_another_process_found_meanwhile_stays(monkeypatch, tmp_path):
+def test_records_that_another_process_wrote_meanwhile_stay(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data"))
     (tmp_path / "data").mkdir()
     other = run_claim(fake(heights), seeds=(1, 2, 3))
@@ -233,34 +234,36 @@ def test_what_another_process_found_meanwhile_stays(monkeypatch, tmp_path):
 @pytest.mark.parametrize("id", CLAIMS)
 def test_a_claim_is_well_formed(id):
     claim = CLAIMS[id]
+    arms = [arm.id for arm in claim.arms]
     assert claim.id == id
-    assert {claim.better, claim.worse} <= set(claim.arms)
+    assert {claim.better, claim.worse} <= set(arms)
     assert claim.better != claim.worse
-    assert len(set(claim.arms)) == len(claim.arms)
+    assert len(set(arms)) == len(arms) == len({arm.label for arm in claim.arms})
     assert len(claim.lesson) == 2 and claim.lesson.isdigit()
     assert claim.statement.endswith(".")
-    assert claim.source and claim.setting
+    assert claim.source and claim.setup and claim.metric_label
+    assert 0 <= claim.added_seeds < len(claim.seeds)
 
 
 def test_ids_are_unique():
-    rooms = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
-    assert len(CLAIMS) == sum(len(room.CLAIMS) for room in rooms)
+    modules = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
+    assert len(CLAIMS) == sum(len(module.CLAIMS) for module in modules)
 
 
 @pytest.mark.parametrize("id", CLAIMS)
-def test_every_arm_runs_and_gives_its_numbers(id, tiny):
+def test_every_arm_runs_and_gives_its_metrics(id, tiny):
     claim = CLAIMS[id]
     results = [claim.run(arm, 0, 0.01) for arm in claim.arms]
-    for numbers in results:
-        assert numbers.keys() == results[0].keys()
-        assert math.isfinite(numbers[claim.metric])
-        assert all(isinstance(value, float) for value in numbers.values())
+    for result in results:
+        assert result.keys() == results[0].keys()
+        assert math.isfinite(result[claim.metric])
+        assert all(isinstance(value, float) for value in result.values())
 
 
 # What the course ships
 
 
-def test_the_shipped_ledger_holds_every_claim_and_no_other():
+def test_the_shipped_ledger_has_every_claim_and_no_other():
     assert (data_dir() / "claims.json").exists(), "run `make claims`"
     assert set(load_ledger()) == set(CLAIMS)
 
@@ -272,28 +275,29 @@ def test_the_shipped_ledger_follows_from_its_runs(id):
         "lesson",
         "source",
         "statement",
-        "setting",
+        "setup",
         "metric",
+        "metric_label",
         "better",
         "worse",
         "lower_is_better",
+        "added_seeds",
     ):
         assert getattr(record, name) == getattr(claim, name), f"{name} changed: run `make claims`"
-    assert set(record.runs) == set(claim.arms)
+    assert record.arm_labels == {arm.id: arm.label for arm in claim.arms}
+    assert list(record.runs) == list(record.arm_labels)
     assert record.seeds == list(claim.seeds) and len(set(record.seeds)) == len(record.seeds) >= 3
     assert all(len(runs) == len(record.seeds) for runs in record.runs.values())
     sign = -1 if record.lower_is_better else 1
     values = [
         [sign * value for value in record.values(arm)] for arm in (record.better, record.worse)
     ]
-    effect, interval, verdict = judge(*values)
+    effect, interval, verdict = paired_verdict(*values)
     assert record.verdict == verdict
-    rounding = 1e-4 * max(
-        1, *(abs(value) for arm in values for value in arm)
-    )  # the file keeps five digits of a run
-    assert (record.effect, *record.interval) == pytest.approx(
-        (effect, *interval), rel=1e-3, abs=rounding
-    )
+    # The file has five digits of every run
+    rounding = 1e-4 * max(1, *(abs(value) for arm in values for value in arm))
+    expected = pytest.approx((effect, *interval), rel=1e-3, abs=rounding)
+    assert (record.effect, *record.interval) == expected
     assert record.minutes > 0 and record.machine and record.versions["torch"]
 
 

@@ -1,4 +1,4 @@
-"""Lesson 16's experiments: what they must find whatever the nets have learned, because it holds by construction."""
+"""Lesson 16's experiments: what holds by construction, whatever the networks have learnt."""
 
 import pytest
 import torch
@@ -11,69 +11,76 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 @pytest.fixture(autouse=True)
 def untrained(monkeypatch):
-    """Nets that have learned nothing: what follows may not depend on their weights."""
+    """Untrained feature networks: the tests may not depend on weights."""
     torch.manual_seed(0)
     nets = {
         "features/image": features.build_image().eval(),
         "features/video": features.build_video().eval(),
     }
-    monkeypatch.setattr(metrics, "net", nets.__getitem__)
+    monkeypatch.setattr(metrics.zoo, "load", nets.__getitem__)
+    return nets
 
 
-def test_averaged_frames_cannot_see_a_shuffle_and_clips_can():
-    blind, watching = (metrics._shuffled(arm, 0, 0.01) for arm in ("frames, averaged", "clips"))
-    assert blind["times the floor"] == pytest.approx(1, abs=1e-4)
-    assert abs(watching["times the floor"] - 1) > 1e-3
+def by_id(arms):
+    return {arm.id: arm for arm in arms}
 
 
-def test_features_of_the_image_net_are_the_mean_over_frames():
-    video = metrics.real(3, 0).video
-    net = metrics.net("features/image")
-    with torch.no_grad():
-        expected = torch.stack([net.features(video[:, :, [f]]) for f in range(16)]).mean(0).double()
-    torch.testing.assert_close(
-        metrics.features("features/image", video), expected, rtol=1e-4, atol=1e-5
-    )
+def test_averaged_frame_features_cannot_detect_a_shuffle_and_video_features_can():
+    blind, sensitive = (metrics._run_shuffle(arm, 0, 0.01) for arm in metrics.FEATURES_ARMS)
+    assert blind["ratio_to_floor"] == pytest.approx(1, abs=1e-4)
+    assert abs(sensitive["ratio_to_floor"] - 1) > 1e-3
 
 
-def test_the_same_pictures_are_drawn_for_both_arms_and_others_for_another_seed():
-    first, second = (metrics._bias(seed, 0.01)["Fréchet"] for seed in (0, 1))
+@torch.no_grad()
+def test_features_of_the_image_net_are_the_mean_over_frames(untrained):
+    video = metrics.load_clips("test", 3, 0, subset="all").video
+    net = untrained["features/image"]
+    expected = torch.stack([net.features(video[:, :, [f]]) for f in range(16)]).mean(0).double()
+    out = metrics.features("features/image", video)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_arms_get_the_same_images_and_another_seed_gets_others():
+    arm = metrics.BIAS_ARMS[0]
+    first, second = (metrics._run_bias(arm, seed, 0.01) for seed in (0, 1))
     assert first.keys() == second.keys() and first != second
-    metrics._bias.cache_clear()
-    metrics.real.cache_clear()
-    assert metrics._bias(0, 0.01)["Fréchet"] == first
+    metrics._distances_by_size.cache_clear()
+    metrics.load_clips.cache_clear()
+    assert metrics._run_bias(arm, 0, 0.01) == first
 
 
-def test_the_power_of_n_is_one_measurement_held_against_two_laws():
-    one, root = (metrics._power(law, 0, 0.01) for law in ("1/n", "1/√n"))
-    assert one["power of n"] == root["power of n"] < -0.5
-    assert one["distance from the law"] == pytest.approx(abs(one["power of n"] + 1))
-    assert root["distance from the law"] == pytest.approx(abs(one["power of n"] + 0.5))
+def test_the_exponent_is_one_measurement_for_both_laws():
+    one, root = (metrics._run_bias_law(arm, 0, 0.01) for arm in metrics.BIAS_LAW_ARMS)
+    assert one["exponent"] == root["exponent"] < -0.5
+    assert one["exponent_error"] == pytest.approx(abs(one["exponent"] + 1))
+    assert root["exponent_error"] == pytest.approx(abs(one["exponent"] + 0.5))
 
 
-def test_glass_that_bends_nothing_changes_nothing_and_flicker_is_change():
-    whole, steady, flickering = (
-        metrics._content(arm, 0, 0.01) for arm in ("whole", "steady", "flickering")
+def test_no_displacement_changes_nothing_and_flicker_changes_frame_differences():
+    arms = by_id(metrics.DISTORTION_ARMS)
+    undistorted, consistent, flickering = (
+        metrics._run_distortion(arms[id], 0, 0.01)
+        for id in ("undistorted", "consistent", "flickering")
     )
-    change = "change from frame to frame, times the real"
-    assert whole[change] == pytest.approx(1)
-    assert steady[change] < 1.2 < flickering[change]
-    assert whole["FVD"] != steady["FVD"] != flickering["FVD"]
+    key = "frame_diff_ratio"
+    assert undistorted[key] == pytest.approx(1)
+    assert consistent[key] < 1.2 < flickering[key]
+    assert undistorted["fvd"] != consistent["fvd"] != flickering["fvd"]
 
 
-def test_collapsed_pictures_keep_their_subjects(monkeypatch):
-    """Every collapsed picture is one of its own subject: a net that only knew the subject would notice nothing."""
-    seen = []
+def test_collapsed_images_keep_their_subjects(monkeypatch):
+    """Every collapsed image shows its own subject: a net that only knew the subject is blind."""
+    image_sets = []
     monkeypatch.setattr(
-        metrics, "noise", lambda pictures, std, generator: seen.append(pictures) or pictures
+        metrics, "noise", lambda images, std, generator: image_sets.append(images) or images
     )
-    metrics._collapse("recall", 0, 0.01)
-    clips = metrics.real(4 * metrics.LEAST, 200, 1)
-    whole, collapsed = seen
-    assert torch.equal(whole, clips.video)
-    for picture, subject in zip(collapsed, clips.labels["subject"], strict=True):
-        twins = (clips.video == picture).flatten(1).all(1)
-        assert (clips.labels["subject"][twins] == subject).all() and twins.any()
-    assert len({tuple(p.flatten()[::97].tolist()) for p in collapsed}) == len(
-        clips.labels["subject"].unique()
-    )
+    metrics._run_collapse(by_id(metrics.COLLAPSE_ARMS)["recall"], 0, 0.01)
+    clips = metrics.real_images(4 * metrics.MIN_CLIPS, 200)
+    subjects = clips.labels["subject"]
+    diverse, collapsed = image_sets
+    assert torch.equal(diverse, clips.video)
+    for image, subject in zip(collapsed, subjects, strict=True):
+        copies = (clips.video == image).flatten(1).all(1)
+        assert (subjects[copies] == subject).all() and copies.any()
+    distinct = {tuple(image.flatten()[::97].tolist()) for image in collapsed}
+    assert len(distinct) == len(subjects.unique())

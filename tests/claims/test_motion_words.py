@@ -1,86 +1,83 @@
-"""The experiment about motion words: what the network sees, and that hearing is measured."""
+"""The experiment about motion words: inputs of the network, and how its sensitivity is measured."""
 
 import pytest
 import torch
 
 from course_lib.claims import motion_words
-from course_lib.diffusion import estimate, level_at
+from course_lib.diffusion import alpha_sigma_at, convert_prediction
 from course_lib.world import MOTIONS
 
 pytestmark = pytest.mark.usefixtures("tiny")
+ENCODER_ARM = motion_words.ARMS[0]
 
 
-def test_nothing_is_left_of_a_clip_and_it_is_what_is_asked_for():
-    video, moments = motion_words._data("train", 0, 6).video, torch.tensor([2, 6, 10, 14])
-    example, told = motion_words.expecting(
-        video, moments, torch.ones(6, 5, 256), "tower", torch.Generator().manual_seed(0)
+def test_nothing_is_left_of_a_clip_and_the_target_is_the_clip():
+    clips = motion_words.load_clips("train", 6, 0, **motion_words.CLIP_KWARGS)
+    video, frames = clips.video, torch.tensor([2, 6, 10, 14])
+    noisy, cond = motion_words.pure_noise_batch(
+        video, frames, torch.ones(6, 5, 256), ENCODER_ARM, torch.Generator().manual_seed(0)
     )
-    level = level_at(motion_words.SCHEDULE, example.t)
-    assert level.signal.max() < 1e-4
-    x0 = estimate("v_prediction", example.target, example.x_t, level).x0
-    torch.testing.assert_close(x0, video[:, :, moments], atol=1e-4, rtol=0)
-    assert told["frame_index"].tolist() == [[2, 6, 10, 14]] * 6
-    assert told["encoder_hidden_states"].sum() == 6 * 5 * 128  # of the words, nothing
+    level = alpha_sigma_at(motion_words.pixel_video_scheduler(), noisy.t)
+    assert level.alpha.max() < 1e-4
+    x0 = convert_prediction(noisy.target, noisy.x_t, level, "v_prediction").x0
+    torch.testing.assert_close(x0, video[:, :, frames], atol=1e-4, rtol=0)
+    assert cond["frame_index"].tolist() == [[2, 6, 10, 14]] * 6
+    assert cond["text"].sum() == 6 * 5 * 128  # no token embeddings
 
 
-def test_arms_see_the_same_but_for_the_words(monkeypatch):
-    seen, real_fit = [], motion_words.fit
-
-    def fit(model, batch, loss, **options):
-        seen.append([batch(number) for number in range(2)])
-        return real_fit(model, batch, loss, **options)
-
-    monkeypatch.setattr(motion_words, "fit", fit)
+def test_arms_differ_in_the_token_embeddings_only(batches):
     for arm in motion_words.ARMS:
-        motion_words.learned(arm, 0, 2)
-    for tower, both in zip(*seen, strict=True):
-        assert all(torch.equal(tower[key], both[key]) for key in ("x_t", "target", "frame_index"))
-        text, words = tower["encoder_hidden_states"], both["encoder_hidden_states"]
-        assert (
-            torch.equal(text[..., :128], words[..., :128])
-            and not text[..., 128:].any()
-            and words[..., 128:].all()
-        )
+        motion_words.train_arm(arm, 0, 0.001)
+    for states, both in zip(*batches, strict=True):
+        assert all(torch.equal(states[key], both[key]) for key in ("x_t", "target", "frame_index"))
+        assert torch.equal(states["text"][..., :128], both["text"][..., :128])
+        assert not states["text"][..., 128:].any() and both["text"][..., 128:].all()
 
 
-class Hears(torch.nn.Module):
-    """Knows the mean clip of each caption it is told, or, deaf to motion, that of all motions."""
+class IdealNet(torch.nn.Module):
+    """Predicts the mean clip of the motion in the caption or, if insensitive, of the first one."""
 
     device = torch.device("cpu")
 
-    def __init__(self, answers, deaf):
+    def __init__(self, mean_clips, sensitive):
         super().__init__()
-        self.answers, self.deaf = answers, deaf
+        self.mean_clips = mean_clips
+        self.sensitive = sensitive
 
-    def forward(self, x, t, encoder_hidden_states, frame_index):
-        word = 0 if self.deaf else int(encoder_hidden_states[0, 0, 0])
-        x0 = self.answers[word].expand(x.shape)
-        level = level_at(motion_words.SCHEDULE, t)
-        return type("Output", (), {"sample": estimate("sample", x0, x, level).velocity})
+    def forward(self, x, t, text, frame_index):
+        motion = int(text[0, 0, 0]) if self.sensitive else 0
+        x0 = self.mean_clips[motion].expand(x.shape)
+        level = alpha_sigma_at(motion_words.pixel_video_scheduler(), t)
+        return type("Output", (), {"sample": convert_prediction(x0, x, level, "sample").v})
 
 
-def test_who_hears_is_told_from_who_is_deaf(monkeypatch):
-    clips = motion_words._data("test", 5, 12)
-    answers = torch.randn(9, 1, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+def test_a_sensitive_net_differs_from_an_insensitive_one(monkeypatch):
+    clips = motion_words.load_clips("test", 12, 5, **motion_words.CLIP_KWARGS)
+    mean_clips = torch.randn(9, 1, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     for row, scene in enumerate(clips.scenes):
-        clips.video[row] = answers[MOTIONS.index(scene.motion)]
+        clips.video[row] = mean_clips[MOTIONS.index(scene.motion)]
 
-    def told(prompts):
-        words = [
+    def encode_text(prompts):
+        motions = [
             [k for k, name in enumerate(MOTIONS) if f" {name} " in prompt][0] for prompt in prompts
         ]
-        return {"text": torch.tensor(words).float().view(-1, 1, 1).expand(-1, 2, 256)}
+        return torch.tensor(motions).float().view(-1, 1, 1).expand(-1, 2, 256)
 
-    monkeypatch.setattr(motion_words.vdm, "told", told)
-    found = [
-        motion_words.heard(Hears(answers, deaf), "tower", clips, torch.Generator().manual_seed(0))
-        for deaf in (False, True)
-    ]
-    assert found[0]["motions told apart"] == 1 and found[0]["error saved by the right word"] > 0.99
-    assert found[1]["error saved by the right word"] == pytest.approx(0, abs=1e-3)
+    monkeypatch.setattr(motion_words, "encode_text", encode_text)
+    sensitive, insensitive = (
+        motion_words.motion_word_sensitivity(
+            IdealNet(mean_clips, is_sensitive),
+            ENCODER_ARM,
+            clips,
+            torch.Generator().manual_seed(0),
+        )
+        for is_sensitive in (True, False)
+    )
+    assert sensitive["motion_identification"] == 1 and sensitive["error_reduction"] > 0.99
+    assert insensitive["error_reduction"] == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize("arm", motion_words.ARMS)
+@pytest.mark.parametrize("arm", motion_words.ARMS, ids=lambda arm: arm.id)
 def test_every_arm_is_measured(arm):
-    found = motion_words._run(arm, 0, 0.001)
-    assert 0 <= found["motions told apart"] <= 1 and found["error with the right word"] > 0
+    metrics = motion_words._run(arm, 0, 0.001)
+    assert 0 <= metrics["motion_identification"] <= 1 and metrics["error_correct_word"] > 0

@@ -1,11 +1,11 @@
-"""Lesson 00's exercises: every reference solution passes, every plausible mistake gets the message meant for it."""
+"""Lesson 00's exercises: solutions pass, every likely mistake gets its own message."""
 
 import pytest
 import torch
 from einops import rearrange
 
-from course_lib.lab.checks import Wrong
 from course_lib.exercises.lesson_00 import EXERCISES
+from course_lib.lab.checks import IncorrectAnswer
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
@@ -82,11 +82,11 @@ def clips_first(frames, b, f):
 
 
 MUTANTS = [
-    ("0.1", folded_by_reshape, "it never moves an axis"),
+    ("0.1", folded_by_reshape, "reshape moves no number"),
     ("0.1", folded_frames_first, "in the order (f b)"),
-    ("0.1", unfolded_frames_first, "every second frame of both clips"),
-    ("0.1", unfolded_by_reshape, "cut in the wrong places on the way back"),
-    ("0.1", not_unfolded, "now unfold them"),
+    ("0.1", unfolded_frames_first, "you read the images as (f, b)"),
+    ("0.1", unfolded_by_reshape, "reshape cuts the axes in the wrong places"),
+    ("0.1", not_unfolded, "still in the batch"),
     ("0.1", one_call_per_frame, "called 4 times"),
     ("0.1", old_sizes, "Take c, h and w from what comes out"),
     (
@@ -108,7 +108,11 @@ MUTANTS = [
     ("0.2", lambda pixels: pixels.permute(3, 0, 1, 2) * 2 / 255 - 1, "uint8 wraps round"),
     ("0.3", lambda mask: mean_step(mask.transpose(-1, -2)), "vertical velocity"),
     ("0.3", lambda mask: mean_step(mask) * (mask.shape[2] - 1) / mask.shape[2], "you divided by 8"),
-    ("0.3", lambda mask: (columns(mask)[..., -1] - columns(mask)[..., 0])[:, 0], "the whole way"),
+    (
+        "0.3",
+        lambda mask: (columns(mask)[..., -1] - columns(mask)[..., 0])[:, 0],
+        "the way from the first to the last frame",
+    ),
     ("0.3", lambda mask: -mean_step(mask), "The sign is flipped"),
     ("0.3", lambda mask: mean_step(mask).abs(), "That is the speed"),
     ("0.3", lambda mask: mean_step(mask) / 32, "coordinates from -1 to 1"),
@@ -142,7 +146,7 @@ def test_the_solution_passes(exercise):
 
 @pytest.mark.parametrize(("identifier", "attempt", "message"), MUTANTS)
 def test_a_mistake_gets_its_message(identifier, attempt, message):
-    with pytest.raises(Wrong) as wrong:
+    with pytest.raises(IncorrectAnswer) as wrong:
         list(BY_ID[identifier].verify(attempt))
     assert message in str(wrong.value), str(wrong.value)
 
@@ -170,5 +174,5 @@ def test_other_right_answers_pass():
 
 def test_every_uint8_accident_is_seen():
     for accident in (lambda p: p * 2 - 1, lambda p: (p - 128) / 127.5):
-        with pytest.raises(Wrong):
+        with pytest.raises(IncorrectAnswer):
             list(BY_ID["0.2"].verify(lambda p, accident=accident: accident(p.permute(3, 0, 1, 2))))

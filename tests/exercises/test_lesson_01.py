@@ -1,11 +1,11 @@
-"""Lesson 01's exercises: every reference solution passes, every plausible mistake gets the message meant for it."""
+"""Lesson 01's exercises: solutions pass, every likely mistake gets its own message."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from course_lib.lab.checks import Wrong
 from course_lib.exercises.lesson_01 import EXERCISES, causal_pseudo3d, inflate_causal, motion_kernel
+from course_lib.lab.checks import IncorrectAnswer
 from course_lib.nn.convolution import inflate_kernel
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
@@ -99,7 +99,7 @@ MUTANTS = [
     ("1.6", padded_by_the_wrong_kernel, "frames come out of 7"),
     ("1.6", padded_on_both_sides, "it sees the future"),
     ("1.6", padded_after_the_end, "it sees the future"),
-    ("1.6", padded_with_frame_zero, "the answer"),
+    ("1.6", padded_with_frame_zero, "the output"),
 ]
 
 
@@ -111,7 +111,7 @@ def test_the_reference_solution_passes(exercise):
 
 @pytest.mark.parametrize(("id", "mutant", "message"), MUTANTS)
 def test_a_mistake_gets_its_message(id, mutant, message):
-    with pytest.raises(Wrong) as caught:
+    with pytest.raises(IncorrectAnswer) as caught:
         list(BY_ID[id].verify(mutant))
     assert message in str(caught.value)
 
@@ -119,6 +119,15 @@ def test_a_mistake_gets_its_message(id, mutant, message):
 def test_every_exercise_has_two_mutants():
     for id in BY_ID:
         assert sum(mutant[0] == id for mutant in MUTANTS) >= 2
+
+
+def test_the_causal_kernel_equals_the_image_convolution_on_every_frame():
+    weight, video = torch.randn(4, 3, 3, 3), torch.randn(1, 3, 5, 8, 8)
+    frames = [F.conv2d(frame, weight, padding=1) for frame in video.unbind(2)]
+    for kernel_t in (1, 3, 4):
+        padded = torch.cat([video[:, :, :1]] * (kernel_t - 1) + [video], dim=2)
+        out = F.conv3d(padded, inflate_causal(weight, kernel_t), padding=(0, 1, 1))
+        torch.testing.assert_close(out, torch.stack(frames, dim=2))
 
 
 def test_the_bug_hides_where_both_kernels_have_the_same_size():

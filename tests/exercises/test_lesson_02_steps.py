@@ -1,4 +1,4 @@
-"""Lesson 02's exercises 2.3 and 2.4, single steps of a sampler: mistakes get the message meant for them."""
+"""Lesson 02's exercises 2.3 and 2.4, single sampling steps: mistakes get their own message."""
 
 import itertools
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from course_lib.diffusion import ddpm, finite_data, optimal_model
-from course_lib.lab.checks import Wrong
+from course_lib.diffusion import ddpm, empirical_distribution, ideal_denoiser
 from course_lib.exercises.lesson_02 import EXERCISES, ddim_step, ddpm_step
-from course_lib.exercises.lesson_02_steps import SCHEDULE, ddim_mistakes, mean_mistakes, normal
+from course_lib.exercises.lesson_02_steps import SCHEDULER, ddim_mistakes, mean_mistakes
+from course_lib.lab.checks import IncorrectAnswer, randn
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
@@ -85,7 +85,11 @@ def nan_gone(*args):
 
 
 MUTANTS = [
-    ("2.3", lambda x, e, a_t, a_s: ddim_step(x, e, a_s, a_t), "a_t and a_s are swapped"),
+    (
+        "2.3",
+        lambda x, e, a_t, a_s: ddim_step(x, e, a_s, a_t),
+        "alpha_bar_t and alpha_bar_s are swapped",
+    ),
     (
         "2.3",
         ddim(back=lambda x0, e, a_t, a_s: a_t**0.5 * x0 + (1 - a_t) ** 0.5 * e),
@@ -103,14 +107,14 @@ MUTANTS = [
     ),
     ("2.3", ddim(lambda x, e, a: x - (1 - a) ** 0.5 * e), "you did not divide"),
     ("2.3", ddim(lambda x, e, a: (x - (1 - a) ** 0.5 * e) * a**0.5), "you multiply"),
-    ("2.3", ddim(lambda x, e, a: (x - (1 - a) ** 0.5 * e) / a), "you divide by a_t, its square"),
+    ("2.3", ddim(lambda x, e, a: (x - (1 - a) ** 0.5 * e) / a), "you divide by ᾱ_t, its square"),
     ("2.3", ddim(lambda x, e, a: (x + (1 - a) ** 0.5 * e) / a**0.5), "you add it once more"),
     (
         "2.3",
         ddim(back=lambda x0, e, a_t, a_s: a_s**0.5 * x0 - (1 - a_s) ** 0.5 * e),
         "you subtract it",
     ),
-    ("2.3", lambda x, e, a_t, a_s: ddim_step(x, e, a_t**2, a_s**2), "They are the signal's square"),
+    ("2.3", lambda x, e, a_t, a_s: ddim_step(x, e, a_t**2, a_s**2), "They are its square"),
     (
         "2.3",
         ddim(
@@ -145,18 +149,22 @@ MUTANTS = [
             lambda x, e, a: (x - (1 - a**0.5) * e) / a**0.5,
             lambda x0, e, a_t, a_s: a_s**0.5 * x0 + (1 - a_s**0.5) * e,
         ),
-        "Your noise level is 1 - √a",
+        "Your sigma is 1 - √ᾱ",
     ),
     ("2.3", ddpm_mean, "That is DDPM's mean"),
-    ("2.3", ddim(back=lambda x0, e, a_t, a_s: x0), "That is the estimate of x0. One guess"),
+    (
+        "2.3",
+        ddim(back=lambda x0, e, a_t, a_s: x0),
+        "That is the estimate of x0, and the first one is poor",
+    ),
     ("2.3", ddim(back=lambda x0, e, a_t, a_s: a_s**0.5 * x0), "no noise is put back"),
     (
         "2.3",
         lambda x, e, a_t, a_s: (a_s / a_t) ** 0.5 * x - (1 - a_s) ** 0.5 * e,
-        "You scale x_t as a whole",
+        "You scale x_t as it is",
     ),
-    ("2.3", ddim(back=fresh_noise), "this step draws no noise"),
-    ("2.3", noise_lost_at_the_end, "a_s = 1, which leaves no noise"),
+    ("2.3", ddim(back=fresh_noise), "this step samples no noise"),
+    ("2.3", noise_lost_at_the_end, "alpha_bar_s = 1, which leaves no noise"),
     ("2.3", lambda x, e, a_t, a_s: None, "Is a `return` missing?"),
     ("2.4", the_bug, "returns NaN, expected the estimate of x0"),
     ("2.4", ancestral(prev=wrapping), "The last step leads back into noise"),
@@ -169,7 +177,7 @@ MUTANTS = [
     (
         "2.4",
         ancestral(prev=wrapping, fix_beta=lambda beta: beta.clamp(min=0)),
-        "you cut it off there",
+        "you cut it off at 0",
     ),
     ("2.4", nan_gone, "Zeros instead of NaN"),
     ("2.4", ancestral(prev=lambda table, t: table[t - 1] if t > 0 else 0.0), "returns NaN"),
@@ -215,8 +223,8 @@ MUTANTS = [
         ancestral(mean=lambda x, e, x0, a_t, a_s, b: x - b / (1 - a_t) ** 0.5 * e),
         "lacks the division",
     ),
-    ("2.4", no_generator, "Draw the noise with `generator`"),
-    ("2.4", lambda *a: None, "t = 1: expected x at the next level"),
+    ("2.4", no_generator, "Sample the noise with `generator`"),
+    ("2.4", lambda *a: None, "Is a `return` missing?"),
     ("2.4", lambda *a: ddpm_step(*a)[0], "t = 1: expected x at the next level"),
 ]
 
@@ -224,7 +232,7 @@ MUTANTS = [
 @pytest.mark.parametrize(("identifier", "attempt", "message"), MUTANTS)
 def test_a_mistake_gets_its_message(identifier, attempt, message):
     torch.manual_seed(0)
-    with pytest.raises(Wrong) as wrong:
+    with pytest.raises(IncorrectAnswer) as wrong:
         list(BY_ID[identifier].verify(attempt))
     assert message in str(wrong.value), str(wrong.value)
 
@@ -245,7 +253,7 @@ def clearly_different(values):
 def test_mistakes_of_2_3_differ():
     for x, e, *levels in (
         (torch.tensor(0.76), torch.tensor(0.5), 0.0784, 0.64),
-        (normal(1, 9), normal(2, 9), 0.1, 0.5),
+        (randn(1, 9), randn(2, 9), 0.1, 0.5),
     ):
         levels = [torch.tensor(level).double() for level in levels]
         wrong = [values for values, _ in ddim_mistakes(x.double(), e.double(), *levels)]
@@ -253,7 +261,7 @@ def test_mistakes_of_2_3_differ():
 
 
 def test_mistakes_of_2_5_differ():
-    x, e = normal(6, 40), normal(7, 40)
+    x, e = randn(6, 40), randn(7, 40)
     clearly_different([values for values, _ in mean_mistakes(x, e, 5)])
 
 
@@ -288,8 +296,8 @@ def test_other_right_answers_pass(identifier, attempt):
 def test_the_solution_of_2_3_is_that_of_diffusers():
     scheduler, x, e = (
         DDIMScheduler(clip_sample=False),
-        normal(50, 2, 3, 4, 4),
-        normal(51, 2, 3, 4, 4),
+        randn(50, 2, 3, 4, 4),
+        randn(51, 2, 3, 4, 4),
     )
     scheduler.set_timesteps(50)
     table, expected = scheduler.alphas_cumprod.double(), scheduler.step(e, 500, x).prev_sample
@@ -299,17 +307,22 @@ def test_the_solution_of_2_3_is_that_of_diffusers():
 
 
 def test_the_solution_of_2_5_is_ddpm():
-    model, x = optimal_model(finite_data(normal(53, 3, 2, 4, 4)), SCHEDULE), normal(54, 5, 2, 4, 4)
-    table, mine = SCHEDULE.alphas_cumprod.double(), torch.Generator().manual_seed(3)
-    theirs = ddpm(model, SCHEDULE, x, steps=10, generator=torch.Generator().manual_seed(3))
+    model, x = (
+        ideal_denoiser(empirical_distribution(randn(53, 3, 2, 4, 4)), SCHEDULER),
+        randn(54, 5, 2, 4, 4),
+    )
+    table, mine = SCHEDULER.alphas_cumprod.double(), torch.Generator().manual_seed(3)
+    theirs = ddpm(
+        model, SCHEDULER, x, num_inference_steps=10, generator=torch.Generator().manual_seed(3)
+    )
     for t, step in zip(range(9, -1, -1), theirs, strict=True):
         x = ddpm_step(x, model(x, torch.full((5,), t), None), t, table, mine)
         torch.testing.assert_close(x, step.x, rtol=1e-5, atol=1e-5)
 
 
 def test_the_bug_of_2_5_hides_in_every_step_but_the_last():
-    """That is what makes it a good bug; and that a guard on the noise alone only hides it better."""
-    x, e, table = normal(55, 2, 3, 4, 4), normal(56, 2, 3, 4, 4), SCHEDULE.alphas_cumprod.double()
+    """That makes it a good bug; and a guard on only the noise hides it better."""
+    x, e, table = randn(55, 2, 3, 4, 4), randn(56, 2, 3, 4, 4), SCHEDULER.alphas_cumprod.double()
     for t in range(1, 10):
         pair = [
             step(x, e, t, table, torch.Generator().manual_seed(t)) for step in (the_bug, ddpm_step)
@@ -322,7 +335,7 @@ def test_the_bug_of_2_5_hides_in_every_step_but_the_last():
 def test_the_bug_of_2_5_shows_on_a_usual_schedule_too():
     table = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
     assert (
-        the_bug(normal(1, 1, 1, 2, 2), normal(2, 1, 1, 2, 2), 0, table, torch.Generator())
+        the_bug(randn(1, 1, 1, 2, 2), randn(2, 1, 1, 2, 2), 0, table, torch.Generator())
         .isnan()
         .all()
     )

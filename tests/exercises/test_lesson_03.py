@@ -1,16 +1,19 @@
-"""Lesson 03's exercises: every reference solution passes, every plausible mistake gets the message meant for it.
+"""Lesson 03's exercises: solutions pass, every likely mistake gets its own message.
 
-The mistakes in 3.2 and 3.3 are in `test_lesson_03_time.py`, those in 3.4 in `test_lesson_03_leak.py`.
+The mistakes in 3.2 and 3.3 are in `test_lesson_03_time.py`, those in 3.4 in
+`test_lesson_03_leak.py`.
 """
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from course_lib.diffusion import estimate, level_at
-from course_lib.lab.checks import Wrong, check, engine, present
-from course_lib.exercises.lesson_03 import EXERCISES, each_frame, guided_estimate
-from course_lib.papers.vdm import build_schedule, with_frames
+from course_lib.diffusion import alpha_sigma_at, convert_prediction
+from course_lib.exercises import check
+from course_lib.exercises.lesson_03 import EXERCISES, reconstruction_guided_x0, repeat_per_frame
+from course_lib.lab.checks import IncorrectAnswer, engine, present
+from course_lib.papers.vdm import build_scheduler
+from course_lib.pipelines.frame_condition import FrameCondition, condition_on_frames
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
@@ -27,7 +30,7 @@ def in_place(embedding, f):
 FRAMES = [
     (
         lambda e, f: e.repeat(f, 1),
-        "010101, expected 000111. Row 1 is frame 1 of clip 0, and it got the vector of clip 1",
+        "you returned 010101, expected 000111",
     ),
     (lambda e, f: e.repeat(f, 1), "`repeat`, which tiles"),
     (lambda e, f: e.expand(f, *e.shape).reshape(-1, e.shape[1]), "`repeat`, which tiles"),
@@ -40,7 +43,7 @@ FRAMES = [
     (lambda e, f: e.repeat(1, f), "every vector grew longer"),
     (lambda e, f: e.repeat_interleave(f, dim=1), "every vector grew longer"),
     (lambda e, f: e.repeat_interleave(f), "Without dim"),
-    (lambda e, f: e, "f does not enter"),
+    (lambda e, f: e, "num_frames does not enter"),
     (lambda e, f: e.repeat_interleave(len(e), dim=0), "You repeat b times"),
     (lambda e, f: e.repeat(len(e), 1), "You repeat b times"),
     (
@@ -159,11 +162,11 @@ ESTIMATES = [
     (guided(factor=lambda s, w: -w * s / 2), "The sign is flipped"),
     (guided(factor=lambda s, w: w * s), "the half is missing"),
     (guided(factor=lambda s, w: w * s / 4), "a factor of 2 of its own"),
-    (guided(factor=lambda s, w: w / 2), "The signal is missing"),
-    (guided(factor=lambda s, w: w), "The signal and the half are missing"),
-    (guided(factor=lambda s, w: w / s / 2), "You divide by the signal"),
-    (guided(factor=lambda s, w: w * s**2 / 2), "The signal is in it squared"),
-    (guided(factor=lambda s, w: w / 2 * (1 - s**2) ** 0.5), "You take the noise"),
+    (guided(factor=lambda s, w: w / 2), "Alpha is missing"),
+    (guided(factor=lambda s, w: w), "Alpha and the half are missing"),
+    (guided(factor=lambda s, w: w / s / 2), "You divide by alpha"),
+    (guided(factor=lambda s, w: w * s**2 / 2), "Alpha is in it squared"),
+    (guided(factor=lambda s, w: w / 2 * (1 - s**2) ** 0.5), "You take sigma"),
     (guided(factor=lambda s, w: s / 2), "The weight is missing"),
     (guided(factor=lambda s, w: s), "The weight and the half are missing"),
     (guided(factor=lambda s, w: w**2 * s / 2), "The weight is in it twice"),
@@ -181,11 +184,11 @@ ESTIMATES = [
     (guided(error=lambda k, x0, mask: (k - x0).square().sum()), "The error is over all frames"),
     (
         guided(error=lambda k, x0, mask: (k - x0)[:, :, ~mask].square().sum()),
-        "over the frames that are not known",
+        "over the frames that are not given",
     ),
     (guided(error=norm), "the gradient of the norm"),
     (guided(error=norms), "the gradient of the norm"),
-    (guided(error=norm, end=unmoved), "further off. The known frames are not replaced"),
+    (guided(error=norm, end=unmoved), "further off. The given frames are not replaced"),
     (
         guided(error=lambda k, x0, mask: replaced_first(k, x0, mask).sum()),
         "replaced before it was taken",
@@ -199,11 +202,11 @@ ESTIMATES = [
         guided(by=lambda x, x0: x0, end=unmoved),
         "The gradient is by x0, and does not reach the other frames",
     ),
-    (guided(start=lambda x, x0: x), "You moved x, which is noisy"),
-    (guided(end=unmoved), "The known frames are not replaced"),
+    (guided(start=lambda x, x0: x), "You moved x_t, which is noisy"),
+    (guided(end=unmoved), "The given frames are not replaced"),
     (
         guided(factor=lambda s, w: -w * s / 2, end=unmoved),
-        "minus the gradient. The known frames are not replaced",
+        "minus the gradient. The given frames are not replaced",
     ),
     (guided(end=others_replaced), "You replaced the other frames"),
     (replacement_only, "no gradient has reached them"),
@@ -211,9 +214,9 @@ ESTIMATES = [
     (asking_too_late, "before it goes into denoise"),
     (by_another_x, "not the one that went into denoise"),
     (all_recorded, "they still carry the graph"),
-    (backward(lambda x: x.requires_grad_()), "the sampler's own x requires a gradient"),
-    (into_known, "has changed `known` itself"),
-    (known_to_the_denoiser, "denoise takes the whole of x"),
+    (backward(lambda x: x.requires_grad_()), "`x_t` itself requires a gradient"),
+    (into_known, "has changed `cond_frames` itself"),
+    (known_to_the_denoiser, "denoise takes all of x_t"),
     (lambda *_: None, "Is a `return` missing?"),
     (lambda denoise, x, *_: denoise(x)[:, :, 0], "shape is (3, 2, 2, 5)"),
 ]
@@ -239,7 +242,7 @@ def test_the_solution_passes(exercise):
 
 @pytest.mark.parametrize(("identifier", "attempt", "message"), MUTANTS)
 def test_a_mistake_gets_its_message(identifier, attempt, message):
-    with pytest.raises(Wrong) as wrong:
+    with pytest.raises(IncorrectAnswer) as wrong:
         list(BY_ID[identifier].verify(attempt))
     assert message in str(wrong.value), str(wrong.value)
     assert torch.is_grad_enabled()
@@ -256,7 +259,7 @@ OTHERS = [
     ("3.1", lambda e, f: e.repeat(1, f).reshape(len(e) * f, -1).float()),
     ("3.1", lambda e, f: [row for row in e for _ in range(f)]),
     ("3.5", backward()),
-    ("3.5", lambda denoise, x, *rest: guided_estimate(denoise, x.float(), *rest).float()),
+    ("3.5", lambda denoise, x, *rest: reconstruction_guided_x0(denoise, x.float(), *rest).float()),
     ("3.5", guided(error=lambda known, x0, mask: ((x0 - known) * mask[:, None, None]).norm() ** 2)),
 ]
 
@@ -315,21 +318,22 @@ def test_nonsense_never_stops_a_notebook(exercise, monkeypatch):
 def test_a_vector_for_each_frame_is_in_the_order_in_which_frames_are_folded():
     video = torch.arange(3.0)[:, None, None, None, None].expand(3, 2, 4, 5, 5)
     frames = video.transpose(1, 2).flatten(0, 1)
-    assert torch.equal(each_frame(torch.arange(3.0)[:, None], 4)[:, 0], frames[:, 0, 0, 0])
+    assert torch.equal(repeat_per_frame(torch.arange(3.0)[:, None], 4)[:, 0], frames[:, 0, 0, 0])
 
 
 def test_the_estimate_is_that_of_the_courses_vdm():
-    schedule = DDIMScheduler.from_config(build_schedule().config, clip_sample=False)
-    x, known = (torch.randn(2, 3, 4, 2, 2, dtype=torch.float64) for _ in range(2))
+    scheduler = DDIMScheduler.from_config(build_scheduler().config, clip_sample=False)
+    x, frames = (torch.randn(2, 3, 4, 2, 2, dtype=torch.float64) for _ in range(2))
     t, mask = torch.tensor([600]), torch.tensor([True, False, False, True])
-    level, mix = level_at(schedule, t), torch.randn(4, 4, dtype=torch.float64)
+    level, mix = alpha_sigma_at(scheduler, t), torch.randn(4, 4, dtype=torch.float64)
 
     def denoise(x):
         return torch.einsum("fg,bcghw->bcfhw", mix, x.sin())
 
-    def model(x, t, conditioning):
-        return estimate("sample", denoise(x), x, level).of("v_prediction")
+    def model(x, t, cond):
+        return convert_prediction(denoise(x), x, level, "sample").as_type("v_prediction")
 
-    answer = with_frames(model, schedule, known, mask, 3.0)(x, t, None)
-    mine = guided_estimate(denoise, x, known, mask, level.signal.item(), 3.0)
-    torch.testing.assert_close(mine, estimate("v_prediction", answer, x, level).x0)
+    condition = FrameCondition(frames, mask.expand(2, -1))
+    pred = condition_on_frames(model, scheduler, condition, 3.0)(x, t, None)
+    mine = reconstruction_guided_x0(denoise, x, frames, mask, level.alpha.item(), 3.0)
+    torch.testing.assert_close(mine, convert_prediction(pred, x, level, "v_prediction").x0)

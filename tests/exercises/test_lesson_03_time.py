@@ -1,11 +1,11 @@
-"""Lesson 03's exercises 3.2 and 3.3, rows in time and the mask: every mistake gets the message meant for it."""
+"""Lesson 03's exercises 3.2 and 3.3, rows of frames and masks: mistakes get their own message."""
 
 import pytest
 import torch
 
-from course_lib.lab.checks import Wrong
-from course_lib.exercises.lesson_03 import EXERCISES, may_look, over_time
-from course_lib.nn.attention import TemporalAttention, apart
+from course_lib.exercises.lesson_03 import EXERCISES, apply_over_frames, joint_attention_mask
+from course_lib.lab.checks import IncorrectAnswer
+from course_lib.nn.attention import TemporalAttention, joint_training_mask
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
@@ -48,12 +48,12 @@ def over_space(video, attend):
 
 
 def first_clip_only(video, attend):
-    first = over_time(video[:1], attend)
+    first = apply_over_frames(video[:1], attend)
     return torch.cat([first, video[1:]])
 
 
 def in_place(video, attend):
-    video.copy_(over_time(video, attend))
+    video.copy_(apply_over_frames(video, attend))
     return video
 
 
@@ -68,7 +68,7 @@ def pixel_by_pixel(video, attend):
 ROWS = [
     (
         rows(cut(0, 1, 2, 3, 4)),
-        "Row 0 that attend got holds frame 0 at (0, 0), frame 0 at (0, 3), frame 0 at (1, 0)",
+        "Row 0 that attend got has frame 0 at (0, 0), frame 0 at (0, 3), frame 0 at (1, 0)",
     ),
     (rows(cut(0, 1, 2, 3, 4)), "A reshape (or view) moves no number"),
     (
@@ -78,7 +78,7 @@ ROWS = [
     (rows(cut(0, 2, 1, 3, 4)), "h and w are still last"),
     (rows(cut(0, 2, 3, 4, 1)), "f stands before h and w"),
     (rows(cut(0, 3, 4, 1, 2)), "c stands before f"),
-    (rows(lambda video: columns(video).flip(1)), "holds frame 3 at (0, 0), frame 2 at (0, 0)"),
+    (rows(lambda video: columns(video).flip(1)), "has frame 3 at (0, 0), frame 2 at (0, 0)"),
     (rows(lambda video: columns(video) / 2), "no number of the video"),
     (rows(lambda video: columns(video).mT), "channels and frames are swapped"),
     (over_space, "30 pixels are the sequence, and the frames are rows"),
@@ -94,7 +94,7 @@ ROWS = [
     (lambda video, attend: video, "attend was never called"),
     (first_clip_only, "never given pixel (0, 0) of clip 1"),
     (
-        lambda video, attend: over_time(video[..., :-1], attend),
+        lambda video, attend: apply_over_frames(video[..., :-1], attend),
         "never given pixel (0, 5) of clip 0",
     ),
     (rows(back=lambda out, video: out), "these are still the rows of attend"),
@@ -107,95 +107,111 @@ ROWS = [
     (rows(back=in_order("bfchw", 0, 2, 1, 3, 4)), "you read the rows as frames"),
     (rows(back=in_order("hwbfc", 2, 4, 3, 0, 1)), "b comes first"),
     (rows(back=in_order("bhwfc", 0, 4, 3, 2, 1)), "right values, but axes are swapped"),
-    (lambda video, attend: over_time(video, attend) + video, "the residual"),
-    (lambda video, attend: (over_time(video, attend), video)[1], "attend's answer is not in it"),
+    (lambda video, attend: apply_over_frames(video, attend) + video, "the residual"),
+    (
+        lambda video, attend: (apply_over_frames(video, attend), video)[1],
+        "attend's output is not in it",
+    ),
     (in_place, "has changed `video` itself"),
-    (lambda video, attend: (over_time(video, attend), None)[1], "Is a `return` missing?"),
+    (lambda video, attend: (apply_over_frames(video, attend), None)[1], "Is a `return` missing?"),
 ]
 
 
 # 3.3
 
 
-def eye(alone):
-    return torch.eye(alone.shape[1], dtype=torch.bool)
+def eye(is_image):
+    return torch.eye(is_image.shape[1], dtype=torch.bool)
 
 
 def pairs(combine, diagonal=eye):
-    """A mask from whether who looks, and who is seen, belongs to the clip."""
-    return lambda alone: (
-        combine(~alone[:, :, None], ~alone[:, None]).expand(*alone.shape, alone.shape[1])
-        | diagonal(alone)
+    """A mask from whether query and key belong to the video."""
+    return lambda is_image: (
+        combine(~is_image[:, :, None], ~is_image[:, None]).expand(
+            *is_image.shape, is_image.shape[1]
+        )
+        | diagonal(is_image)
     )
 
 
-def no_diagonal(alone):
+def no_diagonal(is_image):
     return torch.zeros(1, dtype=torch.bool)
 
 
-def as_scores(alone):
-    return torch.zeros(apart(alone).shape).masked_fill(~apart(alone), -torch.inf)
+def as_scores(is_image):
+    return torch.zeros(joint_training_mask(is_image).shape).masked_fill(
+        ~joint_training_mask(is_image), -torch.inf
+    )
 
 
-def by_where(alone):
-    f = alone.shape[1]
+def by_where(is_image):
+    f = is_image.shape[1]
     return [
         [[i == j or not (row[i] or row[j]) for j in range(f)] for i in range(f)]
-        for row in alone.tolist()
+        for row in is_image.tolist()
     ]
 
 
-def apart_in_place(alone):
-    mask = apart(alone)
-    alone.logical_not_()
+def apart_in_place(is_image):
+    mask = joint_training_mask(is_image)
+    is_image.logical_not_()
     return mask
 
 
 MASKS = [
     (
-        pairs(lambda looks, seen: looks & seen, no_diagonal),
-        "in clip 0, frame 3, a picture, may not look at itself",
+        pairs(lambda query, key: query & key, no_diagonal),
+        "in clip 0, frame 3, an image, may not attend to itself",
     ),
-    (pairs(lambda looks, seen: looks & seen, no_diagonal), "the softmax of such a row is nan"),
-    (pairs(lambda looks, seen: looks == seen), "Pictures see each other"),
-    (pairs(lambda looks, seen: looks), "Frames of the clip look at pictures"),
+    (pairs(lambda query, key: query & key, no_diagonal), "the softmax of such a row is nan"),
+    (pairs(lambda query, key: query == key), "Images attend to each other"),
+    (pairs(lambda query, key: query), "Frames of the video attend to images"),
     (
-        pairs(lambda looks, seen: seen),
-        "frame 3, a picture, may look at frame 0, a frame of the clip. Pictures look at",
+        pairs(lambda query, key: key),
+        "frame 3, an image, may attend to frame 0, a frame of the video. Images attend to",
     ),
     (
-        pairs(lambda looks, seen: looks, no_diagonal),
-        "the clip look at pictures: both, who looks and who is seen, have",
+        pairs(lambda query, key: query, no_diagonal),
+        "the video attend to images: both, query and key, have",
     ),
-    (pairs(lambda looks, seen: looks, no_diagonal), "not even itself"),
-    (pairs(lambda looks, seen: seen, no_diagonal), "And they do not see themselves"),
-    (pairs(lambda looks, seen: looks | seen), "`and`, not `or`"),
-    (pairs(lambda looks, seen: looks & ~looks), "Nobody sees anybody else"),
-    (pairs(lambda looks, seen: looks | ~looks), "`alone` does not enter"),
-    (lambda alone: apart(alone[:1]).expand(len(alone), -1, -1), "That is the first clip's mask"),
-    (lambda alone: apart(alone) & ~eye(alone), "No frame sees itself"),
+    (pairs(lambda query, key: query, no_diagonal), "not even to itself"),
+    (pairs(lambda query, key: key, no_diagonal), "And they do not attend to themselves"),
+    (pairs(lambda query, key: query | key), "`and`, not `or`"),
+    (pairs(lambda query, key: query & ~query), "No frame attends to another"),
+    (pairs(lambda query, key: query | ~query), "`is_image` does not enter"),
     (
-        lambda alone: apart(alone) & ~(eye(alone) & ~alone[:, None]),
-        "Frames of the clip do not see themselves",
+        lambda is_image: joint_training_mask(is_image[:1]).expand(len(is_image), -1, -1),
+        "That is the first clip's mask",
     ),
-    (lambda alone: ~apart(alone), "Inverted: True is to mean"),
+    (lambda is_image: joint_training_mask(is_image) & ~eye(is_image), "No frame attends to itself"),
     (
-        lambda alone: alone[:, :, None] | alone[:, None],
-        "(In torch's nn.MultiheadAttention, True hides.) A picture sees",
+        lambda is_image: joint_training_mask(is_image) & ~(eye(is_image) & ~is_image[:, None]),
+        "Frames of the video do not attend to themselves",
     ),
-    (lambda alone: alone[:, :, None] ^ alone[:, None], "True hides.) Pictures see each other"),
+    (lambda is_image: ~joint_training_mask(is_image), "Inverted: True is to mean"),
     (
-        lambda alone: apart(alone.flip(1)),
-        "by your mask, in clip 0, frame 0, a frame of the clip, may not look at",
+        lambda is_image: is_image[:, :, None] | is_image[:, None],
+        "(In torch's nn.MultiheadAttention, True hides.) An image attends",
+    ),
+    (
+        lambda is_image: is_image[:, :, None] ^ is_image[:, None],
+        "True hides.) Images attend to each other",
+    ),
+    (
+        lambda is_image: joint_training_mask(is_image.flip(1)),
+        "by your mask, in clip 0, frame 0, a frame of the video, may not attend to",
     ),
     (as_scores, "0 and -inf are what is added to the scores"),
-    (lambda alone: apart(alone).float(), "a mask of numbers would be added to the scores"),
-    (lambda alone: apart(alone).long(), "~ turns 1 into -2"),
-    (lambda alone: apart(alone)[0], "one mask (5, 5) for 2 clips"),
-    (lambda alone: apart(alone)[:, None], "the axis of heads comes later"),
-    (lambda alone: alone, "shape is (2, 5), expected (2, 5, 5)"),
-    (apart_in_place, "has changed `alone` itself"),
-    (lambda alone: None, "Is a `return` missing?"),
+    (
+        lambda is_image: joint_training_mask(is_image).float(),
+        "a mask of numbers would be added to the scores",
+    ),
+    (lambda is_image: joint_training_mask(is_image).long(), "~ turns 1 into -2"),
+    (lambda is_image: joint_training_mask(is_image)[0], "one mask (5, 5) for 2 clips"),
+    (lambda is_image: joint_training_mask(is_image)[:, None], "the axis of heads comes later"),
+    (lambda is_image: is_image, "shape is (2, 5), expected (2, 5, 5)"),
+    (apart_in_place, "has changed `is_image` itself"),
+    (lambda is_image: None, "Is a `return` missing?"),
 ]
 
 
@@ -205,17 +221,22 @@ MUTANTS = [(identifier, *mutant) for identifier, mutants in ALL.items() for muta
 
 @pytest.mark.parametrize(("identifier", "attempt", "message"), MUTANTS)
 def test_a_mistake_gets_its_message(identifier, attempt, message):
-    with pytest.raises(Wrong) as wrong:
+    with pytest.raises(IncorrectAnswer) as wrong:
         list(BY_ID[identifier].verify(attempt))
     assert message in str(wrong.value), str(wrong.value)
 
 
 OTHERS = [
     ("3.2", pixel_by_pixel),
-    ("3.2", lambda video, attend: over_time(video.mT, attend).mT.float()),
-    ("3.2", lambda video, attend: torch.cat([over_time(clip, attend) for clip in video.split(1)])),
+    ("3.2", lambda video, attend: apply_over_frames(video.mT, attend).mT.float()),
+    (
+        "3.2",
+        lambda video, attend: torch.cat(
+            [apply_over_frames(clip, attend) for clip in video.split(1)]
+        ),
+    ),
     ("3.3", by_where),
-    ("3.3", lambda alone: apart(alone).numpy()),
+    ("3.3", lambda is_image: joint_training_mask(is_image).numpy()),
 ]
 
 
@@ -235,9 +256,9 @@ def test_over_time_is_what_the_layer_does():
     def attend(tokens):
         return layer(tokens.permute(0, 2, 1)[..., None, None])[..., 0, 0].permute(0, 2, 1)
 
-    torch.testing.assert_close(over_time(video, attend), layer(video))
+    torch.testing.assert_close(apply_over_frames(video, attend), layer(video))
 
 
 def test_the_mask_is_that_of_the_layer():
-    alone = torch.rand(5, 6) < 0.5
-    assert torch.equal(may_look(alone), apart(alone))
+    is_image = torch.rand(5, 6) < 0.5
+    assert torch.equal(joint_attention_mask(is_image), joint_training_mask(is_image))

@@ -1,382 +1,25 @@
-"""Lesson 07's exercises: every reference solution passes, every plausible mistake gets the message meant for it."""
+"""Lesson 07's exercises: solutions pass, every likely mistake gets its own message."""
 
-import copy
 import re
 
 import pytest
 import torch
 from torch import nn
 
-from course_lib.lab.checks import Wrong, check
+from course_lib.exercises import check
 from course_lib.exercises.lesson_07 import (
     EXERCISES,
-    Blend,
-    frame_by_frame,
-    per_frame,
-    silence,
-    texts_of_frames,
+    AlphaBlend,
+    apply_per_frame,
+    framewise_norm,
 )
-from course_lib.nn.temporal import Blend as LibraryBlend
-from course_lib.nn.temporal import zero
+from course_lib.lab.checks import IncorrectAnswer
+from course_lib.nn.temporal import AlphaBlend as LibraryBlend
+from course_lib.nn.utils import zero_module as library_zero_module
+from tests.exercises.mutants_07 import BLEND, FOLD, NORM, SILENCE, TEXTS, Lerp, Mix, frames_outside
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
-
-# 7.1
-
-
-def folded(video):
-    b, c, f, h, w = video.shape
-    return video.transpose(1, 2).reshape(b * f, c, h, w)
-
-
-def fold(
-    times=lambda t, f: t.repeat_interleave(f),
-    texts=lambda x, f: x.repeat_interleave(f, dim=0),
-    go=folded,
-    back=None,
-):
-    """A film through a picture model, with parts to replace."""
-
-    def attempt(unet, video, t, text):
-        b, _, f, _, _ = video.shape
-        answer = unet(go(video), times(t, f), texts(text, f))
-        return answer.unflatten(0, (b, f)).transpose(1, 2) if back is None else back(answer, video)
-
-    return attempt
-
-
-def bare(video):
-    return video.reshape(-1, video.shape[1], *video.shape[3:])
-
-
-def frames_outside(unet, video, t, text):
-    """Another order, (f b), kept to the end: as right."""
-    b, _, f, _, _ = video.shape
-    answer = unet(video.permute(2, 0, 1, 3, 4).flatten(0, 1), t.repeat(f), text.repeat(f, 1, 1))
-    return answer.unflatten(0, (f, b)).permute(1, 2, 0, 3, 4)
-
-
-FOLD = [
-    (fold(times=lambda t, f: t.repeat(f)), "The timesteps are tiled"),
-    (fold(texts=lambda x, f: x.repeat(f, 1, 1)), "The texts are tiled"),
-    (
-        fold(times=lambda t, f: t.repeat(f), texts=lambda x, f: x.repeat(f, 1, 1)),
-        "Timesteps and texts are tiled",
-    ),
-    (fold(go=bare), "made of channels of several frames"),
-    (fold(go=bare, back=lambda a, x: a.reshape(x.shape)), "made of channels of several frames"),
-    (
-        fold(back=lambda a, x: a.reshape(x.shape)),
-        "The way in is right. On the way back, frames and channels",
-    ),
-    (
-        fold(back=lambda a, x: a.unflatten(0, (x.shape[2], len(x))).permute(1, 2, 0, 3, 4)),
-        "you read the rows as (f, b)",
-    ),
-    (
-        fold(
-            go=lambda x: x.permute(2, 0, 1, 3, 4).flatten(0, 1),
-            back=lambda a, x: a.unflatten(0, (x.shape[2], len(x))).permute(1, 2, 0, 3, 4),
-        ),
-        "then t and text have to be tiled",
-    ),
-    (fold(back=lambda a, x: a.unflatten(0, (len(x), -1))), "the last transpose is missing"),
-    (fold(back=lambda a, x: a), "still in the batch"),
-    (fold(times=lambda t, f: t), "unet wants a t for each of 8 pictures"),
-    (fold(texts=lambda x, f: x), "unet wants a text for each of 8 pictures"),
-    (lambda unet, x, t, text: unet(x, t, text), "unet takes pictures (n, c, h, w)"),
-    (
-        lambda unet, x, t, text: torch.stack([unet(x[:, :, 0], t, text)] * x.shape[2], dim=2),
-        "the answer to the first",
-    ),
-    (lambda unet, x, t, text: None, "Is a `return` missing?"),
-]
-
-# 7.2
-
-
-def side_by_side(empty, prompt):
-    return torch.stack([empty, prompt], dim=1).flatten(0, 1)
-
-
-TEXTS = [
-    (
-        lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1),
-        "`repeat`, which tiles: each frame gets the next clip's text",
-    ),
-    (lambda e, p, f: torch.cat([e.repeat(f, 1, 1), p.repeat(f, 1, 1)]), "`repeat`, which tiles"),
-    (lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1), "Moreover the halves are mixed"),
-    (lambda e, p, f: texts_of_frames(p, e, f), "The halves are swapped"),
-    (
-        lambda e, p, f: torch.cat([p.repeat(f, 1, 1), e.repeat(f, 1, 1)]),
-        "And the halves are swapped",
-    ),
-    (
-        lambda e, p, f: side_by_side(e, p).repeat_interleave(f, dim=0),
-        "Each clip's two texts stand together",
-    ),
-    (lambda e, p, f: side_by_side(e, p).repeat(f, 1, 1), "Each frame's two texts stand together"),
-    (lambda e, p, f: texts_of_frames(e, p, f).roll(1, 0), "First the empty half, clip after clip"),
-    (lambda e, p, f: torch.cat([e, p]), "expected (2·b·f, l, d)"),
-    (lambda e, p, f: p.repeat_interleave(f, dim=0), "expected (2·b·f, l, d)"),
-    (
-        lambda e, p, f: torch.cat([e, p]).repeat_interleave(f, dim=0) + 0.3,
-        "some rows are nobody's text",
-    ),
-    (lambda e, p, f: None, "got None"),
-    (lambda e, p, f: texts_of_frames(e.mul_(2) / 2, p, f), "has changed `empty` itself"),
-]
-
-# 7.3
-
-
-def norm_in_place(norm, video):
-    video += 0.5
-    return per_frame(norm, video - 0.5)
-
-
-NORM = [
-    (lambda norm, x: norm(x), "those of all frames together"),
-    (
-        lambda norm, x: norm(x.reshape(-1, x.shape[1], *x.shape[3:])).reshape(x.shape),
-        "First transpose(1, 2)",
-    ),
-    (
-        lambda norm, x: (
-            norm(x.reshape(-1, x.shape[1], *x.shape[3:])).unflatten(0, (len(x), -1)).transpose(1, 2)
-        ),
-        "First transpose(1, 2)",
-    ),
-    (lambda norm, x: norm(folded(x)).unflatten(0, (len(x), -1)), "the last transpose is missing"),
-    (lambda norm, x: norm(folded(x)), "still in the batch"),
-    (lambda norm, x: norm(folded(x)).reshape(x.shape), "The way in is right. On the way back"),
-    (
-        lambda norm, x: (
-            norm(x.permute(2, 0, 1, 3, 4).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
-        ),
-        "you read them as (b, f)",
-    ),
-    (lambda norm, x: x, "the norm is not in it"),
-    (lambda norm, x: None, "Is a `return` missing?"),
-    (norm_in_place, "has changed `video` itself"),
-]
-
-# 7.4
-
-
-def only(name):
-    def attempt(layer):
-        part = getattr(layer, name)
-        if part is not None:
-            nn.init.zeros_(part)
-        return layer
-
-    return attempt
-
-
-def frozen(layer):
-    return silence(layer).requires_grad_(False)
-
-
-def nearly(layer):
-    for parameter in layer.parameters():
-        parameter.data *= 1e-4
-    return layer
-
-
-def without_bias(layer):
-    silence(layer)
-    layer.bias = None
-    return layer
-
-
-def times_nothing(layer):
-    layer.register_forward_hook(lambda module, args, output: 0 * output)
-    return layer
-
-
-def with_nan(layer):
-    for parameter in layer.parameters():
-        nn.init.constant_(parameter, torch.nan)
-    return layer
-
-
-def halved(layer):
-    for parameter in layer.parameters():
-        parameter.data /= 2
-    return layer
-
-
-def with_a_bias(layer):
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-SILENCE = [
-    (only("weight"), "the weight is zero, the bias is not: it still says"),
-    (only("bias"), "the bias is zero, the weight is not"),
-    (frozen, "weight and bias may not learn"),
-    (nearly, "it still says a little"),
-    (lambda layer: layer, "no number in the layer has changed"),
-    (halved, "it still says something"),
-    (with_a_bias, "this layer has no bias"),
-    (without_bias, "its parameters were bias, weight, and now there are others"),
-    (times_nothing, "no gradient reaches weight and bias"),
-    (with_nan, "it says nan or infinity"),
-    (lambda layer: silence(copy.deepcopy(layer)), "not the layer that you were given"),
-    (lambda layer: nn.Identity(), "you returned a Identity module"),
-    (lambda layer: silence(layer) and None, "Is a `return layer` missing?"),
-]
-
-# 7.5
-
-
-class Mix(nn.Module):
-    """A blend with parts to replace."""
-
-    start, alpha = 0.0, staticmethod(torch.sigmoid)
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer, self.number = layer, nn.Parameter(torch.full((1,), self.start))
-
-    def forward(self, video):
-        alpha = self.alpha(self.number)
-        return alpha * video + (1 - alpha) * self.layer(video)
-
-
-class AllImage(Mix):
-    start, alpha = 1.0, staticmethod(lambda number: number)
-
-
-class Free(Mix):
-    start, alpha = 0.5, staticmethod(lambda number: number)
-
-
-class Clamped(Mix):
-    start, alpha = 0.5, staticmethod(lambda number: number.clamp(0, 1))
-
-
-class ClampedInPlace(Mix):
-    start = 1.0
-
-    def forward(self, video):
-        with torch.no_grad():
-            self.number.sub_(0.1).clamp_(0, 1)
-        return self.number * video + (1 - self.number) * self.layer(video)
-
-
-class ClampedAtHalf(ClampedInPlace):
-    """As published: at first, nothing is out of the range."""
-
-    start = 0.5
-
-    def forward(self, video):
-        with torch.no_grad():
-            self.number.clamp_(0, 1)
-        return self.number * video + (1 - self.number) * self.layer(video)
-
-
-class Lerp(Mix):
-    def forward(self, video):
-        return torch.lerp(self.layer(video), video, self.number.sigmoid())
-
-
-class Uncalled(Mix):
-    def forward(self, video):
-        return video + 0 * self.number
-
-
-class DetachedLayer(Mix):
-    def forward(self, video):
-        return video + (1 - self.number.sigmoid()) * (self.layer(video) - video).detach()
-
-
-class Cubed(Mix):
-    def forward(self, video):
-        moved = self.layer(video) - video
-        return video + (1 - self.number.sigmoid()) * (moved + moved**3)
-
-
-class Cut(Mix):
-    def forward(self, video):
-        return super().forward(video)[:, :1]
-
-
-class InPlace(Mix):
-    def forward(self, video):
-        return super().forward(video.mul_(2) / 2)
-
-
-class Turned(Mix):
-    alpha = staticmethod(lambda number: 1 - number.sigmoid())
-
-
-class Detached(Mix):
-    alpha = staticmethod(lambda number: number.item() * 0 + torch.tensor(0.5))
-
-
-class HalfWay(Mix):
-    alpha = staticmethod(lambda number: 0.5 + 0.5 * number.sigmoid())
-
-
-class NotOne(Mix):
-    def forward(self, video):
-        return video + (1 - self.number.sigmoid()) * self.layer(video)
-
-
-class Sum(Mix):
-    def forward(self, video):
-        return video + (1 - self.number.sigmoid()) * (self.layer(video) - video) ** 3
-
-
-class NoParameter(Mix):
-    def __init__(self, layer):
-        super().__init__(layer)
-        del self.number
-        self.number = torch.zeros(1)
-
-
-class Many(Mix):
-    def __init__(self, layer):
-        super().__init__(layer)
-        self.number = nn.Parameter(torch.zeros(3, 1, 1, 1))
-
-
-class Copied(Mix):
-    def __init__(self, layer):
-        super().__init__(copy.deepcopy(layer))
-
-
-class Zeroed(Mix):
-    def __init__(self, layer):
-        super().__init__(silence(layer))
-
-
-BLEND = [
-    (Zeroed, "You have set all of the layer to zero"),
-    (AllImage, "The layer's gradient is exactly 0"),
-    (Free, "alpha has left the range"),
-    (Clamped, "clamp cuts it off"),
-    (ClampedInPlace, "has changed the parameters"),
-    (ClampedAtHalf, "has changed the parameters"),
-    (Uncalled, "No gradient reaches the layer"),
-    (DetachedLayer, "No gradient reaches the layer"),
-    (Cubed, "is to lie between video and layer(video)"),
-    (Cut, "is to have the video's shape"),
-    (InPlace, "has changed `video` itself"),
-    (Turned, "The larger your parameter, the more of the layer"),
-    (Detached, "alpha still gets no gradient"),
-    (HalfWay, "alpha is to reach from 0, all layer, to 1, all video"),
-    (NotOne, "have to add up to 1"),
-    (Sum, "The layer's gradient is exactly 0"),
-    (NoParameter, "nothing of its own"),
-    (Many, "yours has parameters of shape (3, 1, 1, 1)"),
-    (Copied, "The layer's weights are not among blend.parameters()"),
-    (lambda layer: layer.forward, "is to be an nn.Module"),
-]
 
 MISTAKES = {"7.1": FOLD, "7.2": TEXTS, "7.3": NORM, "7.4": SILENCE, "7.5": BLEND}
 RIGHT = [
@@ -389,7 +32,7 @@ RIGHT = [
         "7.3",
         lambda norm, x: torch.stack([norm(x[:, :, k]).float() for k in range(x.shape[2])], dim=2),
     ),
-    ("7.4", lambda layer: zero(layer)),
+    ("7.4", lambda layer: library_zero_module(layer)),
     ("7.5", Mix),
     ("7.5", LibraryBlend),
     ("7.5", Lerp),
@@ -414,24 +57,24 @@ def test_other_ways_are_right_too(id, attempt):
     ("id", "attempt", "message"), [(id, *row) for id, rows in MISTAKES.items() for row in rows]
 )
 def test_every_mistake_gets_its_message(id, attempt, message):
-    with pytest.raises(Wrong, match=re.escape(message)):
+    with pytest.raises(IncorrectAnswer, match=re.escape(message)):
         list(BY_ID[id].verify(attempt))
 
 
 def test_the_references_are_the_librarys_own():
     torch.manual_seed(0)
     video, layer = torch.randn(2, 3, 4, 2, 2), nn.Conv3d(3, 3, 1)
-    ours, library = Blend(layer), LibraryBlend(layer)
+    ours, library = AlphaBlend(layer), LibraryBlend(layer)
     for alpha in (0.0, -1.5, 2.0):
         ours.mix_factor.data.fill_(alpha)
         library.mix_factor.data.fill_(alpha)
         torch.testing.assert_close(ours(video), library(video))
     norm = nn.GroupNorm(1, 3)
     expected = torch.stack([norm(video[:, :, frame]) for frame in range(4)], dim=2)
-    torch.testing.assert_close(per_frame(norm, video), expected)
+    torch.testing.assert_close(framewise_norm(norm, video), expected)
     text = torch.zeros(2, 1, 1)
-    drawn = frame_by_frame(lambda pictures, t, text: pictures.sin(), video, torch.zeros(2), text)
-    torch.testing.assert_close(drawn, video.sin())
+    out = apply_per_frame(lambda images, t, text: images.sin(), video, torch.zeros(2), text)
+    torch.testing.assert_close(out, video.sin())
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)

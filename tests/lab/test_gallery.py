@@ -7,11 +7,15 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from course_lib.lab import gallery
 
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5E"
+    "rkJggg=="
+)
 
 
-def draw(alt):
-    return f"display({{'image/png': '{PIXEL}'}}, raw=True, metadata={{'image/png': {{'alt': {alt!r}}}}})"
+def show_pixel(alt):
+    metadata = {"image/png": {"alt": alt}}
+    return f"display({{'image/png': '{PIXEL}'}}, raw=True, metadata={metadata})"
 
 
 def lesson(tmp_path, *code):
@@ -28,8 +32,11 @@ def lesson(tmp_path, *code):
 
 def test_in_place_run_saves_a_clean_notebook_with_static_widgets(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("COURSE_STATIC", raising=False)
-    show = "import os\nprint('a')\nprint(os.environ['COURSE_STATIC'], os.path.exists('01_still.ipynb'))"
-    path = lesson(tmp_path, show, draw("a red dot"), "1 + 1")
+    show = (
+        "import os\nprint('a')\n"
+        "print(os.environ['COURSE_STATIC'], os.path.exists('01_still.ipynb'))"
+    )
+    path = lesson(tmp_path, show, show_pixel("a red dot"), "1 + 1")
     assert gallery.main(["--in-place", str(path)]) == 0
     saved = json.loads(path.read_text())
     code = saved["cells"][1:]
@@ -42,7 +49,7 @@ def test_in_place_run_saves_a_clean_notebook_with_static_widgets(tmp_path, monke
     assert saved["metadata"]["kernelspec"]["name"] == "python3"
     assert saved["cells"][0]["metadata"] == {"tags": ["kept"]}
     assert all(cell["metadata"] == {} for cell in code)
-    assert "pictures: 1" in capsys.readouterr().out
+    assert "images: 1" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -77,9 +84,11 @@ def test_gallery_links_pages_and_keeps_alternative_text(tmp_path):
 
 def test_cell_ids_follow_the_source_and_stay_unique():
     cells = [new_code_cell("a"), new_code_cell("b"), new_code_cell("b"), new_markdown_cell("b")]
-    ids = [cell.id for cell in gallery.tidy(new_notebook(cells=cells)).cells]
+    ids = [cell.id for cell in gallery.clean_notebook(new_notebook(cells=cells)).cells]
     later = [new_code_cell("before"), *(new_code_cell(source) for source in "abb")]
-    assert [cell.id for cell in gallery.tidy(new_notebook(cells=later)).cells][1:] == ids[:3]
+    assert [cell.id for cell in gallery.clean_notebook(new_notebook(cells=later)).cells][1:] == ids[
+        :3
+    ]
     assert len(set(ids)) == 4
 
 
@@ -95,11 +104,11 @@ def test_cell_ids_follow_the_source_and_stay_unique():
         ("no heading", ("Untitled", "")),
     ],
 )
-def test_heading(source, expected):
-    assert gallery.heading(new_notebook(cells=[new_markdown_cell(source)])) == expected
+def test_lesson_title(source, expected):
+    assert gallery.lesson_title(new_notebook(cells=[new_markdown_cell(source)])) == expected
 
 
 def test_report_warns_of_a_big_notebook(tmp_path):
     lesson = gallery.Lesson(tmp_path / "a.ipynb", executed(), 2.0)
-    assert gallery.report(lesson, 999_000) == "a.ipynb: 2.0 min, pictures: 1, 999 KB"
+    assert gallery.report(lesson, 999_000) == "a.ipynb: 2.0 min, images: 1, 999 KB"
     assert "WARNING: over 1 MB" in gallery.report(lesson, 1_000_001)

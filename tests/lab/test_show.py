@@ -1,4 +1,4 @@
-"""show: what reaches the notebook, and what is refused."""
+"""show: what a notebook displays, and what is refused."""
 
 import base64
 import io
@@ -15,23 +15,23 @@ from course_lib.lab import show
 @pytest.fixture
 def shown(monkeypatch):
     """What a cell would have displayed."""
-    pictures = []
-    monkeypatch.setattr(show, "display", pictures.append)
-    return pictures
+    images = []
+    monkeypatch.setattr(show, "display", images.append)
+    return images
 
 
 def video(b=2, c=3, f=6, h=16, w=16, seed=0) -> torch.Tensor:
     return torch.rand(b, c, f, h, w, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def opened(picture: show.Picture) -> Image.Image:
-    return Image.open(io.BytesIO(picture.data))
+def opened(image: show.PngImage) -> Image.Image:
+    return Image.open(io.BytesIO(image.data))
 
 
-def test_a_picture_is_a_png_with_a_sentence():
-    data, metadata = show.Picture(b"\x89PNG", "a fox")._repr_mimebundle_()
+def test_an_image_is_a_png_with_a_sentence():
+    data, metadata = show.PngImage(b"\x89PNG", "a fox")._repr_mimebundle_()
     assert base64.b64decode(data["image/png"]) == b"\x89PNG"
-    assert data["text/plain"] == "[picture: a fox]"
+    assert data["text/plain"] == "[image: a fox]"
     assert metadata == {"image/png": {"alt": "a fox"}}
 
 
@@ -50,7 +50,7 @@ def test_one_clip_and_grey_and_one_frame(shown):
     show.show_video(video(c=1))
     show.show_video(video(f=1)[0].numpy())
     assert getattr(opened(shown[4]), "n_frames", 1) == 1
-    assert shown[4].alt == "picture of 1 without captions"
+    assert shown[4].alt == "image of 1 without captions"
     pixel = np.asarray(opened(shown[2]).convert("RGB"))[9, 9]
     assert len(set(pixel.tolist())) == 1
 
@@ -61,7 +61,7 @@ def test_single_clips_in_a_dict_or_list_stand_side_by_side(shown):
     show.show_video([a, b], ["truth", "model"], strip=False)
     show.show_video([a, b], titles=["truth", "model"], strip=False)
     show.show_video(torch.stack([a, b]), ["truth", "model"], strip=False)
-    assert len({picture.data for picture in shown}) == 1
+    assert len({image.data for image in shown}) == 1
     assert shown[0].alt == "animation of 2: truth; model"
 
 
@@ -95,11 +95,11 @@ def test_four_canonical_clips_stay_small(shown):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(captions=["one"]), r"one caption for each of 2 clips; got 1: \('one',\)"),
-        (dict(titles=["a", "b"]), "one title for each of 1 rows; got 2"),
-        (dict(scale=0), "scale must be a whole number of at least 1; got 0"),
-        (dict(strip_frames=0), "strip_frames must be at least 1; got 0"),
-        (dict(fps=0), "fps must lie in"),
+        (dict(captions=["one"]), r"captions: expected one for each of 2 clips, got 1: \('one',\)"),
+        (dict(titles=["a", "b"]), "titles: expected one for each of 1 rows, got 2"),
+        (dict(scale=0), "scale: expected a whole number of at least 1, got 0"),
+        (dict(strip_frames=0), "strip_frames: expected at least 1, got 0"),
+        (dict(fps=0), "fps: expected 0.1 to 100, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(shown, arguments, message):
@@ -109,13 +109,17 @@ def test_bad_arguments_are_refused(shown, arguments, message):
 
 
 def test_bad_rows_are_named(shown):
-    with pytest.raises(ValueError, match=r"video\['model'\] of shape \(2, 6, 3, 16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"video\['model'\]: expected .* got shape \(2, 6, 3, 16, 16\)"
+    ):
         show.show_video({"truth": video(), "model": video().transpose(1, 2)})
-    with pytest.raises(ValueError, match="titles are the keys of the dict already"):
+    with pytest.raises(
+        ValueError, match="titles: expected None with a dict, whose keys are the titles, got"
+    ):
         show.show_video({"truth": video()}, titles=["truth"])
-    with pytest.raises(ValueError, match="captions has no entry for 'model'; it has 'truth'"):
+    with pytest.raises(ValueError, match="captions: expected an entry for 'model', got truth"):
         show.show_video({"truth": video(), "model": video()}, {"truth": ["a", "b"]})
-    with pytest.raises(ValueError, match="nothing to show"):
+    with pytest.raises(ValueError, match="video: expected at least one row, got none"):
         show.show_video([])
 
 
@@ -124,11 +128,11 @@ def test_images(shown):
     show.show_images(images, list("abcde"))
     show.show_images(images, columns=2, scale=1)
     show.show_images(images.bfloat16())
-    assert shown[0].alt == "picture of 5: a; b; c; d; e"
-    picture = np.asarray(opened(shown[1]).convert("RGB")).astype(float)
+    assert shown[0].alt == "image of 5: a; b; c; d; e"
+    pixels = np.asarray(opened(shown[1]).convert("RGB")).astype(float)
     expected = (images[0].movedim(0, -1).numpy() + 1) * 127.5
-    assert np.abs(picture[1:17, 1:17] - expected).mean() < 12  # at most 255 colours of 1280
-    with pytest.raises(ValueError, match="columns must be at least 1; got 0"):
+    assert np.abs(pixels[1:17, 1:17] - expected).mean() < 12  # at most 255 colours of 1280
+    with pytest.raises(ValueError, match="columns: expected at least 1, got 0"):
         show.show_images(images, columns=0)
 
 
@@ -139,23 +143,23 @@ def test_flow_has_a_wheel_and_states_its_scale(shown):
     show.show_flow(flow, "a slide")
     moving, strip = shown
     assert moving.alt == "optical flow of 1: a slide; full colour means 5 pixels"
-    assert opened(moving).size[0] > 192 + 100  # the clip and, beside it, the wheel
+    assert opened(moving).size[0] > 192 + 100  # the clip and the wheel
     show.show_flow(flow[:, 0])
-    show.show_flow(torch.stack([flow, -flow]), ["there", "back"], largest=10, strip=False)
+    show.show_flow(torch.stack([flow, -flow]), ["there", "back"], max_flow=10, strip=False)
     assert len(shown) == 4 and "full colour means 10 pixels" in shown[3].alt
 
 
 def test_the_wheel_shows_what_each_direction_looks_like():
-    wheel = show._legend(1.0)
-    middle = (22 + 48, 44 + 48)
-    colour = show.flow_colours(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)).flatten().numpy()
-    np.testing.assert_array_equal(wheel[middle[0], middle[1] + 48], colour)  # right, at full speed
-    assert (wheel[middle] == 255).all()
+    wheel = show._flow_legend(1.0)
+    centre = (22 + 48, 44 + 48)
+    colour = show.flow_to_rgb(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)).flatten().numpy()
+    np.testing.assert_array_equal(wheel[centre[0], centre[1] + 48], colour)  # right, at full speed
+    assert (wheel[centre] == 255).all()
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 4, 8, 8), (8, 8), (3, 2, 8, 8)])
 def test_bad_flow_is_refused(shown, shape):
-    with pytest.raises(ValueError, match=r"expected \(2, h, w\), .* got flow of shape"):
+    with pytest.raises(ValueError, match=r"flow: expected \(2, h, w\), .* got shape"):
         show.show_flow(torch.zeros(shape))
 
 
@@ -175,8 +179,8 @@ def test_curves(shown):
 @pytest.mark.parametrize(
     ("curve", "message"),
     [
-        (([1], [2], [3]), r"curve 'a' must be y, \(x, y\) or \(x, y, low, high\); got 3 parts"),
-        (([1, 2], [3]), r"one equal length; got shapes \[\(2,\), \(1,\)\]"),
+        (([1], [2], [3]), r"curve 'a': expected y, \(x, y\) or \(x, y, low, high\), got 3 parts"),
+        (([1, 2], [3]), r"one equal length, got shapes \[\(2,\), \(1,\)\]"),
         ([], "one equal length"),
         (torch.zeros(2, 2), "one equal length"),
     ],
@@ -196,6 +200,6 @@ def test_bars(shown):
 @pytest.mark.parametrize("bar", [(0.5, 0.6, 0.7), (1, 2), (0.5, 0.4, float("inf"))])
 def test_bad_bars_are_refused(shown, bar):
     with pytest.raises(
-        ValueError, match="bar 'a' must be a number or .* with low <= value <= high; got"
+        ValueError, match="bar 'a': expected a number or .* with low <= value <= high, got"
     ):
         show.show_bars({"a": bar}, "accuracy")

@@ -1,4 +1,4 @@
-"""The style sheet: it loads, it is opaque, its colours stay apart."""
+"""The style sheet: it loads, it is opaque, its colours differ."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -14,7 +14,7 @@ def restore():
 
 
 def test_every_figure_is_opaque_and_readable():
-    style.use()
+    style.apply_style()
     assert (
         to_rgb(plt.rcParams["figure.facecolor"])
         == to_rgb(plt.rcParams["axes.facecolor"])
@@ -28,7 +28,7 @@ def test_every_figure_is_opaque_and_readable():
 
 
 def test_curves_differ_in_more_than_colour():
-    style.use()
+    style.apply_style()
     cycle = list(plt.rcParams["axes.prop_cycle"])
     assert len({entry["color"] for entry in cycle}) == len(cycle) == 7
     assert all(a["linestyle"] != b["linestyle"] for a, b in zip(cycle, cycle[1:], strict=False))

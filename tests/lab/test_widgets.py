@@ -20,13 +20,13 @@ def shown(monkeypatch):
 
 
 def test_examples_stand_for_a_choice():
-    assert widgets.examples_of(True) == [False, True]
-    assert widgets.examples_of(["a", "b"]) == ["a", "b"]
-    assert widgets.examples_of(list("abcdefghi")) == ["a", "c", "e", "g", "i"]
-    assert widgets.examples_of((0, 8)) == [0, 2, 4, 6, 8]
-    assert widgets.examples_of((1, 3)) == [1, 2, 3]
-    assert widgets.examples_of((0, 1, 0.5)) == [0.0, 0.5, 1.0]
-    assert widgets.examples_of((0.0, 1.0)) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert widgets.example_values(True) == [False, True]
+    assert widgets.example_values(["a", "b"]) == ["a", "b"]
+    assert widgets.example_values(list("abcdefghi")) == ["a", "c", "e", "g", "i"]
+    assert widgets.example_values((0, 8)) == [0, 2, 4, 6, 8]
+    assert widgets.example_values((1, 3)) == [1, 2, 3]
+    assert widgets.example_values((0, 1, 0.5)) == [0.0, 0.5, 1.0]
+    assert widgets.example_values((0.0, 1.0)) == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def test_images_stand_side_by_side(shown):
@@ -40,13 +40,13 @@ def test_images_stand_side_by_side(shown):
     assert calls == [(level, 5, "x") for level in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert [repr(thing) for thing in shown] == [
         "With dim = 5, mode = x:",
-        "[picture: picture of 5: level = 0; level = 0.25; level = 0.5; level = 0.75; level = 1]",
+        "[image: image of 5: level = 0; level = 0.25; level = 0.5; level = 0.75; level = 1]",
     ]
 
 
 def test_clips_stand_side_by_side(shown):
     widgets.explore(lambda on: torch.full((3, 4, 8, 8), float(on)), on=True)
-    assert repr(shown[0]) == "[picture: animation of 2: on = False; on = True]" and len(shown) == 2
+    assert repr(shown[0]) == "[image: animation of 2: on = False; on = True]" and len(shown) == 2
 
 
 def test_other_results_follow_their_labels(shown, capsys):
@@ -65,9 +65,9 @@ def test_figures_are_shown_in_their_place_and_closed(shown):
     widgets.explore(lambda n: plt.figure() and None, n=(1, 2))
     assert [repr(thing) for thing in shown] == [
         "n = 1",
-        "[picture: n = 1]",
+        "[image: n = 1]",
         "n = 2",
-        "[picture: n = 2]",
+        "[image: n = 2]",
     ] * 2
     assert plt.get_fignums() == []
 
@@ -75,21 +75,21 @@ def test_figures_are_shown_in_their_place_and_closed(shown):
 def test_clips_of_different_length_are_shown_one_by_one(shown):
     widgets.explore(lambda f: torch.zeros(3, f, 8, 8), f=(1, 2))
     assert [repr(thing) for thing in shown] == [
-        *("f = 1", "[picture: f = 1]", "[picture: film strip: f = 1]"),
-        *("f = 2", "[picture: f = 2]", "[picture: film strip: f = 2]"),
+        *("f = 1", "[image: f = 1]", "[image: film strip: f = 1]"),
+        *("f = 2", "[image: f = 2]", "[image: film strip: f = 2]"),
     ]
 
 
 @pytest.mark.parametrize(
     "choice", [3, "abc", [], (1,), (2, 1), (1, 2, 0), ("a", "b"), (True, False), None]
 )
-def test_a_choice_that_is_none_is_named(choice):
-    with pytest.raises(ValueError, match="size must be a bool, a list with entries"):
+def test_an_invalid_choice_is_named(choice):
+    with pytest.raises(ValueError, match="size: expected a bool, a list with entries"):
         widgets.explore(print, size=choice)
 
 
 def test_no_choice():
-    with pytest.raises(ValueError, match="at least one choice"):
+    with pytest.raises(ValueError, match="choices: expected at least one"):
         widgets.explore(print)
 
 
@@ -134,7 +134,7 @@ def test_an_executed_notebook_is_static_and_keeps_no_widget(monkeypatch, tmp_pat
     monkeypatch.delenv("COURSE_STATIC", raising=False)
     monkeypatch.setenv("COURSE_PROFILE", "cpu")  # so that only the missing front end can tell
     source = (
-        "import torch\nfrom course_lib.lab import style, widgets\nstyle.use()\n"
+        "import torch\nfrom course_lib.lab import style, widgets\nstyle.apply_style()\n"
         "widgets.explore(lambda n: torch.zeros(3, 4, 8, 8), n=(1, 3))\n"
         "import matplotlib.pyplot as plt\n"
         "widgets.explore(lambda n: plt.plot([0, n]) and None, n=(1, 2))"
@@ -143,7 +143,8 @@ def test_an_executed_notebook_is_static_and_keeps_no_widget(monkeypatch, tmp_pat
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": "."}}).execute()
     assert "widgets" not in notebook.metadata
     kinds = [sorted(output.data) for output in notebook.cells[0].outputs]
-    picture, words = ["image/png", "text/plain"], ["text/markdown", "text/plain"]
-    assert kinds == [picture, picture, words, picture, words, picture]
+    image = ["image/png", "text/plain"]
+    text = ["text/markdown", "text/plain"]
+    assert kinds == [image, image, text, image, text, image]
     first = notebook.cells[0].outputs[0]
     assert first.metadata["image/png"]["alt"] == "animation of 3: n = 1; n = 2; n = 3"

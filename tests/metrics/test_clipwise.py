@@ -1,4 +1,4 @@
-"""Means over clips: the intervals are those of the textbooks, and batches, merging and resets change nothing."""
+"""Means over clips: intervals against textbooks; batches, merging and resets change nothing."""
 
 import math
 
@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from course_lib.metrics.clipwise import ClipMeans, mean_score, share_score
+from course_lib.metrics.clipwise import PerClipMetric, mean_score, proportion_score
+from course_lib.metrics.intervals import mean_interval
 from course_lib.metrics.score import Score
 
 
-class Brightness(ClipMeans):
+class Brightness(PerClipMetric):
     """Two numbers per clip, the smallest metric there can be."""
 
     def __init__(self):
@@ -21,15 +22,15 @@ class Brightness(ClipMeans):
         )
 
     def update(self, video):
-        self._keep(mean=video.mean(dim=1), top=video.amax(dim=1))
+        self._append(mean=video.mean(dim=1), top=video.amax(dim=1))
 
 
-class Mean(ClipMeans):
+class Mean(PerClipMetric):
     def __init__(self):
         super().__init__({"mean": "mean"})
 
     def update(self, video):
-        self._keep(mean=video.mean(dim=1))
+        self._append(mean=video.mean(dim=1))
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=20))
@@ -40,6 +41,18 @@ def test_the_interval_of_a_mean_is_students(values):
     if max(values) - min(values) > 1e-3:
         expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
         assert score.interval == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_mean_interval_is_that_of_scipys_t_test(confidence):
+    x = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = stats.ttest_1samp(x, 0).confidence_interval(confidence)
+    mean, low, high = mean_interval(x, confidence)
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert mean == pytest.approx(x.mean().item(), rel=1e-12)
+    assert mean_interval(x.tolist(), confidence) == (mean, low, high)
+    with pytest.raises(ValueError, match="x: expected at least 2, got 1"):
+        mean_interval([1.0])
 
 
 def test_equal_values_have_an_interval_of_no_width_and_one_value_has_none():
@@ -64,7 +77,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 @given(st.integers(1, 60), st.data())
 def test_the_interval_of_a_share_is_wilsons(n, data):
     hits = data.draw(st.integers(0, n))
-    score = share_score("x", hits, n)
+    score = proportion_score("x", hits, n)
     z, p = stats.norm.ppf(0.975), hits / n
     middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = [(middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
@@ -75,7 +88,7 @@ def test_the_interval_of_a_share_is_wilsons(n, data):
 
 def test_a_share_of_nothing_is_refused():
     with pytest.raises(ValueError, match="accuracy: expected at least 1, got 0"):
-        share_score("accuracy", 0, 0)
+        proportion_score("accuracy", 0, 0)
 
 
 def clips(n=7):
@@ -96,12 +109,12 @@ def test_batches_do_not_matter(sizes):
 
 
 def test_two_processes_give_the_result_of_one():
-    first, second, alone = Brightness(), Brightness(), Brightness()
+    first, second, single = Brightness(), Brightness(), Brightness()
     first.update(clips()[:3])
     second.update(clips()[3:])
-    alone.update(clips())
+    single.update(clips())
     second.merge_state(first)  # what torchmetrics does with states from several processes
-    assert second.compute() == alone.compute()
+    assert second.compute() == single.compute()
 
 
 def test_a_single_number_comes_as_a_score():

@@ -43,25 +43,25 @@ def rotating(angle, count):
 @given(st.integers(0, 10**6), st.integers(2, 7))
 def test_each_definition_equals_its_loop(seed, count):
     frames = random_frames(seed, f=count)
-    found = frame_consistency(frames)
+    result = frame_consistency(frames)
     for clip in range(len(frames)):
         expected = by_hand(frames[clip])
-        assert {key: float(values[clip]) for key, values in found.items()} == pytest.approx(
+        assert {key: float(values[clip]) for key, values in result.items()} == pytest.approx(
             expected, abs=1e-12
         )
 
 
 def test_closed_form_of_a_steady_turn():
     angle, count = 0.2, 6
-    found = {key: float(value) for key, value in frame_consistency(rotating(angle, count)).items()}
+    result = {key: float(value) for key, value in frame_consistency(rotating(angle, count)).items()}
     lags = range(1, count)
-    assert found["consecutive"] == pytest.approx(math.cos(angle), abs=1e-12)
+    assert result["consecutive"] == pytest.approx(math.cos(angle), abs=1e-12)
     pairs = sum(2 * (count - lag) * math.cos(lag * angle) for lag in lags) / (count * (count - 1))
-    assert found["all_pairs"] == pytest.approx(pairs, abs=1e-12)
+    assert result["all_pairs"] == pytest.approx(pairs, abs=1e-12)
     first = sum(math.cos(lag * angle) for lag in lags) / len(lags)
-    assert found["vbench"] == pytest.approx((math.cos(angle) + first) / 2, abs=1e-12)
+    assert result["vbench"] == pytest.approx((math.cos(angle) + first) / 2, abs=1e-12)
     assert (
-        found["consecutive"] > found["vbench"] > found["all_pairs"]
+        result["consecutive"] > result["vbench"] > result["all_pairs"]
     )  # motion drives distant frames apart
 
 
@@ -80,16 +80,16 @@ def test_only_all_pairs_is_blind_to_the_order_of_frames():
 
 
 def test_only_vbench_clips_what_is_opposite():
-    found = frame_consistency(rotating(math.pi, 2))
-    assert {key: float(value) for key, value in found.items()} == pytest.approx(
+    result = frame_consistency(rotating(math.pi, 2))
+    assert {key: float(value) for key, value in result.items()} == pytest.approx(
         {"all_pairs": -1, "consecutive": -1, "vbench": 0}
     )
 
 
 def test_two_frames_leave_no_room_for_definitions():
-    found = frame_consistency(rotating(0.7, 2))
-    assert set(found) == {"all_pairs", "consecutive", "vbench"}
-    assert [float(value) for value in found.values()] == pytest.approx(
+    result = frame_consistency(rotating(0.7, 2))
+    assert set(result) == {"all_pairs", "consecutive", "vbench"}
+    assert [float(value) for value in result.values()] == pytest.approx(
         [math.cos(0.7)] * 3, abs=1e-12
     )
 

@@ -1,4 +1,4 @@
-"""KID, precision and recall, Inception Score: against torchmetrics, published values and brute force."""
+"""KID, precision and recall, Inception Score, against torchmetrics and brute force."""
 
 import math
 import warnings
@@ -40,7 +40,7 @@ def as_video(features):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(distribution, "ROWS", 7)
+    monkeypatch.setattr(distribution, "ROW_BLOCK", 7)
 
 
 # Kernel distance
@@ -73,11 +73,11 @@ def test_sets_of_two_sizes_by_hand(small_blocks):
         sum(kernel(a, b) for a in z for b in z if a is not b) / (len(z) * (len(z) - 1))
         for z in map(list, (x, y))
     ]
-    between = sum(kernel(a, b) for a in x for b in y) / 24
-    assert kernel_distance(x, y) == pytest.approx(sum(within) - 2 * between, rel=1e-12)
+    cross = sum(kernel(a, b) for a in x for b in y) / 24
+    assert kernel_distance(x, y) == pytest.approx(sum(within) - 2 * cross, rel=1e-12)
     within = [sum(kernel(a, b) for a in z for b in z) / len(z) ** 2 for z in (x, y)]
     assert kernel_distance(x, y, unbiased=False) == pytest.approx(
-        sum(within) - 2 * between, rel=1e-12
+        sum(within) - 2 * cross, rel=1e-12
     )
 
 
@@ -97,14 +97,14 @@ def test_subsets_are_those_of_torchmetrics():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         expected = [value.item() for value in theirs.compute()]
-    found = kernel_distance_subsets(x, y, subsets=7, size=20, seed=5)
-    assert list(found) == pytest.approx(expected, rel=1e-10)
+    result = kernel_distance_subsets(x, y, num_subsets=7, subset_size=20, seed=5)
+    assert list(result) == pytest.approx(expected, rel=1e-10)
 
 
 def test_the_mean_over_many_subsets_is_the_distance_of_all():
     x, y = draws(60, 4), draws(60, 4, 1) * 1.5
-    found = kernel_distance_subsets(x, y, subsets=400, size=30)
-    assert found.mean == pytest.approx(kernel_distance(x, y), abs=4 * found.std / 20)
+    mean, std = kernel_distance_subsets(x, y, num_subsets=400, subset_size=30)
+    assert mean == pytest.approx(kernel_distance(x, y), abs=4 * std / 20)
 
 
 # Precision and recall
@@ -157,10 +157,10 @@ def one_hot(n, classes=10):
 
 def test_perfect_samples_score_the_number_of_classes_and_less_in_small_splits():
     assert inception_score(one_hot(200)).tolist() == pytest.approx([10], rel=1e-12)
-    in_ten = inception_score(one_hot(200), splits=10)
+    in_ten = inception_score(one_hot(200), num_splits=10)
     assert len(in_ten) == 10 and in_ten.mean().item() == pytest.approx(8.0, abs=0.4)
     means = [
-        inception_score(one_hot(200), splits=10, seed=seed).mean().item() for seed in range(30)
+        inception_score(one_hot(200), num_splits=10, seed=seed).mean().item() for seed in range(30)
     ]
     assert sum(means) / 30 == pytest.approx(7.997, abs=0.2)
 
@@ -172,7 +172,7 @@ def test_inception_score_is_that_of_torchmetrics(splits):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
         theirs = TheirInceptionScore(nn.Flatten(), splits=splits)
     theirs.update(as_video(logits))
-    metric = InceptionScore(flat, "flat", splits=splits, seed=3)
+    metric = InceptionScore(flat, "flat", num_splits=splits, seed=3)
     for part in as_video(logits).split(7):
         metric.update(part)
     scores = metric.compute()
@@ -245,15 +245,21 @@ def test_one_pass_serves_all():
         (lambda x: kernel_distance(x, x, degree=0), "degree: expected at least 1, got 0"),
         (lambda x: kernel_distance_subsets(x, x), "real: samples: expected at least 1000, got 20"),
         (
-            lambda x: kernel_distance_subsets(x, x, size=5, subsets=0),
-            "subsets: expected at least 1, got 0",
+            lambda x: kernel_distance_subsets(x, x, subset_size=5, num_subsets=0),
+            "num_subsets: expected at least 1, got 0",
         ),
         (lambda x: precision_recall(x, x[:3]), "generated: samples: expected at least 4, got 3"),
         (lambda x: precision_recall(x, x, k=0), "k: expected at least 1, got 0"),
-        (lambda x: inception_score(x, splits=11), "logits: samples: expected at least 22, got 20"),
-        (lambda x: inception_score(x, splits=0), "splits: expected at least 1, got 0"),
+        (
+            lambda x: inception_score(x, num_splits=11),
+            "logits: samples: expected at least 22, got 20",
+        ),
+        (lambda x: inception_score(x, num_splits=0), "splits: expected at least 1, got 0"),
         (lambda x: inception_score(x[0]), r"logits: expected \(n, d\)"),
-        (lambda x: InceptionScore(flat, "flat", splits=0), "splits: expected at least 1, got 0"),
+        (
+            lambda x: InceptionScore(flat, "flat", num_splits=0),
+            "splits: expected at least 1, got 0",
+        ),
         (
             lambda x: InceptionScore(nn.Flatten(), "flat"),
             "net: expected a network in evaluation mode",
@@ -266,7 +272,7 @@ def test_bad_input_is_refused(call, message):
 
 
 def test_too_few_samples_are_named():
-    metric = InceptionScore(flat, "flat", splits=10)
+    metric = InceptionScore(flat, "flat", num_splits=10)
     metric.update(as_video(draws(19, 8)))
     with pytest.raises(ValueError, match="samples: expected at least 20, got 19"):
         metric.compute()

@@ -1,4 +1,4 @@
-"""The nets that users bring: what is fed to them, and what happens without them. The files here are stand-ins."""
+"""Networks from a user's files: their input, and the errors without them; with stand-in files."""
 
 import warnings
 
@@ -13,10 +13,11 @@ from course_lib.metrics import (
     i3d_features,
     inception_features,
 )
+from course_lib.validation import to_uint8
 
 
 class FakeI3D(nn.Module):
-    """Takes what the published file takes; answers with means, of nothing unless asked as it should be."""
+    """Has the arguments of the published file; returns means, or 0 unless called correctly."""
 
     def __init__(self):
         super().__init__()
@@ -35,9 +36,8 @@ class FakeI3D(nn.Module):
 @pytest.fixture
 def i3d_file(tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # torch.jit is deprecated; the published file is not replaced
+        # torch.jit is deprecated, but the published file needs it
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(FakeI3D()).save(str(tmp_path / "i3d.pt"))
     return tmp_path / "i3d.pt"
 
@@ -67,8 +67,8 @@ def inception_file(tmp_path, monkeypatch):
 
 def test_bytes_are_the_nearest():
     every = torch.arange(256)
-    assert torch.equal(external.to_bytes(every / 127.5 - 1), every.to(torch.uint8))
-    assert external.to_bytes(torch.tensor([-1.0005, 1.0005, 0.0, -0.0079])).tolist() == [
+    assert torch.equal(to_uint8(every / 127.5 - 1), every.to(torch.uint8))
+    assert to_uint8(torch.tensor([-1.0005, 1.0005, 0.0, -0.0079])).tolist() == [
         0,
         255,
         128,
@@ -78,9 +78,9 @@ def test_bytes_are_the_nearest():
 
 def test_i3d_gets_bytes_and_does_the_rest(i3d_file):
     video = torch.rand(2, 3, 10, 4, 4) * 2 - 1
-    found = i3d_features(i3d_file)(video)
-    expected = external.to_bytes(video).float().mean(dim=(3, 4))[:, :, 0]
-    torch.testing.assert_close(found, expected)  # and no dropout: it is in evaluation mode
+    result = i3d_features(i3d_file)(video)
+    expected = to_uint8(video).float().mean(dim=(3, 4))[:, :, 0]
+    torch.testing.assert_close(result, expected)  # and no dropout: it is in evaluation mode
     metric = FrechetDistance(i3d_features(str(i3d_file)), "i3d", ddof=0)
     metric.update(video, real=True)
     metric.update(-video, real=False)
@@ -108,7 +108,7 @@ def test_inception_gets_bytes_and_no_antialiasing(inception_file):
     }
     images = torch.rand(2, 3, 5, 5) * 2 - 1
     assert net(images).shape == (2, 2048)
-    assert torch.equal(made.fed, external.to_bytes(images))
+    assert torch.equal(made.fed, to_uint8(images))
     assert frame_features(net)(torch.zeros(2, 3, 4, 5, 5)).shape == (8, 2048)
     with pytest.raises(ValueError, match="images: expected 3 channels, got 4"):
         net(torch.zeros(1, 4, 5, 5))
@@ -128,8 +128,8 @@ def test_a_file_with_code_in_it_is_not_run(inception_file, tmp_path):
 @pytest.mark.parametrize(
     ("load", "what"),
     [
-        (inception_features, "Inception weights.*torch-fidelity's releases"),
-        (i3d_features, "I3D as TorchScript.*StyleGAN-V"),
+        (inception_features, "weights-inception.*torch-fidelity's releases"),
+        (i3d_features, "i3d_torchscript.pt.*StyleGAN-V"),
     ],
 )
 def test_a_missing_file_says_what_it_would_be(load, what, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from course_lib.metrics import (
     FeatureBank,
     KernelDistance,
-    extract,
+    extract_features,
     frame_features,
     kernel_distance,
     mean_frame_features,
@@ -31,26 +31,26 @@ def image_means(images):
 
 def test_an_image_net_sees_every_frame_as_a_sample():
     video = clips()
-    found = frame_features(image_means)(video)
-    assert found.shape == (18, 3)
-    torch.testing.assert_close(found[5], video[1, :, 2].mean(dim=(1, 2)))
+    result = frame_features(image_means)(video)
+    assert result.shape == (18, 3)
+    torch.testing.assert_close(result[5], video[1, :, 2].mean(dim=(1, 2)))
 
 
 def test_the_mean_over_frames_is_blind_to_their_order_and_a_video_net_is_not():
     video = clips()
-    found = mean_frame_features(image_means)(video)
-    assert found.shape == (6, 3)
-    torch.testing.assert_close(found[1], video[1].mean(dim=(1, 2, 3)))
-    torch.testing.assert_close(mean_frame_features(image_means)(video.flip(2)), found)
+    result = mean_frame_features(image_means)(video)
+    assert result.shape == (6, 3)
+    torch.testing.assert_close(result[1], video[1].mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(mean_frame_features(image_means)(video.flip(2)), result)
     assert (means(video.flip(2)) - means(video)).abs().max() > 0.01
 
 
 def test_features_are_float64_without_gradient():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 3 * 64, 4)).eval()
     video = clips().requires_grad_()
-    found = extract(net, video)
-    assert found.dtype == torch.float64 and not found.requires_grad
-    torch.testing.assert_close(found, net(video).double().detach(), rtol=0, atol=0)
+    result = extract_features(net, video)
+    assert result.dtype == torch.float64 and not result.requires_grad
+    torch.testing.assert_close(result, net(video).double().detach(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_net_in_training_mode_is_refused_at_once(wrap):
 )
 def test_what_a_net_must_return(net, message):
     with pytest.raises(ValueError, match=message):
-        extract(net, clips())
+        extract_features(net, clips())
 
 
 def test_a_bank_keeps_both_sides_in_order():
@@ -84,13 +84,13 @@ def test_a_bank_keeps_both_sides_in_order():
     for batch in real.split(4):
         bank.update(batch, real=True)
     bank.update(generated, real=False)
-    found = bank.compute()
-    torch.testing.assert_close(found[0], means(real).double(), rtol=0, atol=1e-7)
-    torch.testing.assert_close(found[1], means(generated).double(), rtol=0, atol=1e-7)
+    result = bank.compute()
+    torch.testing.assert_close(result[0], means(real).double(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(result[1], means(generated).double(), rtol=0, atol=1e-7)
 
 
 def test_a_bank_may_keep_the_real_side_over_a_reset():
-    bank = KernelDistance(means, "means", keep_real=True)
+    bank = KernelDistance(means, "means", cache_real=True)
     bank.update(clips(6), real=True)
     values = []
     for seed in (1, 2, 1):
@@ -118,7 +118,7 @@ def test_several_processes_join_their_rows():
     bank = KernelDistance(means, "means")
     bank.update(clips(4), real=True)
     bank.update(clips(3, seed=1), real=False)
-    alone = bank.compute()
+    before = bank.compute()
     # two processes that hold the same: what gathering would bring
     bank.sync(dist_sync_fn=lambda rows, group: [rows, rows], distributed_available=lambda: True)
     bank._computed, bank._to_sync = None, False
@@ -128,7 +128,7 @@ def test_several_processes_join_their_rows():
     assert kernel_distance(real, generated) == pytest.approx(kernel_distance(*twice), rel=1e-6)
     bank.unsync()
     bank._to_sync = True
-    assert bank.compute() == alone
+    assert bank.compute() == before
 
 
 def test_a_bad_video_never_reaches_the_net():

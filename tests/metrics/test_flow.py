@@ -1,4 +1,4 @@
-"""Flow: directions, signs and lengths, warping against scipy, occlusion against a loop, RAFT against torchvision."""
+"""Flow: directions, signs and lengths; references from scipy, loops and torchvision."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,14 @@ from safetensors.torch import save_file
 from scipy import ndimage
 from torchvision.models.optical_flow import raft_small
 
-from course_lib.metrics import both_flows, estimate_flow, exact_flows, raft_flow, visible, warp
+from course_lib.metrics import (
+    bidirectional_flow,
+    estimate_flow,
+    ground_truth_flow,
+    non_occluded_mask,
+    raft_flow,
+    warp,
+)
 from course_lib.metrics.flow import check_flow
 from course_lib.world import Scene, World, render
 
@@ -19,20 +26,20 @@ def noise(*shape, seed=0):
 
 
 def texture(size=64, seed=0, frames=2, step=(1.5, -0.75)):
-    """A smooth random picture that moves by `step` (x, y) pixels a frame; a sum of waves needs no interpolation."""
+    """A sum of waves that moves by `step` (x, y) pixels per frame, without interpolation."""
     generator = torch.Generator().manual_seed(seed)
     waves = torch.rand(12, 4, generator=generator, dtype=torch.float64)
     x = torch.arange(size, dtype=torch.float64)[None, None, :]
     y = torch.arange(size, dtype=torch.float64)[None, :, None]
     t = torch.arange(frames, dtype=torch.float64)[:, None, None]
-    picture = sum(
+    image = sum(
         torch.sin(
             (a - 0.5) * 0.9 * (x - step[0] * t) + (b - 0.5) * 0.9 * (y - step[1] * t) + 6.3 * phase
         )
         * height
         for a, b, phase, height in waves.tolist()
     )
-    return (picture / 12)[None, None].expand(1, 3, -1, -1, -1)
+    return (image / 12)[None, None].expand(1, 3, -1, -1, -1)
 
 
 # Warping
@@ -41,12 +48,12 @@ def texture(size=64, seed=0, frames=2, step=(1.5, -0.75)):
 @given(st.integers(0, 10**6))
 def test_warp_is_scipys_bilinear_lookup(seed):
     frames, flow = noise(2, 3, 2, 7, 9, seed=seed), 3 * noise(2, 2, 2, 7, 9, seed=seed + 1)
-    found = warp(frames, flow)
+    result = warp(frames, flow)
     rows, columns = np.mgrid[:7, :9]
     for b, c, t in np.ndindex(2, 3, 2):
         where = [rows + flow[b, 1, t].numpy(), columns + flow[b, 0, t].numpy()]
         expected = ndimage.map_coordinates(frames[b, c, t].numpy(), where, order=1, mode="nearest")
-        assert np.allclose(found[b, c, t].numpy(), expected, atol=1e-10)
+        assert np.allclose(result[b, c, t].numpy(), expected, atol=1e-10)
 
 
 def test_warp_brings_the_next_frame_back():
@@ -66,12 +73,12 @@ def moving(**options):
         Scene("fish", "spinning", "grass", 4),
         Scene("pig", "growing"),
     ]
-    return render(scenes, frames=5, frozen=True, **options)
+    return render(scenes, num_frames=5, static_sprites=True, **options)
 
 
 def test_exact_flows_bring_frames_back_and_forth():
     clips = moving()
-    forward, backward = exact_flows(clips)
+    forward, backward = ground_truth_flow(clips)
     assert forward.shape == backward.shape == (3, 2, 4, 64, 64)
     core = clips.alpha > 0.999  # no border, where subject and background mix
     for frames, flow, truth, inside in (
@@ -84,13 +91,13 @@ def test_exact_flows_bring_frames_back_and_forth():
 
 
 def test_there_and_back_is_nowhere_where_it_is_visible():
-    forward, backward = (flow.double() for flow in exact_flows(moving()))
-    seen = visible(forward, backward).expand(-1, 2, -1, -1, -1)
+    forward, backward = (flow.double() for flow in ground_truth_flow(moving()))
+    visible = non_occluded_mask(forward, backward).expand(-1, 2, -1, -1, -1)
     there_and_back = forward + warp(backward, forward)
-    assert there_and_back[seen].abs().max() < 1  # the rule allows about 0.5 on the square
-    assert there_and_back[seen].abs().mean() < 0.01
-    assert there_and_back[~seen].abs().mean() > 0.2
-    assert 0.7 < seen.double().mean() < 0.99
+    assert there_and_back[visible].abs().max() < 1  # the rule allows about 0.5 on the square
+    assert there_and_back[visible].abs().mean() < 0.01
+    assert there_and_back[~visible].abs().mean() > 0.2
+    assert 0.7 < visible.double().mean() < 0.99
 
 
 # Occlusion
@@ -104,7 +111,7 @@ def visible_by_hand(forward, backward):
     back = np.stack(
         [ndimage.map_coordinates(part, where, order=1, mode="nearest") for part in backward]
     )
-    seen = np.ones((h, w), bool)
+    visible = np.ones((h, w), bool)
     for y in range(h):
         for x in range(w):
             f, b = forward[:, y, x], back[:, y, x]
@@ -112,8 +119,8 @@ def visible_by_hand(forward, backward):
             below = forward[:, min(y + 1, h - 1), x] - f
             hidden = ((f + b) ** 2).sum() > 0.01 * ((f**2).sum() + (b**2).sum()) + 0.5
             edge = (right**2).sum() + (below**2).sum() > 0.01 * (f**2).sum() + 0.002
-            seen[y, x] = not (hidden or edge)
-    return seen
+            visible[y, x] = not (hidden or edge)
+    return visible
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 6.0])
@@ -125,11 +132,11 @@ def test_visible_equals_its_loop(scale):
         torch.from_numpy(-0.9 * fields[0])[:, :, None],
     )
     backward = backward + 0.3 * torch.from_numpy(fields[1])[:, :, None]
-    found = visible(forward, backward)
-    assert found.shape == (2, 1, 1, 12, 15) and found.dtype == torch.bool
+    result = non_occluded_mask(forward, backward)
+    assert result.shape == (2, 1, 1, 12, 15) and result.dtype == torch.bool
     for b in range(2):
         expected = visible_by_hand(forward[b, :, 0].numpy(), backward[b, :, 0].numpy())
-        assert np.array_equal(found[b, 0, 0].numpy(), expected)
+        assert np.array_equal(result[b, 0, 0].numpy(), expected)
         assert 0 < expected.mean() < 1
 
 
@@ -137,9 +144,9 @@ def test_what_a_square_moves_over_is_hidden():
     forward, backward = torch.zeros(1, 2, 1, 16, 16), torch.zeros(1, 2, 1, 16, 16)
     forward[:, 0, :, 4:10, 2:8] = 4.0  # a square moves 4 to the right
     backward[:, 0, :, 4:10, 6:12] = -4.0
-    seen = visible(forward, backward)[0, 0, 0]
-    assert not seen[4:10, 8:12].any()  # the ground it comes to lie on
-    assert seen[5:8, 3:6].all() and seen[12:, :].all() and seen[:, 13:].all()
+    visible = non_occluded_mask(forward, backward)[0, 0, 0]
+    assert not visible[4:10, 8:12].any()  # the ground it comes to lie on
+    assert visible[5:8, 3:6].all() and visible[12:, :].all() and visible[:, 13:].all()
 
 
 # Estimates
@@ -154,7 +161,7 @@ def test_an_estimate_has_the_right_sign_length_and_order(method):
 
 
 def test_both_flows_are_there_and_back():
-    forward, backward = both_flows(texture(frames=3))
+    forward, backward = bidirectional_flow(texture(frames=3))
     assert forward.shape == backward.shape == (1, 2, 2, 64, 64)
     inner = (forward + backward)[..., 12:-12, 12:-12].abs()
     assert inner.median() < 0.1
@@ -162,14 +169,19 @@ def test_both_flows_are_there_and_back():
 
 def test_an_estimate_comes_near_the_truth_of_the_world():
     clips = World(
-        "test", part="all", seed=5, frozen=True, frames=3, motions=["moving left", "moving down"]
+        "test",
+        subset="all",
+        seed=5,
+        static_sprites=True,
+        num_frames=3,
+        motions=["moving left", "moving down"],
     ).batch(range(4))
     inside = clips.mask[:, 0, :-1]
     missed = (estimate_flow(clips.video) - clips.flow).norm(dim=1)[inside].median()
     assert missed < 0.25 * clips.flow.norm(dim=1)[inside].median()
 
 
-def test_a_picture_without_colour_or_motion():
+def test_a_video_without_colour_or_motion():
     still = texture(step=(0, 0))[:, :1]
     assert estimate_flow(still).abs().max() < 1e-3
     assert torch.equal(estimate_flow(torch.zeros(1, 3, 2, 16, 16)), torch.zeros(1, 2, 1, 16, 16))
@@ -180,7 +192,7 @@ def test_a_picture_without_colour_or_motion():
 @pytest.mark.parametrize(
     ("video", "method", "message"),
     [
-        (texture(), "farneback", "method: expected one of ilk, tvl1; got 'farneback'"),
+        (texture(), "farneback", "method: expected one of ilk, tvl1, got 'farneback'"),
         (texture(frames=1), "ilk", "video: expected at least 2 frames, got 1"),
         (texture()[..., :8, :8], "ilk", "video: expected at least 16x16 pixels, got 8x8"),
         (texture()[:, :2], "ilk", "video: expected 1 or 3 channels, got 2"),
@@ -199,7 +211,9 @@ def test_a_flow_that_does_not_fit_is_refused():
         check_flow("flow", torch.zeros(1, 2, 2, 64, 64), video)
     with pytest.raises(ValueError, match="flow: expected floating point, got torch.int64"):
         check_flow("flow", torch.zeros(1, 2, 1, 64, 64).long(), video)
-    with pytest.raises(ValueError, match="flow: expected finite values, got NaN or infinity"):
+    with pytest.raises(
+        ValueError, match="flow: expected finite values, got 8192 of 8192 NaN or infinite"
+    ):
         check_flow("flow", torch.full((1, 2, 1, 64, 64), torch.nan), video)
 
 
@@ -235,13 +249,13 @@ def test_small_video_is_enlarged_for_raft_and_its_flow_brought_back(raft):
     )
     flow = net(enlarged[:1], enlarged[1:])[-1]
     flow = torch.nn.functional.interpolate(flow, (64, 60), mode="bilinear")
-    found = raft_flow(folder / "raft.safetensors")(video)[:, :, 0]
-    assert torch.allclose(found[:, 0], flow[:, 0] * 60 / 128, atol=1e-4)
-    assert torch.allclose(found[:, 1], flow[:, 1] / 2, atol=1e-4)
+    result = raft_flow(folder / "raft.safetensors")(video)[:, :, 0]
+    assert torch.allclose(result[:, 0], flow[:, 0] * 60 / 128, atol=1e-4)
+    assert torch.allclose(result[:, 1], flow[:, 1] / 2, atol=1e-4)
 
 
 def test_raft_without_a_file_says_so(tmp_path):
     with pytest.raises(
-        ValueError, match="weights: expected a file with torchvision's RAFT weights, found none at"
+        ValueError, match="weights: expected a file with torchvision's RAFT weights, got none at"
     ):
         raft_flow(tmp_path / "raft.pth")

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and perceptual distance against scikit-image, torchmetrics and what can be worked out by hand."""
+"""PSNR, SSIM and perceptual distance against scikit-image, torchmetrics and closed forms."""
 
 import math
 import warnings
@@ -44,12 +44,12 @@ def plain(value, c=3, f=2, size=16):
 
 def test_psnr_of_each_frame_is_that_of_scikit_image():
     video, truth = pair()
-    found = psnr(video, truth)
-    assert found.shape == (2, 3) and found.dtype == torch.float64
+    result = psnr(video, truth)
+    assert result.shape == (2, 3) and result.dtype == torch.float64
     for clip in range(2):
         for frame in range(3):
             images = [x[clip, :, frame].double().numpy() for x in (truth, video)]
-            assert found[clip, frame].item() == pytest.approx(
+            assert result[clip, frame].item() == pytest.approx(
                 peak_signal_noise_ratio(*images, data_range=2), rel=1e-12
             )
 
@@ -63,8 +63,8 @@ def test_pooled_psnr_is_that_of_torchmetrics_and_scikit_image():
     assert float(scores["pooled"]) == pytest.approx(
         theirs.compute().item(), rel=1e-6
     )  # theirs is float32
-    whole = peak_signal_noise_ratio(truth.double().numpy(), video.double().numpy(), data_range=2)
-    assert float(scores["pooled"]) == pytest.approx(whole, rel=1e-12)
+    full = peak_signal_noise_ratio(truth.double().numpy(), video.double().numpy(), data_range=2)
+    assert float(scores["pooled"]) == pytest.approx(full, rel=1e-12)
     assert float(scores["frame_mean"]) == pytest.approx(psnr(video, truth).mean().item(), rel=1e-12)
     assert [(score.name, score.n, score.unit) for score in scores.values()] == [
         ("psnr_frame_mean", 6, "dB"),
@@ -132,29 +132,29 @@ def reference_ssim(a, b):
 )
 def test_ssim_of_each_frame_is_that_of_scikit_image(c, size, noise):
     video, truth = pair(c=c, size=size, noise=noise)
-    found = ssim(video, truth)
+    result = ssim(video, truth)
     for clip in range(2):
         for frame in range(3):
             images = [(x[clip, :, frame].double() + 1) / 2 for x in (video, truth)]
-            assert found[clip, frame].item() == pytest.approx(reference_ssim(*images), abs=1e-10)
+            assert result[clip, frame].item() == pytest.approx(reference_ssim(*images), abs=1e-10)
 
 
 def test_the_map_is_the_inner_part_of_that_of_torchmetrics():
     video, truth = (x[:, :, 0].double() for x in pair(size=32))
-    found = ssim_map(video, truth)
+    result = ssim_map(video, truth)
     _, full = structural_similarity_index_measure(
         (video + 1) / 2, (truth + 1) / 2, data_range=1.0, return_full_image=True
     )
-    assert found.shape == (2, 3, 22, 22)
-    torch.testing.assert_close(found, full[:, :, 5:-5, 5:-5], rtol=0, atol=1e-12)
+    assert result.shape == (2, 3, 22, 22)
+    torch.testing.assert_close(result, full[:, :, 5:-5, 5:-5], rtol=0, atol=1e-12)
 
 
 @given(a=st.floats(-1, 1), b=st.floats(-1, 1))
 def test_constant_images_follow_the_closed_form(a, b):
     x, y = (a + 1) / 2, (b + 1) / 2
     expected = (2 * x * y + 1e-4) / (x * x + y * y + 1e-4)
-    found = ssim(plain(a), plain(b))
-    assert found.flatten().tolist() == pytest.approx([expected] * 2, abs=1e-9)
+    result = ssim(plain(a), plain(b))
+    assert result.flatten().tolist() == pytest.approx([expected] * 2, abs=1e-9)
 
 
 def test_the_published_value_of_black_against_white():
@@ -222,11 +222,11 @@ def test_perceptual_distance_is_the_formula(weighted):
         torch.rand(shape[0], generator=generator) if weighted else torch.ones(shape[0])
         for shape in shapes
     ]
-    found = perceptual_distance(*maps, weights if weighted else None)
+    result = perceptual_distance(*maps, weights if weighted else None)
     expected = [
         by_hand(*([layer[clip] for layer in side] for side in maps), weights) for clip in range(2)
     ]
-    assert found.tolist() == pytest.approx(expected, rel=1e-6)  # 1e-8 under the root
+    assert result.tolist() == pytest.approx(expected, rel=1e-6)  # 1e-8 under the root
 
 
 def test_with_its_net_and_heads_it_is_the_lpips_of_torchmetrics():
@@ -266,7 +266,7 @@ def test_perceptual_distance_can_be_a_loss_even_on_dead_features():
 @pytest.mark.parametrize(
     ("first", "second", "weights", "message"),
     [
-        ([], [], None, "expected equally many layers, at least one; got 0, 0 and no weights"),
+        ([], [], None, "expected equally many layers, at least one, got 0, 0 and no weights"),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)] * 2, None, "got 1, 2 and no weights"),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)], [(2,), (2,)], "got 1, 1 and 2 weights"),
         (
@@ -307,15 +307,15 @@ def values(metric):
 @pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
 def test_the_batching_does_not_matter(make):
     video, truth = pair(b=6, size=16)
-    whole, parts, other = make(), make(), make()
-    whole.update(video, truth)
+    full, parts, other = make(), make(), make()
+    full.update(video, truth)
     for start, stop in ((0, 1), (1, 4)):
         parts.update(video[start:stop], truth[start:stop])
     other.update(video[4:, :, :1], truth[4:, :, :1])  # and by frames, in another process
     other.update(video[4:, :, 1:], truth[4:, :, 1:])
     parts.merge_state(other)
     assert values(parts) == pytest.approx(
-        values(whole), rel=1e-6 if make is METRICS["perceptual"] else 1e-12
+        values(full), rel=1e-6 if make is METRICS["perceptual"] else 1e-12
     )
 
 

@@ -1,4 +1,4 @@
-"""Warping error, flicker, smoothness and dynamic degree: against loops over the published formulas and closed forms."""
+"""Warping error, flicker, smoothness and dynamic degree, against loops and closed forms."""
 
 import math
 
@@ -14,11 +14,11 @@ from course_lib.metrics import (
     Flicker,
     Smoothness,
     WarpingError,
-    both_flows,
+    bidirectional_flow,
     dynamic_degree,
     estimate_flow,
-    exact_flows,
-    visible,
+    ground_truth_flow,
+    non_occluded_mask,
     warping_error,
 )
 from course_lib.world import MOTIONS, World
@@ -53,14 +53,14 @@ def smooth_flows(b=2, f=3, size=16):
 
 @pytest.fixture(scope="module")
 def clips():
-    return World("test", part="all", seed=5, frozen=True, frames=8).batch(range(12))
+    return World("test", subset="all", seed=5, static_sprites=True, num_frames=8).batch(range(12))
 
 
 # Warping error
 
 
 def warping_error_by_hand(clip, forward, mask):
-    """Lai et al.'s evaluation loop for one clip: (c, f, h, w) in [0, 1], flow (2, f-1, h, w), mask (f-1, h, w)."""
+    """Lai et al.'s loop: clip (c, f, h, w) in [0, 1], flow (2, f-1, h, w), mask (f-1, h, w)."""
     total, steps = 0, forward.shape[1]
     rows, columns = np.mgrid[: clip.shape[2], : clip.shape[3]]
     for t in range(steps):
@@ -77,7 +77,7 @@ def warping_error_by_hand(clip, forward, mask):
 
 def test_warping_error_equals_the_authors_loop():
     shown, (forward, backward) = video(b=2, f=3), smooth_flows()
-    mask = visible(forward, backward)
+    mask = non_occluded_mask(forward, backward)
     assert 0.1 < mask.double().mean() < 0.95
     expected = [
         warping_error_by_hand((shown[i].numpy() + 1) / 2, forward[i].numpy(), mask[i, 0].numpy())
@@ -97,7 +97,7 @@ def test_independent_noise_has_twice_its_variance_as_warping_error():
 def test_a_step_in_which_nothing_can_be_seen_counts_as_zero():
     shown = video(f=2)
     everywhere = torch.full((3, 2, 1, 16, 16), 5.0)
-    assert not visible(everywhere, everywhere).any()
+    assert not non_occluded_mask(everywhere, everywhere).any()
     assert warping_error(shown, everywhere, everywhere).tolist() == [0, 0, 0]
 
 
@@ -110,7 +110,7 @@ def test_true_clips_follow_their_flow_and_shuffled_ones_do_not(clips):
         torch.where(clips.mask, clips.video.flip(1), clips.video),
     ):
         metric.reset()
-        metric.update(shown, exact_flows(clips))
+        metric.update(shown, ground_truth_flow(clips))
         errors.append(metric.compute())
     true, shuffled, recoloured = errors
     assert true.name == "warping_error[exact]" and true.n == 12
@@ -120,11 +120,13 @@ def test_true_clips_follow_their_flow_and_shuffled_ones_do_not(clips):
 
 
 def test_an_estimated_flow_takes_the_place_of_the_exact_one():
-    shown = World("test", seed=5, frames=3, size=32, motions=["moving right"]).batch(range(2)).video
+    shown = (
+        World("test", seed=5, num_frames=3, size=32, motions=["moving right"]).batch(range(2)).video
+    )
     metrics = [WarpingError("ilk"), WarpingError(estimate_flow, "mine"), WarpingError("exact")]
     metrics[0].update(shown)
     metrics[1].update(shown)
-    metrics[2].update(shown, both_flows(shown))
+    metrics[2].update(shown, bidirectional_flow(shown))
     scores = [metric.compute() for metric in metrics]
     assert [score.name for score in scores] == [
         f"warping_error[{name}]" for name in ("ilk", "mine", "exact")
@@ -141,9 +143,9 @@ def test_flicker_is_vbenchs_on_whole_grey_levels():
     )
     metric = Flicker()
     metric.update(grey.double() / 127.5 - 1)
-    for clip, found in zip(grey.double(), metric.per_clip()["vbench"].tolist(), strict=True):
+    for clip, result in zip(grey.double(), metric.per_clip()["vbench"].tolist(), strict=True):
         steps = [float((clip[:, t] - clip[:, t + 1]).abs().mean()) for t in range(3)]
-        assert found == pytest.approx((255 - sum(steps) / 3) / 255, abs=1e-12)
+        assert result == pytest.approx((255 - sum(steps) / 3) / 255, abs=1e-12)
 
 
 def test_black_and_white_flicker_most_and_a_still_not_at_all():
@@ -163,9 +165,9 @@ def test_black_and_white_flicker_most_and_a_still_not_at_all():
 def test_smoothness_equals_vbenchs_loop_with_the_mean_as_interpolator(frames):
     shown = video(b=1, f=frames)
     kept = [shown[0, :, t] for t in range(0, frames, 2)]
-    between = [(a + b) / 2 for a, b in zip(kept[:-1], kept[1:], strict=True)]
+    interpolated = [(a + b) / 2 for a, b in zip(kept[:-1], kept[1:], strict=True)]
     dropped = [shown[0, :, t] for t in range(1, frames, 2)]
-    errors = [float((a - b).abs().mean()) / 2 for a, b in zip(dropped, between, strict=False)]
+    errors = [float((a - b).abs().mean()) / 2 for a, b in zip(dropped, interpolated, strict=False)]
     metric = Smoothness()
     metric.update(shown)
     assert metric.compute().value == pytest.approx(1 - sum(errors) / len(errors), abs=1e-12)
@@ -214,11 +216,12 @@ def test_the_threshold_at_64_pixels_is_a_pixel_and_a_half_in_four_of_fifteen_ste
         return flow
 
     rows = [(1.5, 15, 8), (1.51, 3, 8), (1.51, 4, 8), (1.51, 15, 4), (3.01, 15, 4)]
-    found = [bool(dynamic_degree(clip(speed, fast), fps)[0]) for speed, fast, fps in rows]
-    assert found == [False, False, True, False, True]
+    result = [bool(dynamic_degree(clip(speed, fast), fps)[0]) for speed, fast, fps in rows]
+    assert result == [False, False, True, False, True]
     assert float(dynamic_degree(clip(3, 5))[1]) == pytest.approx(1.0)
     assert (
-        not dynamic_degree(clip(0.5, 15), speed=2)[0] and dynamic_degree(clip(0.51, 15), speed=2)[0]
+        not dynamic_degree(clip(0.5, 15), min_speed=2)[0]
+        and dynamic_degree(clip(0.51, 15), min_speed=2)[0]
     )
 
 
@@ -229,9 +232,9 @@ def test_speed_is_that_of_the_fastest_twentieth():
 
 
 def test_what_the_rules_call_moving_in_the_world():
-    clips = World("test", part="all", seed=5, size=32).batch(range(60))
+    clips = World("test", subset="all", seed=5, size=32).batch(range(60))
     motion = clips.labels["motion"]
-    slow, _ = dynamic_degree(clips.flow, speed=2)
+    slow, _ = dynamic_degree(clips.flow, min_speed=2)
     assert torch.equal(slow, motion != MOTIONS.index("standing still"))
     vbench, speed = dynamic_degree(clips.flow)
     travels = torch.tensor([name.startswith("moving") for name in MOTIONS])[motion]
@@ -241,7 +244,7 @@ def test_what_the_rules_call_moving_in_the_world():
 
 
 def test_dynamic_degree_counts_clips_with_wilsons_interval(clips):
-    metric = DynamicDegree("exact", speed=2)
+    metric = DynamicDegree("exact", min_speed=2)
     for start in (0, 4, 8):
         metric.update(clips.video[start : start + 4], clips.flow[start : start + 4])
     scores = metric.compute()
@@ -255,7 +258,7 @@ def test_dynamic_degree_counts_clips_with_wilsons_interval(clips):
 
 def test_a_frozen_video_fails_only_the_dynamic_degree():
     frozen = (
-        World("test", seed=5, size=32, frames=1).batch(range(2)).video.expand(-1, -1, 4, -1, -1)
+        World("test", seed=5, size=32, num_frames=1).batch(range(2)).video.expand(-1, -1, 4, -1, -1)
     )
     dynamic, flicker, smooth, warping = (
         DynamicDegree("ilk"),
@@ -286,11 +289,11 @@ def test_batches_do_not_matter(sizes):
         "smooth": (Smoothness(), lambda v, f, b: (v,)),
     }
     for metric, arguments in metrics.values():
-        whole = metric.clone()
-        whole.update(*arguments(video(), *flows))
+        full = metric.clone()
+        full.update(*arguments(video(), *flows))
         for parts in zip(*(x.split(sizes) for x in (video(), *flows)), strict=True):
             metric.update(*arguments(*parts))
-        for key, values in whole.per_clip().items():
+        for key, values in full.per_clip().items():
             assert torch.allclose(metric.per_clip()[key], values, rtol=1e-12, atol=0)
 
 
@@ -308,18 +311,18 @@ GOOD = video()
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: WarpingError("raft"), "flow: expected exact, ilk, tvl1 or a function; got 'raft'"),
+        (lambda: WarpingError("raft"), "flow: expected exact, ilk, tvl1 or a function, got 'raft'"),
         (
             lambda: WarpingError(estimate_flow),
             "name: expected a name for the estimator given as flow, got None",
         ),
         (
             lambda: WarpingError("exact").update(GOOD),
-            "flows: expected forward and backward flow, got none",
+            "flows: expected a value with flow='exact', got None",
         ),
         (
             lambda: WarpingError("ilk").update(GOOD, zero_flows(GOOD)),
-            "flows: expected none, since the metric estimates",
+            "flows: expected None unless flow='exact', got a value",
         ),
         (
             lambda: WarpingError("exact").update(GOOD[:, :, :1], zero_flows(GOOD)),
@@ -333,10 +336,13 @@ GOOD = video()
             lambda: WarpingError("exact").update(GOOD * math.nan, zero_flows(GOOD)),
             "video: expected finite values",
         ),
-        (lambda: DynamicDegree("exact").update(GOOD), "flow: expected a forward flow, got none"),
+        (
+            lambda: DynamicDegree("exact").update(GOOD),
+            "flow: expected a value with flow='exact', got None",
+        ),
         (
             lambda: DynamicDegree("ilk").update(GOOD, zero_flows(GOOD)[0]),
-            "flow: expected none, since the metric",
+            "flow: expected None unless flow='exact', got a value",
         ),
         (
             lambda: DynamicDegree("exact").update(GOOD[:, :, :2], zero_flows(GOOD)[0]),
@@ -344,8 +350,8 @@ GOOD = video()
         ),
         (lambda: DynamicDegree("exact", fps=24), "fps: expected above 0 and below 12, .* got 24"),
         (
-            lambda: DynamicDegree("exact", speed=0),
-            "speed: expected a positive number of pixels per frame, got 0",
+            lambda: DynamicDegree("exact", min_speed=0),
+            "min_speed: expected a positive number of pixels per frame, got 0",
         ),
         (
             lambda: dynamic_degree(torch.zeros(1, 2, 1, 8, 8)),

@@ -1,4 +1,4 @@
-"""Prompt accuracy with a judge whose answers are planted; calibration and AUROC against loops and torchmetrics."""
+"""Prompt accuracy of planted predictions; calibration and AUROC against loops, torchmetrics."""
 
 import pytest
 import torch
@@ -8,30 +8,30 @@ from scipy import stats
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
-from course_lib.metrics import PromptAccuracy, auroc, expected_calibration_error, part_of_prompt
-from course_lib.metrics.prompt_accuracy import CLASSES, NONE, Confusion
-from course_lib.world import HELD_OUT_PAIRS, Sampler, Scene, caption, image_caption, part_of
+from course_lib.metrics import PromptAccuracy, auroc, expected_calibration_error, subset_of_prompt
+from course_lib.metrics.prompt_accuracy import CLASSES, NONE_CLASS, Confusion
+from course_lib.world import HELD_OUT_PAIRS, Sampler, Scene, caption, image_caption, subset_of
 
 KEYS = ("subject", "motion", "background")
 
 
 def planted(*answers):
-    """Videos that say in their first pixel which classes the judge will see: (subject, motion, background) names."""
+    """Videos whose first pixel encodes the classes (subject, motion, background) to predict."""
     video = torch.zeros(len(answers), 3, 2, 4, 4)
     for clip, names in zip(video, answers, strict=True):
         for channel, (key, name) in enumerate(zip(KEYS, names, strict=True)):
-            clip[channel] = CLASSES[key].index(name) / 200
+            clip[channel] = CLASSES[key].index(name) / 100 - 1
     return video
 
 
 def judge(video):
     """Logits with the planted class on top of some noise."""
     noise = torch.randn(125, generator=torch.Generator().manual_seed(0))
-    found = (video[:, :, 0, 0, 0] * 200).round().long()
+    result = (video[:, :, 0, 0, 0] * 100 + 100).round().long()
     logits = {"order": torch.zeros(len(video), 2)}
     for channel, (key, classes) in enumerate(CLASSES.items()):
         logits[key] = noise[: len(classes)] + 10 * nn.functional.one_hot(
-            found[:, channel], len(classes)
+            result[:, channel], len(classes)
         )
     return logits
 
@@ -46,7 +46,7 @@ ANSWERS = [
     ("tiger", "moving left", "sea"),  # all right
     ("tiger", "moving left", "grass"),  # wrong background, which the prompt does not name
     ("lion", "moving left", "sea"),  # wrong subject
-    (NONE, "spinning", NONE),  # nothing right
+    (NONE_CLASS, "spinning", NONE_CLASS),  # nothing right
 ]
 PROMPTS = [
     "a tiger moving left on a sea background",
@@ -84,32 +84,32 @@ def test_an_image_judge_need_not_know_motion():
 
 @given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 5))
 def test_true_captions_are_always_right_and_parts_are_those_of_the_world(index, wording, count):
-    scenes = [Sampler("test", part="all")(index + i) for i in range(count)]
+    scenes = [Sampler("test", subset="all")(index + i) for i in range(count)]
     answers = [(scene.subject, scene.motion, scene.background) for scene in scenes]
     prompts = [caption(scene, wording) for scene in scenes]
     scores = accuracy(answers, prompts).compute()
     assert {key: (score.value, score.n) for key, score in scores.items()} == dict.fromkeys(
         (*KEYS, "all"), (1.0, count)
     )
-    assert [part_of_prompt(prompt) for prompt in prompts] == [
-        part_of(s.subject, s.motion) for s in scenes
+    assert [subset_of_prompt(prompt) for prompt in prompts] == [
+        subset_of(s.subject, s.motion) for s in scenes
     ]
 
 
 def test_a_prompt_without_motion_is_judged_by_its_subject():
     subject, motion = sorted(HELD_OUT_PAIRS)[0]
     scene = Scene(subject, motion, "sea")
-    assert part_of_prompt(caption(scene)) == "composed"
-    assert part_of_prompt(image_caption(scene)) == "seen"
-    assert [part_of_prompt(text) for text in ("a fox", "a red star", "a red ring")] == [
+    assert subset_of_prompt(caption(scene)) == "composed"
+    assert subset_of_prompt(image_caption(scene)) == "base"
+    assert [subset_of_prompt(text) for text in ("a fox", "a red star", "a red ring")] == [
         "novel",
         "composed",
-        "seen",
+        "base",
     ]
     with pytest.raises(
         ValueError, match="prompt: expected one that names a subject, got 'moving left'"
     ):
-        part_of_prompt("moving left")
+        subset_of_prompt("moving left")
 
 
 def test_breakdown_by_any_key():
@@ -125,26 +125,26 @@ def test_breakdown_by_any_key():
     assert groups["even"]["background"].n == 1
     assert groups["even"]["all"].name == "prompt_accuracy_all_even[planted]"
     assert metric.breakdown(["x"] * 4)["x"]["all"].value == metric.compute()["all"].value
-    with pytest.raises(ValueError, match="keys: expected 4, one per video so far, got 3"):
+    with pytest.raises(ValueError, match="groups: expected 4, one per video so far, got 3"):
         metric.breakdown(["x"] * 3)
 
 
 def test_confusions_are_the_most_frequent_mistakes():
     answers = (
         [("lion", "spinning", "sea")] * 2
-        + [(NONE, "spinning", "sea")]
+        + [(NONE_CLASS, "spinning", "sea")]
         + [("tiger", "spinning", "sea")] * 3
     )
     metric = accuracy(answers, ["a tiger moving left"] * 6)
     assert metric.confusions("subject") == [
         Confusion("tiger", "lion", 2),
-        Confusion("tiger", NONE, 1),
+        Confusion("tiger", NONE_CLASS, 1),
     ]
-    assert metric.confusions("subject", most=1) == [("tiger", "lion", 2)]
+    assert metric.confusions("subject", top_k=1) == [("tiger", "lion", 2)]
     assert metric.confusions("motion") == [("moving left", "spinning", 6)]
     assert metric.confusions("background") == []
     with pytest.raises(
-        ValueError, match="attribute: expected one of subject, motion, background; got 'order'"
+        ValueError, match="attribute: expected one of subject, motion, background, got 'order'"
     ):
         metric.confusions("order")
 
@@ -178,13 +178,23 @@ def returning(**logits):
             ["a thing"],
             "prompts: expected a subject, motion or background of the world",
         ),
-        (judge, planted(ANSWERS[0]), ["a tiger and a lion"], "names 2 values of subject"),
-        (judge, planted(ANSWERS[0]), PROMPTS, "prompts: expected a list of 1, one per clip, got 4"),
+        (
+            judge,
+            planted(ANSWERS[0]),
+            ["a tiger and a lion"],
+            "expected at most one subject, got tiger, lion",
+        ),
+        (
+            judge,
+            planted(ANSWERS[0]),
+            PROMPTS,
+            "prompts: expected a list of 1 prompts, one per clip, got 4",
+        ),
         (
             judge,
             planted(ANSWERS[0]),
             "a tiger",
-            "prompts: expected a list of 1, one per clip, got one string",
+            "prompts: expected a list of 1 prompts, one per clip, got one string",
         ),
         (judge, planted(ANSWERS[0])[0], PROMPTS[:1], r"video: expected \(b, c, f, h, w\)"),
         (

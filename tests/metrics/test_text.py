@@ -1,4 +1,4 @@
-"""Text scores: the encoder against transformers' own pipeline, the scores against loops and torchmetrics."""
+"""Text scores: the encoder against transformers, the scores against loops and torchmetrics."""
 
 from types import SimpleNamespace
 
@@ -64,7 +64,7 @@ def encoder(tokenizer):
 
 
 def levels(b=3, f=2, size=32, seed=0):
-    """Video on whole grey levels, so that 8-bit pipelines see the same."""
+    """Video on full grey levels, so that 8-bit pipelines see the same."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (b, 3, f, size, size), generator=generator, dtype=torch.uint8)
 
@@ -122,11 +122,11 @@ def test_embeddings_are_those_of_the_model(encoder, tokenizer):
     with torch.no_grad():
         expected = encoder.model(**inputs)
     images = torch.stack([image.float() / 127.5 - 1 for image in flat(grey)[:3]])
-    for found, other in (
+    for result, other in (
         (encoder.image(images), expected.image_embeds),
         (encoder.text(PROMPTS), expected.text_embeds),
     ):
-        assert torch.allclose(found / found.norm(dim=1, keepdim=True), other, atol=1e-5)
+        assert torch.allclose(result / result.norm(dim=1, keepdim=True), other, atol=1e-5)
 
 
 def test_a_folder_makes_the_same_encoder(encoder, tmp_path):
@@ -142,8 +142,8 @@ def test_a_folder_makes_the_same_encoder(encoder, tmp_path):
 def test_prompts_differ_and_their_company_does_not_matter(encoder):
     together = encoder.text(PROMPTS)
     assert torch.cdist(together, together).add(torch.eye(3)).min() > 0.05
-    alone = torch.cat([encoder.text([prompt]) for prompt in PROMPTS])
-    assert torch.allclose(together, alone, atol=1e-5)
+    single = torch.cat([encoder.text([prompt]) for prompt in PROMPTS])
+    assert torch.allclose(together, single, atol=1e-5)
 
 
 def test_a_model_that_looks_for_another_end_of_text_is_refused(tokenizer):
@@ -159,10 +159,10 @@ def test_a_model_that_looks_for_another_end_of_text_is_refused(tokenizer):
 
 def test_old_checkpoints_with_their_wrong_id_are_read_as_transformers_reads_them(tokenizer):
     old, new = tiny_clip(tokenizer, eos_token_id=2), tiny_clip(tokenizer)
-    found, expected = (
+    result, expected = (
         ClipEncoder(model, tokenizer, processor()).text(PROMPTS) for model in (old, new)
     )
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(result, expected, atol=1e-6)
 
 
 def test_long_prompts_are_refused_or_cut(encoder, tokenizer):
@@ -190,7 +190,7 @@ def test_the_image_side_alone_measures_consistency(encoder):
         assert score.value == pytest.approx(1, abs=1e-5)
 
 
-# Scores, on an encoder whose embeddings can be planted: a frame's is its colour, a prompt's is written in it
+# Scores of an encoder with planted embeddings: a frame's colour, and the numbers in a prompt
 
 
 class Planted:
@@ -202,9 +202,11 @@ class Planted:
 
 
 def frames(*clips):
-    """Video of plain colours: clips[i][t] is the colour of frame t."""
+    """Video of plain colours: clips[i][t] is the colour of frame t, except for a dark corner."""
     colours = torch.tensor(clips, dtype=torch.float64)  # (b, f, 3)
-    return colours.permute(0, 2, 1)[..., None, None].expand(-1, -1, -1, 2, 2)
+    video = colours.permute(0, 2, 1)[..., None, None].repeat(1, 1, 1, 2, 2)
+    video[..., 1, 1] = -1
+    return video
 
 
 def measured(metric, *arguments):
@@ -222,8 +224,8 @@ def test_three_scores_from_one_cosine(seed):
         [float(x @ w / (x.norm() * w.norm())) for x in clip]
         for clip, w in zip(colours, words.double(), strict=True)
     ]
-    found = clip_similarity(Planted(), frames(*colours.tolist()), prompts)
-    assert torch.allclose(found, torch.tensor(cosines, dtype=torch.float64), atol=1e-6)
+    result = clip_similarity(Planted(), frames(*colours.tolist()), prompts)
+    assert torch.allclose(result, torch.tensor(cosines, dtype=torch.float64), atol=1e-6)
     scores = measured(TextAlignment(Planted(), "planted"), frames(*colours.tolist()), prompts)
     every = [value for clip in cosines for value in clip]
     mean = sum(every) / len(every)
@@ -282,16 +284,16 @@ def test_batches_do_not_matter(encoder, sizes):
     for size in sizes:
         metric.update(video[start : start + size], PROMPTS[start : start + size])
         start += size
-    whole = measured(TextAlignment(encoder, "tiny"), video, PROMPTS)
+    full = measured(TextAlignment(encoder, "tiny"), video, PROMPTS)
     for key, score in metric.compute().items():
-        assert score.value == pytest.approx(whole[key].value, abs=1e-5)
-        assert score.interval == pytest.approx(whole[key].interval, abs=1e-5)
+        assert score.value == pytest.approx(full[key].value, abs=1e-5)
+        assert score.interval == pytest.approx(full[key].interval, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("after", "expected"),
     [
-        ([0, 1, 0], 1.0),  # the picture changed as the words did
+        ([0, 1, 0], 1.0),  # the image changed as the words did
         ([1, 0, 0], 0.0),  # it did not change
         ([0, 0, 1], 0.5),  # it changed into something else: cos of (-1, 0, 1) and (-1, 1, 0)
         ([0, 0.1, 0], 1.0),  # how bright it is has no say: embeddings have length 1 first
@@ -355,11 +357,11 @@ def test_frame_accuracy_counts_frames_and_ties():
             lambda v: DirectionalSimilarity(Planted(), "").update(
                 v, v, ["1 0 0"] * 2, ["0 1 0", "2 0 0"]
             ),
-            "target_prompts: expected another meaning than '1 0 0', got '2 0 0'",
+            "expected different embeddings, got identical ones of '1 0 0' and '2 0 0'",
         ),
         (
             lambda v: FrameAccuracy(Planted(), "").update(v, ["1 0 0"] * 2, ["1 0 0"] * 2),
-            "target_prompts: expected another meaning",
+            "source_prompts, target_prompts: expected different embeddings",
         ),
         (lambda v: TextAlignment(Planted(), "").compute(), "clips: expected at least 1, got 0"),
     ],

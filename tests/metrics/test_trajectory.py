@@ -10,7 +10,7 @@ from course_lib.world import World
 
 
 def boxes(*corners, size=32):
-    """Masks (1, 1, f, size, size): per frame one box (left, top, right, bottom), borders included, or None."""
+    """Masks (1, 1, f, size, size): per frame one box (left, top, right, bottom), or None."""
     masks = torch.zeros(1, 1, len(corners), size, size, dtype=torch.bool)
     for t, corner in enumerate(corners):
         if corner is not None:
@@ -20,11 +20,11 @@ def boxes(*corners, size=32):
 
 
 def test_the_centre_of_a_box():
-    found = centres(boxes((0, 0, 31, 31), (0, 0, 0, 0), (8, 16, 23, 31), None, size=32))
+    result = centres(boxes((0, 0, 31, 31), (0, 0, 0, 0), (8, 16, 23, 31), None, size=32))
     corner = 1 / 32 - 1  # the centre of the first pixel
     expected = [[0, 0], [corner, corner], [0, 0.5], [math.nan, math.nan]]
     assert torch.allclose(
-        found[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, equal_nan=True
+        result[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, equal_nan=True
     )
 
 
@@ -45,7 +45,7 @@ def pixels_off(clips, video):
     [(64, 16, 0.0, 1.0, 2.5), (64, 8, 0.05, 1.1, 3.0), (32, 8, 0.0, 0.7, 1.8)],
 )
 def test_subjects_of_the_world_are_found(size, frames, noise, mean, most):
-    clips = World("test", part="all", seed=12, size=size, frames=frames).batch(range(64))
+    clips = World("test", subset="all", seed=12, size=size, num_frames=frames).batch(range(64))
     video = clips.video + noise * torch.randn(
         clips.video.shape, generator=torch.Generator().manual_seed(0)
     )
@@ -54,10 +54,10 @@ def test_subjects_of_the_world_are_found(size, frames, noise, mean, most):
 
 
 def test_masks_cover_the_subject_and_little_else():
-    clips = World("test", part="all", seed=12).batch(range(32))
-    found, truth = subject_masks(clips.video), clips.mask
-    assert found.shape == truth.shape and found.dtype == torch.bool
-    overlap = (found & truth).sum(dim=(1, 2, 3, 4)) / (found | truth).sum(dim=(1, 2, 3, 4))
+    clips = World("test", subset="all", seed=12).batch(range(32))
+    result, truth = subject_masks(clips.video), clips.mask
+    assert result.shape == truth.shape and result.dtype == torch.bool
+    overlap = (result & truth).sum(dim=(1, 2, 3, 4)) / (result | truth).sum(dim=(1, 2, 3, 4))
     assert overlap.median() > 0.75
 
 
@@ -71,7 +71,9 @@ def test_an_empty_scene_has_no_subject():
 
 @pytest.fixture(scope="module")
 def clips():
-    return World("test", part="all", seed=12, motions=["moving left", "moving up"]).batch(range(8))
+    return World("test", subset="all", seed=12, motions=["moving left", "moving up"]).batch(
+        range(8)
+    )
 
 
 def test_a_shifted_path_is_off_by_the_shift(clips):
@@ -82,7 +84,7 @@ def test_a_shifted_path_is_off_by_the_shift(clips):
     scores = metric.compute()
     assert scores["absolute"].value == pytest.approx(8, abs=1e-5)
     assert scores["shape"].value == pytest.approx(0, abs=1e-5)
-    assert scores["seen"].value == 1
+    assert scores["detected"].value == 1
     assert str(scores["absolute"]).startswith("trajectory_error_absolute[given] 8 px")
 
 
@@ -114,7 +116,7 @@ def test_frames_without_a_subject_are_told_and_do_not_count():
     assert (
         scores["absolute"].value == pytest.approx(8) and scores["absolute"].n == 1
     )  # half of 16 pixels down
-    assert scores["seen"].value == 0.25 and scores["seen"].n == 2
+    assert scores["detected"].value == 0.25 and scores["detected"].n == 2
     metric.reset()
     metric.update(video[1:], path[1:], masks[1:])
     assert math.isnan(metric.compute()["absolute"].value) and metric.compute()["absolute"].n == 0
@@ -122,11 +124,11 @@ def test_frames_without_a_subject_are_told_and_do_not_count():
 
 @pytest.mark.parametrize("sizes", [(8,), (3, 5), (1,) * 8])
 def test_batches_do_not_matter(clips, sizes):
-    whole, parts = TrajectoryError(), TrajectoryError()
-    whole.update(clips.video, clips.path)
+    full, parts = TrajectoryError(), TrajectoryError()
+    full.update(clips.video, clips.path)
     for video, path in zip(clips.video.split(sizes), clips.path.split(sizes), strict=True):
         parts.update(video, path)
-    for key, values in whole.per_clip().items():
+    for key, values in full.per_clip().items():
         assert torch.equal(parts.per_clip()[key], values)
 
 
@@ -141,8 +143,14 @@ VIDEO, PATH, MASKS = (
     ("call", "message"),
     [
         (lambda: TrajectoryError("sam"), "masks: expected 'border' or 'given', got 'sam'"),
-        (lambda: TrajectoryError().update(VIDEO, PATH, MASKS), "masks: expected none, got some"),
-        (lambda: TrajectoryError("given").update(VIDEO, PATH), "masks: expected some, got none"),
+        (
+            lambda: TrajectoryError().update(VIDEO, PATH, MASKS),
+            "masks: expected None unless masks='given', got a value",
+        ),
+        (
+            lambda: TrajectoryError("given").update(VIDEO, PATH),
+            "masks: expected a value with masks='given', got None",
+        ),
         (
             lambda: TrajectoryError("given").update(VIDEO, PATH, MASKS[:1]),
             r"masks: expected bool of \(2, 1, 4, 16, 16\)",

@@ -1,22 +1,22 @@
-"""bfloat16 convolutions on a CPU against float32 ones: short clips, narrow pictures, every convolution of ours."""
+"""bfloat16 convolutions on a CPU against float32 ones: short clips and narrow images."""
 
 import pytest
 import torch
 
 from course_lib.nn import convolution as conv
-from course_lib.nn import rounding
+from course_lib.nn import kernels
 
-KERNELS = {  # each with the clip lengths that no window fits into
+KERNELS = {  # each with the clip lengths that are shorter than the kernel
     "3d": (lambda: conv.Conv3d(16, 16), (2,)),
     "3d, 5 frames": (lambda: conv.Conv3d(16, 16, (5, 1, 1)), (2, 3, 4)),
     "3d, 5 frames, stride": (lambda: conv.Conv3d(16, 16, (5, 1, 1), stride=(2, 1, 1)), (3, 4)),
-    "3d, zeros at will": (lambda: conv.Conv3d(16, 16, (3, 1, 1), padding=(2, 0, 0)), (1, 2)),
+    "3d, more padding": (lambda: conv.Conv3d(16, 16, (3, 1, 1), padding=(2, 0, 0)), (1, 2)),
     "3d, dilation": (lambda: conv.Conv3d(16, 16, (3, 1, 1), dilation=(2, 1, 1)), (2, 4)),
-    "2+1d": (lambda: conv.R2Plus1DConv(16, 16, middle=16, norm=conv.group_norm), (2,)),
+    "2+1d": (lambda: conv.R2Plus1DConv(16, 16, midplanes=16, norm=conv.group_norm), (2,)),
     "separable": (lambda: conv.SeparableConv3d(16, 16), (2,)),
     "pseudo": (lambda: conv.Pseudo3DConv(16, 16), (2,)),
     "causal": (lambda: conv.CausalConv3d(16, 16), (1, 2)),
-    "causal, zeros": (lambda: conv.CausalConv3d(16, 16, 5, first="zeros"), (1, 2, 4)),
+    "causal, zeros": (lambda: conv.CausalConv3d(16, 16, 5, pad_mode="zeros"), (1, 2, 4)),
 }
 CASES = [
     (name, frames)
@@ -26,7 +26,7 @@ CASES = [
 
 
 def fill_freed_memory_with_nan():
-    """What is not written then shows: the allocator hands these blocks out again."""
+    """Makes unwritten memory visible: the allocator returns these blocks again."""
     junk = [torch.full((2**power,), float("nan")) for power in range(10, 21, 2) for _ in range(6)]
     del junk
 
@@ -45,11 +45,11 @@ def gradients(layer, video, bf16):
 def assert_bf16_is_float32_rounded(layer, video):
     rounded, exact = gradients(layer, video, True), gradients(layer, video, False)
     assert rounded[0].dtype == torch.bfloat16
-    for got, wanted in zip(rounded, exact, strict=True):
-        assert got.isfinite().all()
+    for result, expected in zip(rounded, exact, strict=True):
+        assert result.isfinite().all()
         assert (
-            got - wanted
-        ).norm() <= 0.05 * wanted.norm() + 1e-6  # not elementwise: a ReLU may flip
+            result - expected
+        ).norm() <= 0.05 * expected.norm() + 1e-6  # not elementwise: a ReLU may flip
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def assert_bf16_is_float32_rounded(layer, video):
 def test_the_weight_gradient_of_short_clips(name, frames, layout):
     torch.manual_seed(0)
     layer = KERNELS[name][0]()
-    for convolution in (part for part in layer.modules() if isinstance(part, conv.Conv3d)):
-        convolution.to(memory_format=layout)
+    for module in (m for m in layer.modules() if isinstance(m, conv.Conv3d)):
+        module.to(memory_format=layout)
     assert_bf16_is_float32_rounded(layer, torch.randn(2, 16, frames, 6, 6).to(memory_format=layout))
 
 
@@ -75,28 +75,28 @@ def test_the_weight_gradient_of_short_clips(name, frames, layout):
         lambda: conv.CausalConv3d(16, 16, (3, 5, 5)),
     ],
 )
-def test_the_weight_gradient_of_narrow_pictures(make, size):
+def test_the_weight_gradient_of_narrow_images(make, size):
     torch.manual_seed(0)
     assert_bf16_is_float32_rounded(make(), torch.randn(2, 16, 4, *size))
 
 
 @pytest.mark.parametrize("frames, computed_in", [(1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
 def test_float32_only_where_it_is_needed(monkeypatch, frames, computed_in):
-    layer, seen = conv.Conv3d(4, 4, (3, 1, 1)), []
+    layer, dtypes = conv.Conv3d(4, 4, (3, 1, 1)), []
     original = layer._conv_forward
 
     def spy(x, weight, bias):
         out = original(x, weight, bias)
-        seen.append(str(out.dtype))
+        dtypes.append(str(out.dtype))
         return out
 
     monkeypatch.setattr(layer, "_conv_forward", spy)
     with torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(1, 4, frames, 5, 5))
-    assert seen == [f"torch.{computed_in}"]
+    assert dtypes == [f"torch.{computed_in}"]
 
 
-def test_a_bfloat16_layer_without_autocast_is_guarded_too():
+def test_a_bfloat16_layer_without_autocast_is_safe_too():
     torch.manual_seed(0)
     layer, video = conv.Conv3d(16, 16, (3, 1, 1)).bfloat16(), torch.randn(2, 16, 2, 6, 6).bfloat16()
     out = layer(video)
@@ -124,8 +124,8 @@ def test_a_clip_of_another_dtype_than_the_layer_is_still_refused(frames):
         conv.Conv3d(4, 4)(torch.randn(1, 4, frames, 5, 5).bfloat16())
 
 
-def test_only_convolutions_of_ours_are_used():
-    """A plain torch convolution inside one of ours would go unguarded."""
+def test_only_our_convolutions_are_used():
+    """A plain torch convolution inside one of ours would not be safe."""
     for make, _ in KERNELS.values():
         kinds = {
             type(layer)
@@ -133,4 +133,4 @@ def test_only_convolutions_of_ours_are_used():
             if isinstance(layer, torch.nn.Conv2d | torch.nn.Conv3d)
         }
         assert kinds <= {conv.Conv3d, conv.FrameConv2d}
-    assert conv.convolve is rounding.convolve
+    assert conv.conv_forward_safe is kernels.conv_forward_safe

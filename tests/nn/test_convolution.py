@@ -108,14 +108,14 @@ def test_output_length_is_torchs(length, kernel, stride, padding, dilation):
     [
         (
             lambda: conv.Conv3d(1, 1, (2, 3, 3)),
-            r"kernel: 'same' padding needs odd sizes, got \(2, 3, 3\)",
+            r"kernel_size: 'same' padding needs odd sizes, got \(2, 3, 3\)",
         ),
-        (lambda: conv.Conv3d(1, 1, 0), "kernel: expected sizes of at least 1, got 0"),
+        (lambda: conv.Conv3d(1, 1, 0), "kernel_size: expected sizes of at least 1, got 0"),
         (lambda: conv.Conv3d(1, 1, 3, stride=0), "stride: expected sizes of at least 1, got 0"),
-        (lambda: conv.FrameConv2d(1, 1, 4), "kernel: 'same' padding needs odd sizes"),
+        (lambda: conv.FrameConv2d(1, 1, 4), "kernel_size: 'same' padding needs odd sizes"),
         (
             lambda: conv.CausalConv3d(1, 1, 3, stride=4),
-            "stride: expected at most the 3 frames .* got 4",
+            "stride: expected at most 3, the frames of one output, got 4",
         ),
         (
             lambda: conv.CausalConv3d(1, 1)(torch.zeros(1, 1, 0, 4, 4)),
@@ -123,7 +123,7 @@ def test_output_length_is_torchs(length, kernel, stride, padding, dilation):
         ),
         (
             lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 0),
-            "frames: expected at least 1, got 0",
+            "kernel_t: expected at least 1, got 0",
         ),
         (
             lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 4),
@@ -147,27 +147,27 @@ def test_bad_input_is_refused(make, message):
 # (2+1)D
 
 
-@pytest.mark.parametrize("sizes, middle", [((64, 64), 144), ((64, 128), 230), ((256, 256), 576)])
-def test_middle_width_of_the_paper(sizes, middle):
-    assert conv.middle_width(*sizes) == middle
+@pytest.mark.parametrize("sizes, midplanes", [((64, 64), 144), ((64, 128), 230), ((256, 256), 576)])
+def test_midplanes_of_the_paper(sizes, midplanes):
+    assert conv.r2plus1d_midplanes(*sizes) == midplanes
 
 
 @given(
     st.integers(1, 512), st.integers(1, 512), st.sampled_from([3, 5]), st.sampled_from([3, 5, 7])
 )
 def test_middle_width_is_the_largest_that_does_not_exceed_3d(i, o, t, d):
-    full, middle = t * d * d * i * o, conv.middle_width(i, o, t, d)
+    full, planes = t * d * d * i * o, conv.r2plus1d_midplanes(i, o, t, d)
     assert (
-        d * d * i * middle + t * middle * o
+        d * d * i * planes + t * planes * o
         <= full
-        < d * d * i * (middle + 1) + t * (middle + 1) * o
+        < d * d * i * (planes + 1) + t * (planes + 1) * o
     )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_r2plus1d_equals_torchvision(stride):
     ours = conv.R2Plus1DConv(6, 8, stride=stride)
-    theirs = Conv2Plus1D(6, 8, conv.middle_width(6, 8), stride)
+    theirs = Conv2Plus1D(6, 8, conv.r2plus1d_midplanes(6, 8), stride)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     for training in (True, False):
         ours.train(training), theirs.train(training)
@@ -177,7 +177,7 @@ def test_r2plus1d_equals_torchvision(stride):
 
 def test_a_relu_between_the_factors_forbids_the_identity_in_time():
     layer, video = (
-        conv.R2Plus1DConv(2, 4, middle=4, norm=lambda _: nn.Identity()),
+        conv.R2Plus1DConv(2, 4, midplanes=4, norm=lambda _: nn.Identity()),
         clip(1, 2, 4, 6, 6),
     )
     nn.init.dirac_(layer.temporal.weight)
@@ -207,7 +207,7 @@ def test_separable_is_a_3d_convolution_of_low_rank():
 def test_pseudo_3d_starts_as_the_2d_convolution_of_every_frame(frames):
     image = nn.Conv2d(3, 5, 3, padding=1)
     video = clip(2, 3, frames, 8, 9)
-    layer = conv.Pseudo3DConv.from_conv2d(image, time=5)
+    layer = conv.Pseudo3DConv.from_conv2d(image, kernel_t=5)
     expected = torch.stack([image(video[:, :, f]) for f in range(frames)], dim=2)
     assert torch.equal(
         layer(video), layer.spatial(video)
@@ -233,7 +233,7 @@ def test_pseudo_3d_learns_time_after_one_step():
 
 
 def integers(*shape, seed):
-    """Small whole numbers: float sums of them are exact in any order, so equality can be bit for bit."""
+    """Small whole numbers, whose float sums are exact in any order."""
     return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
@@ -242,28 +242,30 @@ def integers(*shape, seed):
     time=st.integers(1, 4),
     stride=st.integers(1, 3),
     dilation=st.integers(1, 2),
-    first=st.sampled_from(["replicate", "zeros"]),
+    pad_mode=st.sampled_from(["replicate", "zeros"]),
     chunks=st.lists(st.integers(1, 4), min_size=1, max_size=5),
 )
-def test_chunked_equals_whole_exactly(time, stride, dilation, first, chunks):
+def test_chunked_equals_whole_exactly(time, stride, dilation, pad_mode, chunks):
     stride = min(stride, dilation * (time - 1) + 1)
     chunks = [stride * chunk for chunk in chunks]
-    layer = conv.CausalConv3d(2, 3, (time, 3, 3), stride=stride, dilation=dilation, first=first)
+    layer = conv.CausalConv3d(
+        2, 3, (time, 3, 3), stride=stride, dilation=dilation, pad_mode=pad_mode
+    )
     with torch.no_grad():
         layer.conv.weight.copy_(integers(3, 2, time, 3, 3, seed=1))
         layer.conv.bias.copy_(integers(3, seed=2))
     video = integers(1, 2, sum(chunks), 5, 4, seed=3)
     cache, parts = None, []
     for chunk in video.split(chunks, dim=2):
-        out, cache = layer.step(chunk, cache)
+        out, cache = layer.forward_chunk(chunk, cache)
         parts.append(out)
     assert torch.equal(torch.cat(parts, dim=2), layer(video))
 
 
 def test_chunked_equals_whole_on_real_numbers():
     layer, video = conv.CausalConv3d(3, 8), clip(1, 3, 9, 8, 8)
-    head, cache = layer.step(video[:, :, :4])
-    tail, _ = layer.step(video[:, :, 4:], cache)
+    head, cache = layer.forward_chunk(video[:, :, :4])
+    tail, _ = layer.forward_chunk(video[:, :, 4:], cache)
     torch.testing.assert_close(torch.cat([head, tail], dim=2), layer(video))
 
 
@@ -277,11 +279,11 @@ def test_the_future_does_not_reach_the_past():
 
 def test_too_short_a_chunk_for_a_strided_step_is_refused():
     layer = conv.CausalConv3d(1, 1, 3, stride=2)
-    _, cache = layer.step(torch.zeros(1, 1, 1, 4, 4))
+    _, cache = layer.forward_chunk(torch.zeros(1, 1, 1, 4, 4))
     with pytest.raises(
         ValueError, match="chunk: expected at least 2 frames after this cache, got 1"
     ):
-        layer.step(torch.zeros(1, 1, 1, 4, 4), cache)
+        layer.forward_chunk(torch.zeros(1, 1, 1, 4, 4), cache)
 
 
 def test_replicate_equals_cogvideox_whole_and_in_chunks():
@@ -291,13 +293,13 @@ def test_replicate_equals_cogvideox_whole_and_in_chunks():
     video, mine, its = clip(2, 3, 7, 6, 5), None, None
     torch.testing.assert_close(ours(video), theirs(video)[0])
     for chunk in video.split([1, 4, 2], dim=2):
-        out, mine = ours.step(chunk, mine)
+        out, mine = ours.forward_chunk(chunk, mine)
         expected, its = theirs(chunk, its)
         torch.testing.assert_close(out, expected)
 
 
 def test_zeros_equals_wan():
-    ours = conv.CausalConv3d(3, 4, first="zeros")
+    ours = conv.CausalConv3d(3, 4, pad_mode="zeros")
     theirs = WanCausalConv3d(3, 4, 3, padding=1)
     theirs.load_state_dict(ours.conv.state_dict())
     video = clip(1, 3, 5, 6, 5)

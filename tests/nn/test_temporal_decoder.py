@@ -1,4 +1,4 @@
-"""The decoder over time: at first frame by frame, then frames help each other; the encoder never changes."""
+"""The temporal decoder: initially frame by frame, then joint; the encoder never changes."""
 
 import pytest
 import torch
@@ -22,11 +22,11 @@ def image_vae(groups=1, seed=0):
     return vae.double().eval()
 
 
-def normal(*axes, seed=0):
-    return torch.randn(*axes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def randn(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def awake(inflated):
+def randomize_temporal(inflated):
     torch.manual_seed(1)
     for parameter in inflated.temporal.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -34,36 +34,34 @@ def awake(inflated):
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_at_first_it_is_the_image_autoencoder(groups):
+def test_initially_it_is_the_image_autoencoder(groups):
     vae = image_vae(groups)
-    inflated, video = inflate_decoder(vae), normal(2, 3, 4, 16, 16)
+    inflated, video = inflate_decoder(vae), randn(2, 3, 4, 16, 16)
     with torch.no_grad():
         latents = inflated.encode(video)
+        decoded = inflated.decode(latents)
         for k in range(4):
-            alone = vae.encode(video[:, :, k]).latent_dist.mode() * 0.7
-            torch.testing.assert_close(latents[:, :, k], alone, rtol=0, atol=1e-12)
-            expected = vae.decode(alone / 0.7).sample
-            torch.testing.assert_close(
-                inflated.decode(latents)[:, :, k], expected, rtol=0, atol=1e-12
-            )
+            frame = vae.encode(video[:, :, k]).latent_dist.mode() * 0.7
+            torch.testing.assert_close(latents[:, :, k], frame, rtol=0, atol=1e-12)
+            expected = vae.decode(frame / 0.7).sample
+            torch.testing.assert_close(decoded[:, :, k], expected, rtol=0, atol=1e-12)
 
 
-def test_trained_it_sees_neighbours_of_its_own_clip_and_can_be_turned_off():
+def test_trained_it_depends_on_neighbouring_frames_and_can_be_switched_off():
     vae = image_vae()
-    inflated, latents = awake(inflate_decoder(vae)), normal(2, 4, 5, 8, 8)
-    other = latents.clone()
-    other[0, :, 2] += 1
+    inflated, latents = randomize_temporal(inflate_decoder(vae)), randn(2, 4, 5, 8, 8)
+    changed = latents.clone()
+    changed[0, :, 2] += 1
     with torch.no_grad():
-        change = (inflated.decode(other) - inflated.decode(latents)).abs().amax(dim=(1, 3, 4))
+        change = (inflated.decode(changed) - inflated.decode(latents)).abs().amax(dim=(1, 3, 4))
         assert change[0].min() > 1e-6 and change[1].max() == 0
         expected = torch.stack([vae.decode(latents[:, :, k] / 0.7).sample for k in range(5)], dim=2)
-        torch.testing.assert_close(
-            inflated.decode(latents, temporal_scale=0), expected, rtol=0, atol=1e-12
-        )
+        frames = inflated.decode(latents, temporal_scale=0)
+        torch.testing.assert_close(frames, expected, rtol=0, atol=1e-12)
 
 
-def test_all_of_the_decoder_over_time_learns_and_nothing_else():
-    inflated, latents = inflate_decoder(image_vae()), normal(2, 4, 3, 8, 8)
+def test_all_temporal_layers_learn_and_nothing_else():
+    inflated, latents = inflate_decoder(image_vae()), randn(2, 4, 3, 8, 8)
     inflated.spatial.requires_grad_(False)
     before = {name: value.clone() for name, value in inflated.state_dict().items()}
     optimizer = torch.optim.SGD(inflated.temporal.parameters(), lr=0.1)
@@ -77,11 +75,17 @@ def test_all_of_the_decoder_over_time_learns_and_nothing_else():
     assert moved == {f"temporal.{name}" for name, _ in inflated.temporal.named_parameters()}
 
 
-def test_a_folder_keeps_all_of_it(tmp_path):
-    inflated, latents = awake(inflate_decoder(image_vae())), normal(1, 4, 3, 8, 8)
+def test_temporal_tensors_are_named_like_the_layers_they_follow():
+    inflated = inflate_decoder(image_vae())
+    for name, _ in inflated.temporal.named_parameters():
+        resnet = ".".join(name.split(".")[: 3 if name.startswith("mid_block") else 4])
+        inflated.spatial.decoder.get_submodule(resnet)
+
+
+def test_saving_and_loading(tmp_path):
+    inflated, latents = randomize_temporal(inflate_decoder(image_vae())), randn(1, 4, 3, 8, 8)
     inflated.save_pretrained(tmp_path)
-    again = TemporalAutoencoder.from_pretrained(tmp_path, torch_dtype=torch.float64)
+    loaded = TemporalAutoencoder.from_pretrained(tmp_path, torch_dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(
-            again.decode(latents), inflated.decode(latents), rtol=0, atol=1e-12
-        )
+        expected = inflated.decode(latents)
+        torch.testing.assert_close(loaded.decode(latents), expected, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Video classifiers against torchvision, and what each kind can and cannot see."""
+"""Video classifiers against torchvision, and what each kind depends on."""
 
 import pytest
 import torch
@@ -8,22 +8,24 @@ from torchvision.models import video as torchvision_video
 
 from course_lib.nn.convolution import group_norm
 from course_lib.nn.profiling import count_parameters
-from course_lib.nn.video_resnet import LAYOUTS, video_resnet
+from course_lib.nn.video_resnet import STAGE_TYPES, video_resnet
 
-FULL = {"widths": (64, 128, 256, 512), "layers": (2, 2, 2, 2), "stem_kernel": 7}
-SMALL = {"widths": (4, 8, 8, 16)}
+FULL = {"channels": (64, 128, 256, 512), "blocks_per_stage": (2, 2, 2, 2), "stem_kernel": 7}
+SMALL = {"channels": (4, 8, 8, 16)}
 
 
 def clip(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def net(kind, frames=4, **options):
+def net(kind, num_frames=4, **options):
     torch.manual_seed(0)
-    model = video_resnet(kind, 5, frames=frames if kind == "r2d" else None, **{**SMALL, **options})
+    model = video_resnet(
+        kind, 5, num_frames=num_frames if kind == "r2d" else None, **{**SMALL, **options}
+    )
     torch.nn.init.normal_(
         model.fc.weight
-    )  # as built it is nearly 0, and every net would look blind
+    )  # as built it is nearly 0, and every net would seem blind
     return model
 
 
@@ -38,7 +40,7 @@ def test_full_width_loads_torchvisions_weights_and_agrees(kind, builder):
 
 
 @pytest.mark.parametrize(
-    "options", [FULL, {}, {"layers": (2, 1, 1, 1), "widths": (24, 48, 96, 192)}]
+    "options", [FULL, {}, {"blocks_per_stage": (2, 1, 1, 1), "channels": (24, 48, 96, 192)}]
 )
 def test_r3d_and_r2plus1d_have_equal_parameters(options):
     with torch.device("meta"):
@@ -53,10 +55,10 @@ def test_parameters_of_the_paper_in_millions():
     with torch.device("meta"):
         counts = {
             kind: count_parameters(
-                video_resnet(kind, 400, frames=8 if kind == "r2d" else None, **FULL)
+                video_resnet(kind, 400, num_frames=8 if kind == "r2d" else None, **FULL)
             )
             / 1e6
-            for kind in LAYOUTS
+            for kind in STAGE_TYPES
         }
     assert counts["r2d"] == pytest.approx(11.4, abs=0.1)
     assert counts["mc3"] == pytest.approx(11.7, abs=0.1)
@@ -64,9 +66,9 @@ def test_parameters_of_the_paper_in_millions():
     assert counts["r2plus1d"] == pytest.approx(33.3, abs=0.2)
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
-def test_which_kinds_see_the_order_of_frames(kind):
-    model, video = net(kind, frames=6).double().eval(), clip(1, 3, 6, 16, 16).double()
+@pytest.mark.parametrize("kind", STAGE_TYPES)
+def test_which_kinds_depend_on_the_order_of_frames(kind):
+    model, video = net(kind, num_frames=6).double().eval(), clip(1, 3, 6, 16, 16).double()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     difference = (model(video[:, :, order]) - model(video)).abs().max()
     assert difference < 1e-9 if kind == "f-r2d" else difference > 1e-3
@@ -87,7 +89,7 @@ def test_per_frame_net_is_the_mean_of_its_frames_and_cannot_tell_left_from_right
         torch.testing.assert_close(single(video), frames)
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", STAGE_TYPES)
 @settings(max_examples=4, deadline=None)
 @given(
     batch=st.integers(0, 2),
@@ -107,7 +109,7 @@ def test_group_norm_makes_a_clip_independent_of_its_batch():
     torch.testing.assert_close(model(video)[:1], model(video[:1]))
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("kind", STAGE_TYPES)
 def test_every_parameter_gets_a_gradient(kind):
     model = net(kind)
     model(clip(2, 3, 4, 32, 32)).square().sum().backward()
@@ -118,14 +120,20 @@ def test_every_parameter_gets_a_gradient(kind):
     "make, message",
     [
         (
-            lambda: video_resnet("r3d", 5, widths=(8, 8)),
-            r"widths, layers: expected 4 numbers each, got \(8, 8\)",
+            lambda: video_resnet("r3d", 5, channels=(8, 8)),
+            r"channels, blocks_per_stage: expected 4 numbers each, got \(8, 8\)",
         ),
-        (lambda: video_resnet("r2d", 5), "frames: expected the clip length for 'r2d', got None"),
-        (lambda: video_resnet("r3d", 5, frames=8), "frames: expected None for 'r3d', got 8"),
+        (
+            lambda: video_resnet("r2d", 5),
+            "num_frames: expected the clip length for 'r2d', got None",
+        ),
+        (
+            lambda: video_resnet("r3d", 5, num_frames=8),
+            "num_frames: expected None for 'r3d', got 8",
+        ),
         (
             lambda: net("r2d", 4)(torch.zeros(1, 3, 5, 8, 8)),
-            "video: r2d was built for 4 frames, got 5",
+            "video: expected 4 frames, the length that r2d was built for, got 5",
         ),
         (
             lambda: net("r3d")(torch.zeros(1, 4, 3, 8, 8)),

@@ -1,4 +1,4 @@
-"""Two processes (gloo) do what one does: the same weights from the same global batches, and they stop together."""
+"""Two processes (gloo) train as one does, with the same weights, and stop together."""
 
 import importlib
 import json
@@ -22,8 +22,15 @@ from course_lib.recipes import run_recipe
 from course_lib.training import fit, train
 from course_lib.training.state import read_state
 
-HERE = Path(__file__).resolve().parent
-OPTIONS = {"steps": 12, "lr": 0.05, "ema": 0.9, "warmup": 2, "mixed_precision": "no", "seed": 3}
+TESTS = Path(__file__).resolve().parents[1]
+OPTIONS = {
+    "num_steps": 12,
+    "lr": 0.05,
+    "ema_decay": 0.9,
+    "warmup": 2,
+    "mixed_precision": "no",
+    "seed": 3,
+}
 Pair = namedtuple("Pair", "y noise")
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no forkserver, no gloo over torchrun")
@@ -63,9 +70,9 @@ def loss(model, batch, generator):
 # What the processes do: (rank, folder) to something JSON can say
 
 
-def whole_run(rank, folder):
+def full_run(rank, folder):
     model = net()
-    history = fit(model, batch, loss, progress=rank == 0, state=folder / "state", **OPTIONS)
+    history = fit(model, batch, loss, progress=rank == 0, state_path=folder / "state", **OPTIONS)
     return (
         [step.loss for step in history],
         model[0].weight.tolist(),
@@ -78,7 +85,9 @@ def stop_by_the_main_process(rank, folder):
         time.sleep(0.01 if rank == 0 else 0.0)
         return loss(model, batch, generator)
 
-    steps = list(train(net(), batch, slow, minutes=0.04 / 60, state=folder / "state", **OPTIONS))
+    steps = list(
+        train(net(), batch, slow, minutes=0.04 / 60, state_path=folder / "state", **OPTIONS)
+    )
     return steps[-1].step
 
 
@@ -107,32 +116,32 @@ def refused(rank, folder):
 
 
 def own_numbers(rank, folder):
-    drawn = []
+    numbers = []
 
     def spy(model, batch, generator):
-        drawn.append([torch.rand(1).item(), torch.rand(1, generator=generator).item()])
+        numbers.append([torch.rand(1).item(), torch.rand(1, generator=generator).item()])
         return loss(model, batch, generator)
 
-    list(train(net(), batch, spy, **{**OPTIONS, "steps": 3}))
-    return drawn
+    list(train(net(), batch, spy, **{**OPTIONS, "num_steps": 3}))
+    return numbers
 
 
 def evaluated_where(rank, folder):
     options = {
         **OPTIONS,
         "evaluate": lambda step: {"step": step.step},
-        "every": 6,
-        "log": folder / "log",
+        "eval_every": 6,
+        "log_dir": folder / "log",
     }
     return [step.evaluation for step in train(net(), batch, loss, **options) if step.evaluation]
 
 
-def states_apart(rank, folder):
+def unshared_state(rank, folder):
     (folder / str(rank)).mkdir()
     if rank == 0:
         (folder / "state").rename(folder / "0" / "state")
     try:
-        train(net(), batch, loss, state=folder / str(rank) / "state", **OPTIONS)
+        train(net(), batch, loss, state_path=folder / str(rank) / "state", **OPTIONS)
     except ValueError as error:
         return str(error).split(" in ")[0]
 
@@ -143,14 +152,14 @@ def _process(rank, port, job, folder):
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), COURSE_DEVICE="cpu", OMP_NUM_THREADS="1"
     )
     torch.set_num_threads(1)
-    answer = job(rank, folder)
-    (folder / f"{rank}.json").write_text(json.dumps(answer))
+    result = job(rank, folder)
+    (folder / f"{rank}.json").write_text(json.dumps(result))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 def on_two(job, folder):
-    """What each of two processes answers."""
+    """The result of each of two processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["course_lib.recipes"])
     with socket.socket() as free:
@@ -175,27 +184,29 @@ def on_the_cpu(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def one_process():
     model = net()
     history = fit(model, batch, loss, progress=False, **OPTIONS)
     return [step.loss for step in history], model[0].weight.tolist()
 
 
-def test_two_processes_learn_what_one_does(tmp_path, alone):
-    (losses, weights, speed), other = on_two(whole_run, tmp_path)
-    assert losses == pytest.approx(alone[0], rel=1e-4)
-    torch.testing.assert_close(torch.tensor(weights), torch.tensor(alone[1]), atol=1e-6, rtol=1e-4)
+def test_two_processes_train_as_one_does(tmp_path, one_process):
+    (losses, weights, speed), other = on_two(full_run, tmp_path)
+    assert losses == pytest.approx(one_process[0], rel=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(weights), torch.tensor(one_process[1]), atol=1e-6, rtol=1e-4
+    )
     assert other[:2] == [losses, weights]
-    rows = read_state(tmp_path / "state")[0]["rows"]
-    assert rows[-1, 3] == 8 * 12  # rows of the global batches, not of a slice
-    assert speed == round(96 / rows[-1, 2].item())
+    history = read_state(tmp_path / "state")[0]["history"]
+    assert history[-1, 3] == 8 * 12  # rows of the global batches, not of a slice
+    assert speed == round(96 / history[-1, 2].item())
 
 
-def test_they_stop_by_one_clock_and_one_process_can_go_on(tmp_path, alone):
+def test_they_stop_by_one_clock_and_one_process_can_go_on(tmp_path, one_process):
     first, second = on_two(stop_by_the_main_process, tmp_path)
     assert 1 <= first == second < 12
-    history = fit(net(), batch, loss, progress=False, state=tmp_path / "state", **OPTIONS)
-    assert [step.loss for step in history] == pytest.approx(alone[0], rel=1e-4)
+    history = fit(net(), batch, loss, progress=False, state_path=tmp_path / "state", **OPTIONS)
+    assert [step.loss for step in history] == pytest.approx(one_process[0], rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_on_one_stops_both(tmp_path):
@@ -208,9 +219,10 @@ def test_a_loss_that_is_not_finite_on_one_stops_both(tmp_path):
 def test_batches_that_cannot_be_shared_are_refused(tmp_path):
     assert on_two(refused, tmp_path) == 2 * [
         [
-            "batches: expected a number of rows that 2 processes can share evenly, got 7",
-            "batches: expected tensors and texts with 8 rows each, found int",
-            "batches: with several processes, pass a callable from the batch's number to the batch",
+            "make_batch: expected a number of rows divisible by 2 processes, got 7",
+            "make_batch: expected tensors and lists of strings with 8 rows each, got int",
+            "make_batch: with several processes expected a callable from the batch's index to "
+            "the batch, got list",
         ]
     ]
 
@@ -225,14 +237,16 @@ def test_only_the_main_process_evaluates_and_logs(tmp_path):
     assert len(list((tmp_path / "log").iterdir())) == 1
 
 
-def test_a_state_that_only_one_can_see_is_refused(tmp_path, alone):
-    next(train(net(), batch, loss, state=tmp_path / "state", **OPTIONS)).model.eval()
-    assert on_two(states_apart, tmp_path) == ["state: the processes found steps [1, 0]"] * 2
+def test_a_state_that_only_one_can_see_is_refused(tmp_path, one_process):
+    next(train(net(), batch, loss, state_path=tmp_path / "state", **OPTIONS)).model.eval()
+    assert on_two(unshared_state, tmp_path) == ["state: the processes found steps [1, 0]"] * 2
 
 
 def test_a_recipe_under_torchrun_stores_what_one_process_does(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE / "recipes"))
-    run_recipe(importlib.import_module("tiny").RECIPE, "ci", work=tmp_path / "one", progress=False)
+    monkeypatch.syspath_prepend(str(TESTS / "recipes"))
+    run_recipe(
+        importlib.import_module("tiny").RECIPE, "ci", state_dir=tmp_path / "one", progress=False
+    )
     command = [
         sys.executable,
         "-m",
@@ -247,17 +261,17 @@ def test_a_recipe_under_torchrun_stores_what_one_process_does(tmp_path, monkeypa
         "tiny:RECIPE",
         "--profile",
         "ci",
-        "--work",
+        "--state-dir",
         str(tmp_path / "two"),
     ]
     environment = dict(
         os.environ,
         OMP_NUM_THREADS="1",
-        PYTHONPATH=os.pathsep.join([str(HERE.parent), str(HERE / "recipes")]),
+        PYTHONPATH=os.pathsep.join([str(TESTS.parent), str(TESTS / "recipes")]),
     )
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("stored in") == 1 and done.stderr.count("40/40") >= 1
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("stored in") == 1 and process.stderr.count("40/40") >= 1
     roots = [tmp_path / count / "checkpoints" for count in ("one", "two")]
     weights = [
         load_file(zoo.path("tests/tiny", root) / "diffusion_pytorch_model.safetensors")
@@ -265,5 +279,5 @@ def test_a_recipe_under_torchrun_stores_what_one_process_does(tmp_path, monkeypa
     ]
     torch.testing.assert_close(*weights, atol=1e-3, rtol=1e-3)  # half precision
     cards = [zoo.card("tests/tiny", root) for root in roots]
-    assert [card.facts["processes"] for card in cards] == [1, 2]
+    assert [card.metadata["processes"] for card in cards] == [1, 2]
     assert cards[1].evaluation["error"] == pytest.approx(cards[0].evaluation["error"], rel=1e-2)

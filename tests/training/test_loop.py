@@ -1,4 +1,4 @@
-"""The training loop: it learns, is reproducible, counts right, and stops with a clear word."""
+"""The training loop: it learns, is reproducible, counts correctly, refuses clearly."""
 
 import math
 import sys
@@ -9,8 +9,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from course_lib import training
-from course_lib.training import fit, train
+from course_lib.training import fit, run, train
 
 TARGET = torch.tensor([[1.0], [-2.0], [0.5]])
 
@@ -39,7 +38,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setenv("COURSE_DEVICE", "cpu")
 
 
-OPTIONS = {"steps": 60, "lr": 0.1, "mixed_precision": "no", "seed": 3}
+OPTIONS = {"num_steps": 60, "lr": 0.1, "mixed_precision": "no", "seed": 3}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
@@ -50,7 +49,7 @@ def test_learns_a_line(optimizer):
         batch,
         squared,
         progress=False,
-        **{**OPTIONS, "optimizer": optimizer, "weight_decay": 0.0, "steps": 150},
+        **{**OPTIONS, "optimizer": optimizer, "weight_decay": 0.0, "num_steps": 150},
     )
     assert history[-1].loss < 1e-2 * history[0].loss
     torch.testing.assert_close(model.weight.T, TARGET, atol=0.1, rtol=0)
@@ -58,7 +57,9 @@ def test_learns_a_line(optimizer):
 
 def test_equals_a_loop_written_by_hand():
     ours, theirs = line(), line()
-    losses = [step.loss for step in train(ours, batch, squared, clip=0.5, warmup=3, **OPTIONS)]
+    losses = [
+        step.loss for step in train(ours, batch, squared, max_grad_norm=0.5, warmup=3, **OPTIONS)
+    ]
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.01)
     for n in range(60):
         rate = n / 3 if n < 3 else 0.5 * (1 + math.cos(math.pi * (n - 3) / 57))
@@ -76,7 +77,7 @@ def test_same_seed_same_draws_another_seed_others():
     def losses(seed):
         return [
             step.loss
-            for step in train(line(), batch, noisy, **{**OPTIONS, "steps": 5, "seed": seed})
+            for step in train(line(), batch, noisy, **{**OPTIONS, "num_steps": 5, "seed": seed})
         ]
 
     assert losses(1) == losses(1)
@@ -85,17 +86,17 @@ def test_same_seed_same_draws_another_seed_others():
 
 def test_a_step_draws_the_same_however_it_was_reached():
     def draws(extra):
-        seen = []
+        numbers = []
 
         def spy(model, batch, generator):
-            seen.append(torch.rand(1, generator=generator).item())
+            numbers.append(torch.rand(1, generator=generator).item())
             torch.rand(
                 extra, generator=generator
             )  # drawing more in one step must not shift the next
             return squared(model, batch, generator)
 
-        list(train(line(), batch, spy, **{**OPTIONS, "steps": 4}))
-        return seen
+        list(train(line(), batch, spy, **{**OPTIONS, "num_steps": 4}))
+        return numbers
 
     assert draws(extra=0) == draws(extra=7)
     assert len(set(draws(extra=0))) == 4
@@ -106,7 +107,7 @@ def test_dropout_is_seeded():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 1))
         torch.rand(drawn_before)
-        return [step.loss for step in train(model, batch, squared, **{**OPTIONS, "steps": 4})]
+        return [step.loss for step in train(model, batch, squared, **{**OPTIONS, "num_steps": 4})]
 
     assert losses(0) == losses(5)
 
@@ -116,7 +117,7 @@ def test_dropout_does_not_depend_on_what_the_reader_draws():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 1))
         out = []
-        for step in train(model, batch, squared, steps=4, lr=0.01, seed=3):
+        for step in train(model, batch, squared, num_steps=4, lr=0.01, seed=3):
             out.append(step.loss)
             if disturb:
                 torch.rand(3)
@@ -128,15 +129,15 @@ def test_dropout_does_not_depend_on_what_the_reader_draws():
 def test_the_readers_own_numbers_are_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(2)
-    steps = train(line(), batch, squared, steps=2, lr=0.01, seed=3)
+    steps = train(line(), batch, squared, num_steps=2, lr=0.01, seed=3)
     torch.manual_seed(0)
     next(steps)
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_what_a_step_says():
+def test_fields_of_a_step():
     model = line()
-    steps = list(train(model, batch, squared, **{**OPTIONS, "steps": 4, "warmup": 2}))
+    steps = list(train(model, batch, squared, **{**OPTIONS, "num_steps": 4, "warmup": 2}))
     assert [step.step for step in steps] == [1, 2, 3, 4]
     assert [step.lr for step in steps] == pytest.approx([0, 0.05, 0.1, 0.05])
     assert all(step.model is model for step in steps)
@@ -150,7 +151,7 @@ def test_the_readers_time_is_not_counted_and_its_eval_mode_is_undone():
         modes.append(model.training)
         return squared(model, batch, generator)
 
-    for step in train(line(), batch, spy, **{**OPTIONS, "steps": 3}):
+    for step in train(line(), batch, spy, **{**OPTIONS, "num_steps": 3}):
         step.model.eval()
         time.sleep(0.2)
     assert modes == [True] * 3
@@ -174,13 +175,13 @@ def test_frozen_parameters_stay():
     assert torch.equal(model.bias, before)
 
 
-def test_moving_average_lends_its_weights_and_fit_leaves_them():
+def test_ema_weights_are_lent_by_a_step_and_left_by_fit():
     model, kept = line(), []
-    for step in train(model, batch, squared, ema=0.9, **OPTIONS):
+    for step in train(model, batch, squared, ema_decay=0.9, **OPTIONS):
         kept.append(model.weight.detach().clone())
         own = model.weight.detach().clone()
-        with step.averaged() as averaged:
-            lent = averaged.weight.detach().clone()
+        with step.ema_weights() as ema_model:
+            lent = ema_model.weight.detach().clone()
         assert torch.equal(model.weight, own)
     average = EMAModel([line().weight], decay=0.9)
     for weight in kept:
@@ -188,25 +189,26 @@ def test_moving_average_lends_its_weights_and_fit_leaves_them():
     torch.testing.assert_close(lent, average.shadow_params[0])
     assert not torch.equal(lent, own)
     again = line()
-    fit(again, batch, squared, progress=False, ema=0.9, **OPTIONS)
+    fit(again, batch, squared, progress=False, ema_decay=0.9, **OPTIONS)
     torch.testing.assert_close(again.weight, average.shadow_params[0], rtol=0, atol=0)
 
 
-def test_without_an_average_averaged_is_the_model():
+def test_without_an_ema_ema_weights_are_the_models():
     step = next(train(line(), batch, squared, **OPTIONS))
-    with step.averaged() as model:
+    with step.ema_weights() as model:
         assert model is step.model
 
 
 def test_attention_is_plain_products_on_a_cpu_and_only_inside_the_loss():
-    flash, seen = torch.backends.cuda.flash_sdp_enabled, []
+    flash = torch.backends.cuda.flash_sdp_enabled
+    enabled = []
 
     def spy(model, batch, generator):
-        seen.append((flash(), torch.backends.cuda.math_sdp_enabled()))
+        enabled.append((flash(), torch.backends.cuda.math_sdp_enabled()))
         return squared(model, batch, generator)
 
     next(train(line(), batch, spy, **OPTIONS))
-    assert seen == [(False, True)] and flash()
+    assert enabled == [(False, True)] and flash()
 
 
 def test_bf16_autocast_reaches_the_model_only():
@@ -224,25 +226,29 @@ def test_bf16_autocast_reaches_the_model_only():
 
 def test_auto_precision_asks_the_runtime(monkeypatch):
     for answer in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(training.runtime, "dtype", lambda device, answer=answer: answer)
+        monkeypatch.setattr(run.runtime, "dtype", lambda device, answer=answer: answer)
         types = []
 
         def spy(model, batch, generator, types=types):
             types.append(model(batch["x"]).dtype)
             return squared(model, batch, generator)
 
-        next(train(line(), batch, spy, steps=1, lr=0.1))
+        next(train(line(), batch, spy, num_steps=1, lr=0.1))
         assert types == [answer]
 
 
 def test_an_iterable_begins_again():
-    assert len(list(train(line(), [batch(0), batch(1)], squared, **{**OPTIONS, "steps": 5}))) == 5
+    assert (
+        len(list(train(line(), [batch(0), batch(1)], squared, **{**OPTIONS, "num_steps": 5}))) == 5
+    )
 
 
 def test_an_iterator_that_ran_out_is_refused():
-    with pytest.raises(ValueError, match="batches: ran out at batch 2 and cannot begin again"):
+    with pytest.raises(
+        ValueError, match="make_batch: the iterator ended at batch 2 and cannot restart"
+    ):
         list(train(line(), iter([batch(0), batch(1)]), squared, **OPTIONS))
-    with pytest.raises(ValueError, match="batches: ran out at batch 0"):
+    with pytest.raises(ValueError, match="make_batch: the iterator ended at batch 0"):
         list(train(line(), [], squared, **OPTIONS))
 
 
@@ -266,46 +272,46 @@ def test_a_gradient_that_is_not_finite_stops_it():
         list(train(line(), batch, breaks, **OPTIONS))
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_clip_may_be_off(clip):
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_clipping_may_be_off(max_grad_norm):
     first = line()
     next(
         train(
             first,
             lambda n: {"x": 100 * batch(n)["x"], "y": batch(n)["y"]},
             squared,
-            steps=1,
+            num_steps=1,
             lr=1e-6,
             optimizer="sgd",
             weight_decay=0.0,
-            clip=clip,
+            max_grad_norm=max_grad_norm,
             mixed_precision="no",
         )
     )
     start = line()
     moved = torch.cat([(first.weight - start.weight)[0], first.bias - start.bias]).norm().item()
-    assert moved > 1e-4 if clip is None else moved == pytest.approx(1e-6, rel=0.3)
+    assert moved > 1e-4 if max_grad_norm is None else moved == pytest.approx(1e-6, rel=0.3)
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
         ({"lr": -1.0}, "lr: expected a positive number, got -1.0"),
         ({"optimizer": "lion"}, "optimizer: expected one of adamw, adam, sgd; got 'lion'"),
-        ({"schedule": "sine"}, "schedule: expected one of .*cosine.*; got 'sine'"),
-        ({"warmup": 60}, "warmup: expected from 0 to steps - 1 = 59, got 60"),
-        ({"ema": 1.0}, "ema: expected a decay between 0 and 1, got 1.0"),
+        ({"lr_schedule": "sine"}, "lr_schedule: expected one of .*cosine.*; got 'sine'"),
+        ({"warmup": 60}, "warmup: expected 0 to num_steps - 1 = 59, got 60"),
+        ({"ema_decay": 1.0}, "ema_decay: expected a number between 0 and 1 or None, got 1.0"),
         ({"minutes": 0}, "minutes: expected a positive number, got 0"),
-        ({"clip": -1.0}, "clip: expected a positive gradient norm or None, got -1.0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm: expected a positive number or None, got -1.0"),
         (
-            {"schedule": "piecewise_constant"},
-            "schedule: expected one of .*cosine.*; got 'piecewise_constant'",
+            {"lr_schedule": "piecewise_constant"},
+            "lr_schedule: expected one of .*cosine.*; got 'piecewise_constant'",
         ),
-        ({"save_every": -1}, "save_every: expected seconds, 0 or more, got -1"),
-        ({"every": 0, "evaluate": print}, "every: expected 1 step or more, got 0"),
-        ({"every": 5}, "evaluate, every: expected both or neither"),
-        ({"evaluate": print}, "evaluate, every: expected both or neither"),
+        ({"save_every": -1}, "save_every: expected 0 seconds or more, got -1"),
+        ({"eval_every": 0, "evaluate": print}, "eval_every: expected 1 step or more, got 0"),
+        ({"eval_every": 5}, "evaluate, eval_every: expected both or neither"),
+        ({"evaluate": print}, "evaluate, eval_every: expected both or neither"),
     ],
 )
 def test_bad_arguments_are_refused_by_the_call(wrong, message):
@@ -324,17 +330,17 @@ def test_a_loss_that_is_not_a_scalar_is_refused():
 
 
 def test_evaluation_comes_when_it_is_due_and_after_the_last_step():
-    seen = []
+    evaluated = []
 
     def evaluate(step):
-        seen.append(step.step)
+        evaluated.append(step.step)
         step.model.eval()
         return {"square": step.step**2}
 
-    options = {**OPTIONS, "steps": 7, "evaluate": evaluate, "every": 3}
-    found = {step.step: step.evaluation for step in train(line(), batch, squared, **options)}
-    assert seen == [3, 6, 7]
-    assert found == {
+    options = {**OPTIONS, "num_steps": 7, "evaluate": evaluate, "eval_every": 3}
+    results = {step.step: step.evaluation for step in train(line(), batch, squared, **options)}
+    assert evaluated == [3, 6, 7]
+    assert results == {
         1: None,
         2: None,
         3: {"square": 9},
@@ -346,20 +352,25 @@ def test_evaluation_comes_when_it_is_due_and_after_the_last_step():
 
 
 def test_evaluation_is_not_counted_as_training():
-    options = {**OPTIONS, "steps": 4, "evaluate": lambda step: time.sleep(0.1) or {}, "every": 1}
+    options = {
+        **OPTIONS,
+        "num_steps": 4,
+        "evaluate": lambda step: time.sleep(0.1) or {},
+        "eval_every": 1,
+    }
     assert list(train(line(), batch, squared, **options))[-1].seconds < 0.3
 
 
 def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(
-        ImportError, match="log: TensorBoard is missing; install the package tensorboard"
+        ImportError, match="log_dir: TensorBoard is missing; install the package tensorboard"
     ):
-        train(line(), batch, squared, log=tmp_path, **OPTIONS)
+        train(line(), batch, squared, log_dir=tmp_path, **OPTIONS)
 
 
 def test_fit_shows_progress_on_request(capsys):
-    fit(line(), batch, squared, **{**OPTIONS, "steps": 3})
+    fit(line(), batch, squared, **{**OPTIONS, "num_steps": 3})
     assert "loss" in capsys.readouterr().err
-    fit(line(), batch, squared, progress=False, **{**OPTIONS, "steps": 3})
+    fit(line(), batch, squared, progress=False, **{**OPTIONS, "num_steps": 3})
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Corruptions change the one thing they are for, by as much as they say."""
+"""Corruptions change one property, by the given strength."""
 
 import pytest
 import torch
@@ -8,22 +8,22 @@ from course_lib.world import World
 from course_lib.world.corruption import (
     CORRUPTIONS,
     blur,
-    codec,
-    cut,
+    elastic_distortion,
     freeze,
+    h264,
+    hard_cut,
     jpeg,
     noise,
-    recolour,
     reverse,
+    shift_hue,
     shuffle,
     swap_halves,
-    wobble,
 )
 
 
 @pytest.fixture(scope="module")
 def video():
-    return World("test", part="all", frames=8).batch(range(4)).video
+    return World("test", subset="all", num_frames=8).batch(range(4)).video
 
 
 def generator(seed=0):
@@ -31,7 +31,7 @@ def generator(seed=0):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_shape_range_and_determinism(video, name):
+def test_corruption_keeps_shape_and_range_and_is_deterministic(video, name):
     before = video.clone()
     once, again = (CORRUPTIONS[name](video, generator(3)) for _ in range(2))
     assert once.shape == video.shape and once.abs().max() <= 1 + 1e-5
@@ -39,48 +39,48 @@ def test_shape_range_and_determinism(video, name):
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.5, 4])
-def test_blur_is_torchvisions(video, sigma):
-    reach = int(-(-3 * sigma // 1))
+def test_blur_equals_torchvision(video, sigma):
+    radius = int(-(-3 * sigma // 1))
     frames = video.transpose(1, 2).flatten(0, 1)
-    theirs = TF.gaussian_blur(frames, [2 * reach + 1] * 2, [float(sigma)] * 2)
+    expected = TF.gaussian_blur(frames, [2 * radius + 1] * 2, [float(sigma)] * 2)
     torch.testing.assert_close(
-        blur(video, sigma).transpose(1, 2).flatten(0, 1), theirs, atol=1e-5, rtol=0
+        blur(video, sigma).transpose(1, 2).flatten(0, 1), expected, atol=1e-5, rtol=0
     )
 
 
-def test_blur_works_where_the_picture_is_smaller_than_its_reach():
+def test_blur_of_a_frame_smaller_than_the_kernel():
     assert blur(torch.zeros(1, 1, 1, 8, 8), 9).shape == (1, 1, 1, 8, 8)
 
 
-def test_noise_has_the_size_it_says():
+def test_noise_has_the_given_std():
     grain = noise(torch.zeros(2, 3, 8, 32, 32), 0.1, generator())
     assert grain.std() == pytest.approx(0.1, rel=0.02) and abs(grain.mean()) < 2e-3
 
 
-def test_a_third_of_the_circle_turns_red_into_green():
+def test_hue_shift_of_a_third_turns_red_into_green():
     red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4)
-    turned = recolour(red, 1 / 3)[0, :, 0, 0, 0]
-    torch.testing.assert_close(turned, torch.tensor([-1.0, 1.0, -1.0]), atol=0.02, rtol=0)
+    shifted = shift_hue(red, 1 / 3)[0, :, 0, 0, 0]
+    torch.testing.assert_close(shifted, torch.tensor([-1.0, 1.0, -1.0]), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("compress, good, bad", [(jpeg, 95, 10), (codec, 5, 45)])
+@pytest.mark.parametrize("compress, good, bad", [(jpeg, 95, 10), (h264, 5, 45)])
 def test_compression_costs_more_when_stronger(video, compress, good, bad):
     fine, coarse = ((compress(video, level) - video).square().mean() for level in (good, bad))
     assert fine < 5e-3 < coarse
 
 
-def test_frozen_reversed_swapped_cut(video):
+def test_freeze_reverse_swap_halves_hard_cut(video):
     assert (freeze(video).diff(dim=2) == 0).all()
     assert torch.equal(reverse(reverse(video)), video) and not torch.equal(reverse(video), video)
     assert torch.equal(swap_halves(swap_halves(video)), video)
     assert torch.equal(swap_halves(video)[:, :, :4], video[:, :, 4:])
-    assert torch.equal(cut(video)[:, :, :4], video[:, :, :4])
-    assert torch.equal(cut(video)[0, :, 4:], video[1, :, 4:]) and torch.equal(
-        cut(video)[-1, :, 4:], video[0, :, 4:]
+    assert torch.equal(hard_cut(video)[:, :, :4], video[:, :, :4])
+    assert torch.equal(hard_cut(video)[0, :, 4:], video[1, :, 4:]) and torch.equal(
+        hard_cut(video)[-1, :, 4:], video[0, :, 4:]
     )
 
 
-def test_shuffled_clips_hold_the_same_frames_in_an_order_of_their_own(video):
+def test_shuffle_permutes_the_frames_of_each_clip_independently(video):
     shuffled = shuffle(video, generator())
     orders = []
     for clip, mixed in zip(video, shuffled, strict=True):
@@ -90,44 +90,47 @@ def test_shuffled_clips_hold_the_same_frames_in_an_order_of_their_own(video):
     assert len({tuple(order) for order in orders}) > 1
 
 
-def test_three_frames_are_never_left_in_order():
+def test_shuffle_never_returns_the_original_or_reverse_order():
     clip = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(64, 1, 3, 1, 1) / 3
     for order in (shuffle(clip, generator()).flatten(1) * 3).round().int().tolist():
         assert order not in ([0, 1, 2], [2, 1, 0])
 
 
-def test_wobble_bends_each_frame_alike_and_flickers_only_when_told(video):
+def test_elastic_distortion_flickers_only_if_inconsistent(video):
     still = video[:, :, :1].expand_as(video)
-    steady, flickering = (wobble(still, 2, generator(), steady=s) for s in (True, False))
-    assert steady.diff(dim=2).abs().max() < 1e-6 < 0.01 < flickering.diff(dim=2).abs().mean()
-    errors = [(bent - still).square().mean() for bent in (steady, flickering)]
+    consistent, flickering = (
+        elastic_distortion(still, 2, generator(), consistent=s) for s in (True, False)
+    )
+    assert consistent.diff(dim=2).abs().max() < 1e-6 < 0.01 < flickering.diff(dim=2).abs().mean()
+    errors = [(distorted - still).square().mean() for distorted in (consistent, flickering)]
     assert errors[0] == pytest.approx(errors[1].item(), rel=0.4)
     line = torch.arange(64.0) / 64
-    ramps = torch.stack(
-        torch.meshgrid(line, line, indexing="ij")
-    )  # each tells the displacement along one axis
+    # each ramp measures the displacement along one axis
+    ramps = torch.stack(torch.meshgrid(line, line, indexing="ij"))
     ramp = ramps[None, :, None].expand(8, 2, 4, 64, 64)
-    for bent in (wobble(ramp, 1.0, generator(), steady=s) for s in (True, False)):
-        size = ((bent - ramp)[..., 6:-6, 6:-6] * 64).square().mean((1, 3, 4)).sqrt()
+    for distorted in (
+        elastic_distortion(ramp, 1.0, generator(), consistent=s) for s in (True, False)
+    ):
+        size = ((distorted - ramp)[..., 6:-6, 6:-6] * 64).square().mean((1, 3, 4)).sqrt()
         assert size.mean() == pytest.approx(1.0, rel=0.1) and size.std() < 0.15
 
 
-def test_wobble_displaces_by_what_it_says():
+def test_elastic_distortion_has_the_given_rms():
     ramp = (torch.arange(64.0) / 64).view(1, 1, 1, 1, 64).expand(8, 1, 1, 64, 64)
     inside = (slice(None), slice(None), slice(None), slice(8, -8), slice(8, -8))
-    moved = (wobble(ramp, 1.0, generator(), steady=True) - ramp)[inside] * 64
+    moved = (elastic_distortion(ramp, 1.0, generator(), consistent=True) - ramp)[inside] * 64
     assert moved.std() == pytest.approx(1.0, rel=0.25)
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda v: shuffle(v[:, :, :2], generator()), "at least 3 frames, got 2"),
+        (lambda v: shuffle(v[:, :, :2], generator()), "at least 3 frames to shuffle, got 2"),
         (lambda v: blur(v, 0), "sigma: expected a positive number of pixels, got 0"),
-        (lambda v: cut(v[:1]), "two clips of two frames, got 1 of 8"),
-        (lambda v: cut(v[:, :, :1]), "two clips of two frames, got 4 of 1"),
+        (lambda v: hard_cut(v[:1]), "at least 2 clips of 2 frames, got 1 of 8"),
+        (lambda v: hard_cut(v[:, :, :1]), "at least 2 clips of 2 frames, got 4 of 1"),
     ],
 )
-def test_too_little_is_refused(video, call, message):
+def test_too_few_frames_or_clips_raise(video, call, message):
     with pytest.raises(ValueError, match=message):
         call(video)

@@ -1,4 +1,4 @@
-"""Defects do what their label says and nothing else; styles keep the film and change the look."""
+"""Defects match their labels and change nothing else; styles keep shape, range and dtype."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from course_lib.world import (
     STYLES,
     Scene,
     World,
-    damage,
-    damage_some,
+    inject_defects,
+    inject_random_defects,
     parse_caption,
     render,
 )
@@ -17,7 +17,7 @@ from course_lib.world import (
 
 @pytest.fixture(scope="module")
 def clips():
-    return World("test", part="all").batch(range(8))
+    return World("test", subset="all").batch(range(8))
 
 
 def generator(seed=0):
@@ -25,20 +25,20 @@ def generator(seed=0):
 
 
 @pytest.mark.parametrize("defect", ["clean", *DEFECTS])
-def test_each_defect_changes_what_it_should(clips, defect):
-    damaged = damage(clips, [defect] * 8, generator())
-    before, after = clips.video, damaged.video
-    assert damaged.labels == [defect] * 8 and after.abs().max() <= 1 + 1e-5
+def test_each_defect_changes_only_its_property(clips, defect):
+    corrupted = inject_defects(clips, [defect] * 8, generator())
+    before, after = clips.video, corrupted.video
+    assert corrupted.labels == [defect] * 8 and after.abs().max() <= 1 + 1e-5
     changed = (before - after).abs().amax(1)  # b f h w
-    assert (damaged.captions == clips.captions) == (defect != "wrong caption")
+    assert (corrupted.captions == clips.captions) == (defect != "wrong caption")
     assert torch.equal(before, after) == (defect in ("clean", "wrong caption"))
     if defect == "hard cut":
-        for i, cut in enumerate(damaged.cuts):
+        for i, cut in enumerate(corrupted.cuts):
             assert 4 <= cut <= 11
             assert torch.equal(after[i, :, :cut], before[i, :, :cut])
             assert torch.equal(after[i, :, cut:], before[(i + 1) % 8, :, cut:])
     else:
-        assert damaged.cuts == [None] * 8
+        assert corrupted.cuts == [None] * 8
     if defect == "static":
         assert (after - after[:, :, :1]).abs().max() == 0
     if defect == "letterbox":
@@ -47,8 +47,8 @@ def test_each_defect_changes_what_it_should(clips, defect):
     if defect == "text":
         share = (changed > 0.3).float().mean((1, 2, 3))
         assert (share > 0.01).all() and (share < 0.3).all()
-        written = (after - before).abs().amax(1) > 1e-6
-        rows = written.any(dim=1).any(dim=2)  # b h
+        overlay = (after - before).abs().amax(1) > 1e-6
+        rows = overlay.any(dim=1).any(dim=2)  # b h
         assert (rows.sum(1) <= 24).all(), "text stays in one line"
     if defect == "noise":
         assert 0.1 < (after - before).std() < 0.3
@@ -58,68 +58,78 @@ def test_each_defect_changes_what_it_should(clips, defect):
         assert (after.mean((2, 3, 4)) - before.mean((2, 3, 4))).abs().max() < 0.03
 
 
-def test_a_wrong_caption_is_wrong_even_among_twins():
+def test_a_wrong_caption_is_wrong_even_if_all_clips_agree():
     twins = render([Scene("tiger", "growing", "sea", 0), Scene("tiger", "growing", "sea", 2)])
-    damaged = damage(twins, ["wrong caption", "clean"], generator())
+    corrupted = inject_defects(twins, ["wrong caption", "clean"], generator())
     assert (
-        parse_caption(damaged.captions[0])["background"] != "sea"
-        and damaged.captions[1] == twins.captions[1]
+        parse_caption(corrupted.captions[0])["background"] != "sea"
+        and corrupted.captions[1] == twins.captions[1]
     )
 
 
-def test_damage_is_reproducible_and_leaves_its_input_alone(clips):
+def test_inject_random_defects_is_reproducible_and_does_not_modify_its_input(clips):
     before = clips.video.clone()
-    one, two = (damage_some(clips, 0.7, generator(3)) for _ in range(2))
+    one, two = (inject_random_defects(clips, 0.7, generator(3)) for _ in range(2))
     assert (
         torch.equal(one.video, two.video)
         and one.labels == two.labels
         and torch.equal(clips.video, before)
     )
-    assert damage_some(clips, 0.0, generator()).labels == ["clean"] * 8
-    assert "clean" not in damage_some(clips, 1.0, generator()).labels
+    assert inject_random_defects(clips, 0.0, generator()).labels == ["clean"] * 8
+    assert "clean" not in inject_random_defects(clips, 1.0, generator()).labels
 
 
 def test_a_label_is_never_false(clips):
-    """A shape that stands still is static whatever it is called, and a cut to the same scene is no cut."""
+    """A shape that stands still is labelled static, and a cut to the same scene is an error."""
     still = render(
         [Scene("red star", "standing still", "sea", 0), Scene("tiger", "growing", "sea", 2)]
     )
-    assert damage_some(still, 0.0, generator()).labels == ["static", "clean"]
-    with pytest.raises(ValueError, match="clip 0 .* stands still already"):
-        damage(still, ["static", "clean"], generator())
+    assert inject_random_defects(still, 0.0, generator()).labels == ["static", "clean"]
+    with pytest.raises(ValueError, match="motion in clip 0, got a static 'a red star"):
+        inject_defects(still, ["static", "clean"], generator())
     twins = render([Scene("tiger", "growing", "sea", 2)] * 2)
-    with pytest.raises(ValueError, match="shows nothing: they are the same scene"):
-        damage(twins, ["hard cut", "clean"], generator())
-    with pytest.raises(ValueError, match="needs at least two frames, got 1"):
-        damage(World(frames=1).batch(range(2)), ["static", "clean"], generator())
-    with pytest.raises(ValueError, match="one frame can be neither static nor moving"):
-        damage_some(World(frames=1).batch(range(2)), 0.5, generator())
+    with pytest.raises(
+        ValueError, match="expected different scenes for a cut from 0 to 1, got the same"
+    ):
+        inject_defects(twins, ["hard cut", "clean"], generator())
+    with pytest.raises(
+        ValueError, match="expected at least 2 frames for a hard cut or a static clip, got 1"
+    ):
+        inject_defects(World(num_frames=1).batch(range(2)), ["static", "clean"], generator())
+    with pytest.raises(
+        ValueError, match="expected at least 2 frames, got 1, which is neither static nor moving"
+    ):
+        inject_random_defects(World(num_frames=1).batch(range(2)), 0.5, generator())
 
 
-def test_damage_refuses_nonsense(clips):
+def test_bad_defects_raise(clips):
     one = render([Scene("tiger")])
-    with pytest.raises(ValueError, match="one defect per clip: got 1 for 8 clips"):
-        damage(clips, ["blur"], generator())
-    with pytest.raises(ValueError, match=r"\['scratch'\] are not among: clean, hard cut"):
-        damage(one, ["scratch"], generator())
-    with pytest.raises(ValueError, match="needs a second clip to borrow from, got 1"):
-        damage(one, ["hard cut"], generator())
-    with pytest.raises(ValueError, match="needs at least two frames, got 1"):
-        damage(World(frames=1).batch(range(2)), ["hard cut", "clean"], generator())
-    with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got 1.5"):
-        damage_some(clips, 1.5, generator())
+    with pytest.raises(ValueError, match="defects: expected one per clip, got 1 for 8 clips"):
+        inject_defects(clips, ["blur"], generator())
+    with pytest.raises(ValueError, match="defects: expected clean, hard cut, .*; got scratch"):
+        inject_defects(one, ["scratch"], generator())
+    with pytest.raises(
+        ValueError, match="expected at least 2 for a hard cut or a wrong caption, got 1"
+    ):
+        inject_defects(one, ["hard cut"], generator())
+    with pytest.raises(
+        ValueError, match="expected at least 2 frames for a hard cut or a static clip, got 1"
+    ):
+        inject_defects(World(num_frames=1).batch(range(2)), ["hard cut", "clean"], generator())
+    with pytest.raises(ValueError, match=r"fraction: expected a number in \[0, 1\], got 1.5"):
+        inject_random_defects(clips, 1.5, generator())
 
 
 @pytest.mark.parametrize("name", sorted(STYLES))
 def test_styles_keep_the_dtype(name):
-    video = World(part="all", frames=1).batch(range(2)).video
+    video = World(subset="all", num_frames=1).batch(range(2)).video
     assert STYLES[name](video.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", sorted(STYLES))
 @pytest.mark.parametrize(("b", "f", "size"), [(2, 3, 64), (1, 1, 32), (0, 2, 64)])
 def test_styles_keep_shape_and_range(name, b, f, size):
-    video = World(part="all", size=size, frames=f).batch(range(b)).video
+    video = World(subset="all", size=size, num_frames=f).batch(range(b)).video
     styled = STYLES[name](video)
     assert styled.shape == video.shape and (b == 0 or styled.abs().max() <= 1)
 
@@ -128,13 +138,13 @@ def test_pixel_art_is_blocks_of_few_colours(clips):
     styled = STYLES["pixel art"](clips.video)
     blocks = styled.unflatten(-1, (16, 4)).unflatten(-3, (16, 4))  # b c f 16 4 16 4
     assert (blocks - blocks[..., :1, :, :1]).abs().max() == 0 and len(styled.unique()) == 6
-    with pytest.raises(ValueError, match="divisible by 16, got 40x40"):
+    with pytest.raises(ValueError, match="expected sides divisible by 16, got 40x40"):
         STYLES["pixel art"](torch.zeros(1, 3, 1, 40, 40))
 
 
 def test_ink_draws_dark_lines_on_paper():
-    clip = render([Scene("red square", "standing still", "white", 0)], frames=1)
-    drawn = STYLES["ink"](clip.video)[0, :, 0].mean(0)
+    clip = render([Scene("red square", "standing still", "white", 0)], num_frames=1)
+    image = STYLES["ink"](clip.video)[0, :, 0].mean(0)
     rim = (clip.alpha[0, 0, 0] > 0.2) & (clip.alpha[0, 0, 0] < 0.8)
     ground = clip.alpha[0, 0, 0] == 0
-    assert drawn[rim].mean() < -0.5 and drawn[ground].median() > 0.6
+    assert image[rim].mean() < -0.5 and image[ground].median() > 0.6

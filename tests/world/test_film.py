@@ -1,4 +1,4 @@
-"""Real film: seeking, resizing and frame rates against a naive reading, and damaged files."""
+"""Real video: seeking, resizing and frame rates against a naive reading, and damaged files."""
 
 from fractions import Fraction
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from course_lib.runtime import data_dir
-from course_lib.world import films, load_film, save_film
+from course_lib.world import list_videos, load_video, save_video
 
 
 @pytest.fixture(scope="module")
 def counting(tmp_path_factory):
-    """30 frames at 10 fps; frame i has brightness 8 i, so a picture tells its own number. Key frames are rare."""
+    """30 frames at 10 fps; frame i has brightness 8 i. Key frames are rare."""
     path = tmp_path_factory.mktemp("film") / "counting.mp4"
     shades = (torch.arange(30.0) * 8 / 127.5 - 1).view(1, 30, 1, 1).expand(3, 30, 32, 48)
-    save_film(path, shades.contiguous(), fps=10)
+    save_video(path, shades.contiguous(), fps=10)
     return path
 
 
@@ -25,124 +25,129 @@ def numbers(video):
 
 
 @pytest.mark.parametrize("name", ["earth", "bunny", "trailer", "puck"])
-def test_shipped_clips_are_what_their_card_says(name):
-    card = films()[name]
-    video = load_film(name)
-    assert video.shape == (3, card.frames, card.height, card.width)
+def test_shipped_clips_match_their_description(name):
+    info = list_videos()[name]
+    video = load_video(name)
+    assert video.shape == (3, info.num_frames, info.height, info.width)
     assert video.dtype == torch.float32 and -1 <= video.min() and video.max() <= 1
-    assert card.credit and card.licence and video.std() > 0.05
+    assert info.credit and info.licence and video.std() > 0.05
 
 
-def test_cuts_are_where_the_card_says():
-    """A cut is a jump: every listed frame differs from the one before far more than any other does."""
-    for name, card in films().items():
-        video = load_film(name, size=(32, 48))
-        jump = (
-            (video[:, 1:] - video[:, :-1]).abs().mean((0, 2, 3))
-        )  # entry i: from frame i to i + 1
-        listed = [cut - 1 for cut in card.cuts]
+def test_cuts_are_at_the_listed_frames():
+    """Every listed frame differs from the previous one far more than any other frame does."""
+    for name, info in list_videos().items():
+        video = load_video(name, size=(32, 48))
+        jump = video.diff(dim=1).abs().mean((0, 2, 3))  # entry i: from frame i to i + 1
+        listed = [cut - 1 for cut in info.cuts]
         rest = np.delete(jump.numpy(), listed)
         assert all(jump[i] > 1.3 * rest.max() for i in listed), name
         assert rest.max() < 0.35, name
 
 
-def test_whole_file(counting):
-    video = load_film(counting)
+def test_full_file(counting):
+    video = load_video(counting)
     assert video.shape == (3, 30, 32, 48) and numbers(video) == list(range(30))
 
 
 @pytest.mark.parametrize("start", [0.0, 0.1, 0.7, 1.25, 2.9])
 def test_seeking_lands_on_the_frame_on_screen(counting, start):
-    assert numbers(load_film(counting, start=start, frames=1)) == [int(start * 10 + 1e-6)]
+    assert numbers(load_video(counting, start=start, num_frames=1)) == [int(start * 10 + 1e-6)]
 
 
 def test_frame_rates(counting):
-    assert numbers(load_film(counting, fps=5)) == list(range(0, 30, 2))
-    assert numbers(load_film(counting, fps=20, frames=6)) == [0, 0, 1, 1, 2, 2]
-    assert numbers(load_film(counting, fps=4, start=1.0, frames=4)) == [10, 12, 15, 17]
+    assert numbers(load_video(counting, fps=5)) == list(range(0, 30, 2))
+    assert numbers(load_video(counting, fps=20, num_frames=6)) == [0, 0, 1, 1, 2, 2]
+    assert numbers(load_video(counting, fps=4, start=1.0, num_frames=4)) == [10, 12, 15, 17]
 
 
 def test_resizing(counting):
-    assert load_film(counting, size=16).shape == (3, 30, 16, 16)
-    assert load_film(counting, size=(20, 10), frames=2).shape == (3, 2, 20, 10)
-    square, whole = load_film("bunny", size=54, frames=1), load_film("bunny", frames=1)
-    h, w = whole.shape[-2:]
-    cropped = whole[:, :, :, (w - h) // 2 : (w - h) // 2 + h]
+    assert load_video(counting, size=16).shape == (3, 30, 16, 16)
+    assert load_video(counting, size=(20, 10), num_frames=2).shape == (3, 2, 20, 10)
+    square, full = load_video("bunny", size=54, num_frames=1), load_video("bunny", num_frames=1)
+    h, w = full.shape[-2:]
+    cropped = full[:, :, :, (w - h) // 2 : (w - h) // 2 + h]
     averaged = torch.nn.functional.avg_pool3d(cropped[None], (1, 2, 2))[0]
     assert (square - averaged).abs().mean() < 0.02
 
 
 def test_save_and_load_round_trip(tmp_path):
-    video = load_film("bunny", frames=6, size=64)
-    save_film(tmp_path / "again.mp4", video, fps=7.5)
-    again = load_film(tmp_path / "again.mp4")
+    video = load_video("bunny", num_frames=6, size=64)
+    save_video(tmp_path / "again.mp4", video, fps=7.5)
+    again = load_video(tmp_path / "again.mp4")
     assert again.shape == video.shape and (again - video).abs().mean() < 0.03
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"start": -1.0}, "start must not be negative or infinite, got -1.0"),
-        ({"size": 0}, "size must be a positive integer, or .height, width. of them, got 0"),
-        ({"size": (0, 10)}, "size must be a positive integer"),
-        ({"fps": float("nan")}, "fps must be positive and finite, got nan"),
-        ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"fps": 0.0}, "fps must be positive and finite, got 0.0"),
-        ({"start": 99.0}, "counting.mp4 has no frame at or after 99.0 s"),
-        ({"frames": 31}, "counting.mp4 has only 30 of the 31 frames asked for"),
+        ({"start": -1.0}, "start: expected a finite time of at least 0 s, got -1.0"),
+        ({"size": 0}, "size: expected a positive integer or .height, width., got 0"),
+        ({"size": (0, 10)}, "size: expected a positive integer or .height, width., got .0, 10."),
+        ({"fps": float("nan")}, "fps: expected a positive, finite number, got nan"),
+        ({"num_frames": 0}, "num_frames: expected at least 1, got 0"),
+        ({"fps": 0.0}, "fps: expected a positive, finite number, got 0.0"),
+        ({"start": 99.0}, "start: expected a time before the end of .*counting.mp4, got 99.0 s"),
+        ({"num_frames": 31}, "num_frames: expected at most 30 after 0 s of .*counting.mp4, got 31"),
     ],
 )
-def test_bad_requests_are_refused(counting, arguments, message):
+def test_bad_arguments_raise(counting, arguments, message):
     with pytest.raises(ValueError, match=message):
-        load_film(counting, **arguments)
+        load_video(counting, **arguments)
 
 
-def test_missing_file_is_named():
+def test_error_names_a_missing_file():
     with pytest.raises(
-        FileNotFoundError, match="nowhere.mp4 is not a file; shipped clips are: earth, bunny"
+        FileNotFoundError,
+        match="source: expected a file or one of earth, bunny, .*; got nowhere.mp4",
     ):
-        load_film("nowhere.mp4")
+        load_video("nowhere.mp4")
 
 
-def test_damaged_files_are_named(tmp_path, counting):
+def test_error_names_a_damaged_file(tmp_path, counting):
     (tmp_path / "text.mp4").write_text("this is not a video")
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "half.mp4").write_bytes(counting.read_bytes()[: counting.stat().st_size // 3])
     for name in ("text.mp4", "empty.mp4", "half.mp4"):
-        with pytest.raises(ValueError, match=f"{name}.*(cannot be read|no frame)"):
-            load_film(tmp_path / name)
+        with pytest.raises(
+            ValueError, match=f"{name}: expected (a readable|intact|a video|66)|start: .*{name}"
+        ):
+            load_video(tmp_path / name)
 
 
-def test_spoilt_bytes_are_noticed(tmp_path):
-    """The file opens and decodes, but its pictures are rubbish: nobody should train on them."""
+def test_corrupted_bytes_raise(tmp_path):
+    """The file opens and decodes, but its frames are corrupt."""
     data = bytearray((data_dir() / "clips" / "bunny.mp4").read_bytes())
-    dice = np.random.default_rng(0)
-    for i in dice.integers(3000, len(data) - 5000, 200):
-        data[i] ^= int(dice.integers(1, 255))
-    (tmp_path / "spoilt.mp4").write_bytes(data)
+    rng = np.random.default_rng(0)
+    for i in rng.integers(3000, len(data) - 5000, 200):
+        data[i] ^= int(rng.integers(1, 255))
+    (tmp_path / "corrupt.mp4").write_bytes(data)
     with pytest.raises(
-        ValueError, match="spoilt.mp4 is damaged: its picture at .* cannot be decoded whole"
+        ValueError, match="corrupt.mp4: expected intact frames, got a damaged one at"
     ):
-        load_film(tmp_path / "spoilt.mp4")
+        load_video(tmp_path / "corrupt.mp4")
 
 
-def test_a_file_cut_short_is_noticed(tmp_path):
-    """With its index in front, half a file still plays; that half of it is missing must not go unsaid."""
-    whole = tmp_path / "whole.mp4"
+def test_a_truncated_file_raises(tmp_path):
+    """With its index in front, half a file still plays."""
+    full = tmp_path / "full.mp4"
     with (
         av.open(str(data_dir() / "clips" / "bunny.mp4")) as reader,
-        av.open(str(whole), "w", options={"movflags": "faststart"}) as writer,
+        av.open(str(full), "w", options={"movflags": "faststart"}) as writer,
     ):
         stream = writer.add_stream_from_template(reader.streams.video[0])
         for packet in reader.demux(reader.streams.video[0]):
             if packet.dts is not None:
                 packet.stream = stream
                 writer.mux(packet)
-    assert load_film(whole).shape[1] == 66
-    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(ValueError, match="half.mp4 is damaged: it ends after [0-9]+ of 66 frames"):
-        load_film(tmp_path / "half.mp4")
-    assert load_film(tmp_path / "half.mp4", frames=5).shape[1] == 5, "what is there can be read"
+    assert load_video(full).shape[1] == 66
+    (tmp_path / "half.mp4").write_bytes(full.read_bytes()[: full.stat().st_size // 2])
+    with pytest.raises(
+        ValueError, match="half.mp4: expected 66 frames, got [0-9]+; the file is damaged"
+    ):
+        load_video(tmp_path / "half.mp4")
+    assert load_video(tmp_path / "half.mp4", num_frames=5).shape[1] == 5, (
+        "intact frames can be read"
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,23 +158,23 @@ def test_a_file_cut_short_is_noticed(tmp_path):
         ("b.ts", "mpeg2video", "mpegts"),
     ],
 )
-def test_containers_that_cannot_seek(tmp_path, name, codec, container):
-    """No index, perhaps no time stamps: the frames must be right all the same."""
+def test_containers_without_seeking(tmp_path, name, codec, container):
+    """No index, perhaps no time stamps: the frames must still be right."""
     path = tmp_path / name
     with av.open(str(path), "w", format=container) as file:
         stream = file.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         for i in range(30):
-            picture = np.full((32, 48, 3), i * 8, dtype=np.uint8)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((32, 48, 3), i * 8, dtype=np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
-    assert numbers(load_film(path)) == list(range(30))
-    assert numbers(load_film(path, start=0.6, frames=3)) == [15, 16, 17]
-    assert numbers(load_film(path, start=1.0, frames=3)) == [25, 26, 27]
+    assert numbers(load_video(path)) == list(range(30))
+    assert numbers(load_video(path, start=0.6, num_frames=3)) == [15, 16, 17]
+    assert numbers(load_video(path, start=1.0, num_frames=3)) == [25, 26, 27]
 
 
 def test_a_frame_stays_on_screen_until_the_next_one(tmp_path):
-    """Files need not have a steady rate: here a pause of three seconds follows frame 2."""
+    """Files need not have a constant rate: here a pause of three seconds follows frame 2."""
     path = tmp_path / "pause.mkv"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("ffv1", rate=10)
@@ -186,11 +191,11 @@ def test_a_frame_stays_on_screen_until_the_next_one(tmp_path):
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    assert numbers(load_film(path, start=2.0, frames=4, fps=10)) == [2, 2, 2, 2]
-    assert numbers(load_film(path, fps=2)) == [0, 2, 2, 2, 2, 2, 3]
+    assert numbers(load_video(path, start=2.0, num_frames=4, fps=10)) == [2, 2, 2, 2]
+    assert numbers(load_video(path, fps=2)) == [0, 2, 2, 2, 2, 2, 3]
 
 
-def test_a_file_without_pictures_is_named(tmp_path):
+def test_error_names_a_file_without_video(tmp_path):
     path = tmp_path / "sound.mkv"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("pcm_s16le", rate=8000, layout="mono")
@@ -200,8 +205,8 @@ def test_a_file_without_pictures_is_named(tmp_path):
         sound.sample_rate = 8000
         file.mux(stream.encode(sound))
         file.mux(stream.encode())
-    with pytest.raises(ValueError, match="sound.mkv holds no video stream"):
-        load_film(path)
+    with pytest.raises(ValueError, match="sound.mkv: expected a video stream, got none"):
+        load_video(path)
 
 
 @pytest.mark.parametrize("pixels", ["gray", "yuv444p", "yuv422p10le", "rgb24"])
@@ -211,15 +216,15 @@ def test_odd_pixel_formats_are_read(tmp_path, pixels):
         stream = file.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 32, 24, {"rgb24": "bgr0"}.get(pixels, pixels)
         for shade in (0, 100, 250):
-            picture = np.full((24, 32, 3), shade, dtype=np.uint8)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((24, 32, 3), shade, dtype=np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
-    means = ((load_film(path).mean((0, 2, 3)) + 1) * 127.5).tolist()
+    means = ((load_video(path).mean((0, 2, 3)) + 1) * 127.5).tolist()
     assert np.allclose(means, [0, 100, 250], atol=3)
 
 
-def test_save_refuses_odd_sizes(tmp_path):
+def test_save_video_raises_for_odd_sizes(tmp_path):
     with pytest.raises(ValueError, match="even height and width, got f=2, h=15, w=16"):
-        save_film(tmp_path / "x.mp4", torch.zeros(3, 2, 15, 16))
-    with pytest.raises(ValueError, match="fps must be positive"):
-        save_film(tmp_path / "x.mp4", torch.zeros(3, 2, 16, 16), fps=0.0)
+        save_video(tmp_path / "x.mp4", torch.zeros(3, 2, 15, 16))
+    with pytest.raises(ValueError, match="fps: expected a positive number, got 0.0"):
+        save_video(tmp_path / "x.mp4", torch.zeros(3, 2, 16, 16), fps=0.0)

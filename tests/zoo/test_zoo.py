@@ -1,5 +1,6 @@
-"""The zoo: what is stored is loaded, what is damaged, foreign or unknown is refused and named."""
+"""The zoo: stored checkpoints load; damaged, unlisted and unknown ones are refused by name."""
 
+import json
 import shutil
 
 import pytest
@@ -9,12 +10,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from course_lib import zoo
+from course_lib import runtime, zoo
+from course_lib.nn.temporal_decoder import inflate_decoder
+from course_lib.pipelines.text_encoder import TextEncoder
+from course_lib.zoo import registry
 
 VAE = dict(block_out_channels=(8,), norm_num_groups=4, latent_channels=2, sample_size=8)
 UNET = dict(block_out_channels=(8,), norm_num_groups=4, sample_size=8, layers_per_block=1)
 UNET |= dict(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False)
-TOWER = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+ENCODER = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 
 
 def vae():
@@ -56,8 +60,8 @@ def test_a_diffusers_model_comes_back_ready_to_use(root):
         parameter.requires_grad for parameter in model.parameters()
     )
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    for ours, stored in zip(model.parameters(), vae().half().parameters(), strict=True):
-        assert torch.equal(ours, stored.float())
+    for loaded, stored in zip(model.parameters(), vae().half().parameters(), strict=True):
+        assert torch.equal(loaded, stored.float())
     assert (
         next(zoo.load("mini-vae", dtype=torch.float16, root=root).parameters()).dtype
         == torch.float16
@@ -69,8 +73,8 @@ def test_a_transformers_model_too(tmp_path):
     torch.manual_seed(0)
     model = CLIPModel(
         CLIPConfig(
-            text_config=TOWER | {"vocab_size": 20},
-            vision_config=TOWER | {"image_size": 16, "patch_size": 8},
+            text_config=ENCODER | {"vocab_size": 20},
+            vision_config=ENCODER | {"image_size": 16, "patch_size": 8},
         )
     )
     expected = {name: tensor.half().float() for name, tensor in model.named_parameters()}
@@ -96,10 +100,10 @@ def test_a_pipeline_too(tmp_path):
 
 def test_classes_of_the_course_are_known(tmp_path):
     for name, module in zoo.COURSE_CLASSES.items():
-        kind = getattr(__import__(module, fromlist=[name]), name)
-        assert issubclass(kind, nn.Module)
+        model_class = getattr(__import__(module, fromlist=[name]), name)
+        assert issubclass(model_class, nn.Module)
         (tmp_path / "config.json").write_text(f'{{"_class_name": "{name}"}}')
-        assert zoo._class_of(tmp_path) is kind
+        assert registry._resolve_class(tmp_path) is model_class
 
 
 def test_a_card(root):
@@ -109,19 +113,19 @@ def test_a_card(root):
         "# features/video\n",
         {"psnr": 31.5},
     )
-    assert card.facts["seed"] == 0
+    assert card.metadata["seed"] == 0
 
 
-@pytest.mark.parametrize("ask", [zoo.load, zoo.card, zoo.verify, zoo.path])
-def test_an_unknown_name_lists_the_known_ones(root, ask):
+@pytest.mark.parametrize("function", [zoo.load, zoo.card, zoo.verify, zoo.path])
+def test_an_unknown_name_lists_the_valid_ones(root, function):
     with pytest.raises(
         ValueError, match="name: expected one of features/video, mini-vae; got 'judge'"
     ):
-        ask("judge", root=root)
+        function("judge", root=root)
     with pytest.raises(
         ValueError, match="name: expected one of none, there are no checkpoints yet; got 'judge'"
     ):
-        ask("judge", root=root / "nowhere")
+        function("judge", root=root / "nowhere")
 
 
 def test_a_missing_file_is_named(root):
@@ -165,20 +169,20 @@ def test_weights_that_nobody_listed_are_refused(root):
         zoo.load("mini-vae", root=root)
 
 
-@pytest.mark.parametrize("suffix", zoo.PICKLES)
+@pytest.mark.parametrize("suffix", zoo.PICKLE_SUFFIXES)
 def test_pickles_are_refused(root, tmp_path, suffix):
     (root / "mini-vae" / f"weights{suffix}").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=f"mini-vae: expected safetensors only, found weights{suffix}"
+        ValueError, match=f"mini-vae: expected safetensors only, got weights{suffix}"
     ):
         zoo.load("mini-vae", root=root)
-    with pytest.raises(ValueError, match=f"save: expected safetensors only, found weights{suffix}"):
+    with pytest.raises(ValueError, match=f"save: expected safetensors only, got weights{suffix}"):
         store(root, "new", save=lambda folder: (folder / f"weights{suffix}").write_bytes(b""))
 
 
 def test_it_is_verified_once_in_a_process(root, monkeypatch):
     zoo.load("mini-vae", root=root)
-    monkeypatch.setattr(zoo, "verify", lambda name, root: pytest.fail("verified again"))
+    monkeypatch.setattr(registry, "verify", lambda name, root: pytest.fail("verified again"))
     zoo.load("mini-vae", root=root)
 
 
@@ -210,7 +214,7 @@ def test_a_save_that_fails_leaves_what_was_there(root):
 
 
 def test_a_kill_between_the_two_renamings_costs_nothing(root):
-    """Then the only good copy has a hidden name; the next run must not clear it away before it has saved its own."""
+    """Then the only good copy has a hidden name; a failing run must not delete it."""
     (root / "mini-vae").rename(root / ".mini-vae.old")
 
     def fails(folder):
@@ -221,13 +225,13 @@ def test_a_kill_between_the_two_renamings_costs_nothing(root):
     zoo.verify("mini-vae", root)
 
 
-def test_facts_without_an_evaluation_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="facts: expected 'evaluation' among them, got seed"):
+def test_metadata_without_an_evaluation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="metadata: expected the key 'evaluation', got seed"):
         zoo.store("x", lambda folder: None, {"seed": 0}, "", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-# A model that is also a part of a pipeline lies there only
+# An alias: a model that is also a part of a pipeline is kept there only
 
 
 def other_vae():
@@ -266,39 +270,39 @@ def test_the_same_model_is_kept_once(shared, last):
         zoo.card("mini-vae", shared).evaluation == {"psnr": 31.5}
         and zoo.card("mini-vae", shared).text == "# mini-vae\n"
     )
-    for ours, stored in zip(
+    for loaded, stored in zip(
         zoo.load("mini-vae", root=shared).parameters(), vae().half().parameters(), strict=True
     ):
-        assert torch.equal(ours, stored.float())
+        assert torch.equal(loaded, stored.float())
     assert (shared / "features" / "video" / "config.json").exists()  # another model
     listed = {line[66:] for line in (shared / "SHA256SUMS").read_text().splitlines()}
     found = {file.relative_to(shared).as_posix() for file in shared.rglob("*") if file.is_file()}
     assert listed == {file for file in found if not file.endswith(("README.md", "SHA256SUMS"))}
 
 
-def test_a_model_that_differs_is_kept_beside_it(shared):
-    pipeline(shared, other_vae())
+def test_a_pipeline_with_another_part_than_the_stored_one_is_refused(shared):
+    with pytest.raises(ValueError, match="save: expected mini-sd/vae to be the stored mini-vae"):
+        pipeline(shared, other_vae())
+    assert zoo.names(shared) == ["features/video", "mini-vae"]
     assert zoo.path("mini-vae", shared) == shared / "mini-vae"
     zoo.verify("mini-vae", shared)
 
 
-def test_a_part_that_is_made_anew_goes_home_and_the_pipeline_stays(shared):
+def test_a_retrained_part_has_its_own_folder_and_the_pipeline_stays(shared):
     pipeline(shared, vae())
     store(shared, "mini-vae", other_vae())
     assert zoo.path("mini-vae", shared) == shared / "mini-vae"
-    assert "part of" not in zoo.card("mini-vae", shared).facts
     zoo.verify("mini-sd", shared)
+    pipeline(shared, other_vae())
+    assert zoo.path("mini-vae", shared) == shared / "mini-sd" / "vae"
 
 
-def test_a_pipeline_may_be_made_anew_around_its_part_but_not_change_it(shared):
+def test_a_pipeline_may_be_stored_again_but_not_with_another_part(shared):
     pipeline(shared, vae())
     pipeline(shared, vae())
     zoo.verify("mini-vae", shared)
     before = (shared / "SHA256SUMS").read_text()
-    with pytest.raises(
-        ValueError,
-        match="save: expected mini-sd/vae as it is, because mini-vae lies there; mini-sd",
-    ):
+    with pytest.raises(ValueError, match="save: expected mini-sd/vae to be the stored mini-vae"):
         pipeline(shared, other_vae())
     assert (shared / "SHA256SUMS").read_text() == before and not list(shared.glob(".*"))
     zoo.verify("mini-vae", shared)
@@ -326,3 +330,65 @@ def test_what_is_wrong_with_the_pipeline_is_wrong_with_its_part(shared):
         FileNotFoundError, match="checkpoint mini-vae: missing mini-sd/vae; restore it"
     ):
         zoo.verify("mini-vae", shared)
+
+
+# Deltas, and what is loaded once
+
+
+def test_a_delta_knows_its_kind_and_base():
+    for name, part in (("mini-video", "unet"), ("temporal-vae", "vae")):
+        base = json.loads((zoo.path(name) / zoo.BASE_FILE).read_text())
+        assert (base["name"], base["kind"], base["part"]) == ("mini-sd", "temporal-layers", part)
+        assert base["kind"] in zoo.DELTA_KINDS and part in zoo.BASE_PARTS
+
+
+def test_temporal_layers_come_back(tmp_path):
+    image_vae = vae()
+    model = inflate_decoder(image_vae)
+    for parameter in model.temporal.parameters():
+        torch.nn.init.normal_(parameter)
+    zoo.save_temporal_layers(model, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "config.json",
+        zoo.TEMPORAL_WEIGHTS_NAME,
+    ]
+    loaded = zoo.load_temporal_layers(image_vae, tmp_path)
+    for name, value in model.temporal.state_dict().items():
+        assert torch.equal(loaded.temporal.state_dict()[name], value.half().float())
+    for name, value in image_vae.state_dict().items():
+        assert torch.equal(loaded.spatial.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mini-sd", "vae", "lora"), "kind: expected one of temporal-layers, got 'lora'"),
+        (
+            ("mini-sd", "tokenizer", "temporal-layers"),
+            "part: expected one of unet, vae of mini",
+        ),
+        (("mini-sd", "vae", "temporal-layers"), "model: expected the weights of mini-sd/vae"),
+        (("maxi-sd", "vae", "temporal-layers"), "name: expected one of .*; got 'maxi-sd'"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused(tmp_path, arguments, message):
+    base, part, kind = arguments
+    with pytest.raises(ValueError, match=message):
+        zoo.write_base(tmp_path, base, part, vae(), kind)
+
+
+def test_cached_models_are_loaded_once():
+    assert zoo.load_cached("judge") is zoo.load_cached("judge", runtime.device())
+
+
+def test_the_text_encoder_is_mini_clips_and_reads_as_mini_sds():
+    """One token per word, as the tokenizer that mini-sd brings along."""
+    prompts = ["a poodle on a sea background", "xyzzy, an owl", ""]
+    text_encoder = zoo.load_text_encoder()
+    assert text_encoder is zoo.load_text_encoder()
+    pipeline = zoo.load("mini-sd")
+    other = TextEncoder(pipeline.text_encoder, pipeline.tokenizer)
+    assert torch.equal(text_encoder.tokenize(prompts), other.tokenize(prompts))
+    torch.testing.assert_close(text_encoder(prompts).cpu(), other(prompts))
+    both = zoo.load_text_encoder(token_embeddings=True)
+    assert both.dim == 2 * text_encoder.dim and both(prompts).shape[-1] == both.dim

@@ -1,4 +1,4 @@
-"""Finds an exercise, runs its check, says what came of it. Nothing that a student writes stops a notebook."""
+"""Finds an exercise, runs its check and shows the outcome. No attempt stops a notebook."""
 
 import importlib
 import inspect
@@ -13,21 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from course_lib.lab.checks import present
-from course_lib.lab.checks.compare import Wrong, brief
+from course_lib.lab.checks import present, progress
+from course_lib.lab.checks.compare import IncorrectAnswer, describe_value, require
 
-NOT_YET, WRONG, ERROR, RIGHT = "not attempted", "not right yet", "stopped with an error", "right"
-PACKAGE = "course_lib.lab.checks"
+NOT_ATTEMPTED = "not attempted"
+WRONG = "not right yet"
+ERROR = "stopped with an error"
+RIGHT = "right"
+ID_FORM = r"\d+\.\d+"
 
 
 @dataclass(frozen=True)
 class Exercise:
     """One exercise of a lesson.
 
-    `id`: "1.2", lesson before the dot. `minutes`: what it takes. `difficulty`: 1 … 5.
-    `verify`: given the attempt, returns the list of things it has proved, or yields them one by one (then
-    those already proved are shown as right even if a later one fails), and raises Wrong with a message for
-    the student. `hints`: from a nudge to nearly the answer. `solution`: the reference, whose source is shown.
+    Attributes:
+        id: the lesson's number, a dot and the exercise's number: "1.2".
+        title: shown in its headline.
+        minutes: how long it takes.
+        difficulty: 1 to 5.
+        verify: called with the attempt; returns or yields what the attempt has passed, in words,
+            and raises IncorrectAnswer with a message for the student.
+        hints: from a nudge to nearly the answer.
+        solution: the reference function or class, whose source is shown, or a text.
     """
 
     id: str
@@ -39,205 +47,243 @@ class Exercise:
     solution: Any
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d+\.\d+", self.id):
-            raise ValueError(f"an exercise's id must read like 3.2; got {self.id!r}")
+        if not re.fullmatch(ID_FORM, self.id):
+            raise ValueError(f"id: expected one like 3.2, got {self.id!r}")
         if self.difficulty not in range(1, 6):
-            raise ValueError(f"exercise {self.id}: difficulty must be 1 … 5; got {self.difficulty}")
+            raise ValueError(f"difficulty of {self.id}: expected 1 to 5, got {self.difficulty}")
 
 
 @dataclass
 class Progress:
     """What a student has done about one exercise in this kernel."""
 
-    status: str = NOT_YET
+    status: str = NOT_ATTEMPTED
     attempts: int = 0
     hints: int = 0
-    nudged: bool = False
+    nudge_shown: bool = False
     solution_shown: bool = False
 
 
 _progress: dict[str, Progress] = {}
+_package = ""
+
+
+def set_package(package: str) -> None:
+    """Names the package whose modules `lesson_NN` define EXERCISES: tuple[Exercise, ...]."""
+    global _package
+    _package = package
 
 
 def lessons() -> list[int]:
     """Numbers of the lessons that have exercises."""
-    package = importlib.import_module(PACKAGE)
-    names = (
-        re.fullmatch(r"lesson_(\d\d)", module.name)
-        for module in pkgutil.iter_modules(package.__path__)
-    )
-    return sorted(int(name[1]) for name in names if name)
+    modules = pkgutil.iter_modules(importlib.import_module(_package).__path__)
+    matches = (re.fullmatch(r"lesson_(\d\d)", module.name) for module in modules)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def exercises(lesson: int) -> tuple[Exercise, ...]:
     """The exercises of a lesson. Raises ValueError for a lesson that has none."""
     if lesson not in lessons():
         raise ValueError(f"lesson {lesson} has no exercises; lessons with exercises: {lessons()}")
-    return importlib.import_module(f"{PACKAGE}.lesson_{lesson:02d}").EXERCISES
+    return importlib.import_module(f"{_package}.lesson_{lesson:02d}").EXERCISES
 
 
-def _find(id: str) -> tuple[Exercise, Progress]:
-    if not re.fullmatch(r"\d+\.\d+", id):
-        raise ValueError(f'an exercise\'s id reads like "3.2"; got {id!r}')
-    known = exercises(int(id.split(".")[0]))
-    for exercise in known:
-        if exercise.id == id:
-            return exercise, _progress.setdefault(id, Progress())
-    raise ValueError(
-        f"there is no exercise {id!r}; this lesson has {', '.join(e.id for e in known)}"
-    )
+def _find(id: object) -> tuple[Exercise, Progress]:
+    if not isinstance(id, str) or not re.fullmatch(ID_FORM, id):
+        text = describe_value(id)
+        raise ValueError(f'id: expected a string like "3.2" as the first argument, got {text}')
+    lesson = {exercise.id: exercise for exercise in exercises(int(id.split(".")[0]))}
+    if id not in lesson:
+        raise ValueError(f"there is no exercise {id!r}; this lesson has {', '.join(lesson)}")
+    return lesson[id], _progress.setdefault(id, Progress())
 
 
 def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """`function(*args, **kwargs)`; if it raises, the student is told with which input."""
-    try:
-        return function(*args, **kwargs)
-    except Exception as error:
-        named = [brief(value) for value in args] + [
-            f"{key}={brief(value)}" for key, value in kwargs.items()
-        ]
-        if not getattr(error, "__notes__", None):
-            error.add_note(f"The input was: {', '.join(named) or 'nothing'}.")
-        raise
+    """Calls a student's function or class.
 
+    An error that it raises gets a note with the input.
 
-def check(id: str, attempt: Any) -> None:
-    """Check an attempt (a function, class or value) and show what is right and what is wrong.
-
-    Nothing that a student writes makes it raise: a notebook runs on to its end.
-
-    Raises ValueError only for an id that does not exist.
+    Raises:
+        IncorrectAnswer: if it returns None.
     """
-    exercise, progress = _find(id)
-    proved: list[str] = []
-    if attempt is None or attempt is Ellipsis:
-        return _not_yet(exercise, progress)
+    values = [*map(describe_value, args), *(f"{k}={describe_value(v)}" for k, v in kwargs.items())]
+    inputs = ", ".join(values) or "nothing"
     try:
-        for fact in exercise.verify(attempt):
-            proved.append(fact)
-    except Wrong as wrong:
-        progress.status, message = WRONG, [str(wrong)]
+        result = function(*args, **kwargs)
     except Exception as error:
+        if not getattr(error, "__notes__", None):
+            error.add_note(f"The input was: {inputs}.")
+        raise
+    require(result is not None, f"got None for the input {inputs}. Is a `return` missing?")
+    return result
+
+
+def check(id: Any, attempt: Any) -> None:
+    """Checks an attempt and shows what is right and what is wrong.
+
+    No attempt makes it raise: a notebook runs to its end. Once solved, an exercise stays solved.
+
+    Args:
+        id: the exercise, such as "1.2".
+        attempt: the student's function, class or value; None if there is none yet.
+
+    Raises:
+        ValueError: for an id that does not exist.
+    """
+    exercise, work = _find(id)
+    passed: list[str] = []
+    if attempt is None or attempt is Ellipsis:
+        return _show_not_attempted(exercise)
+    try:
+        _require_kind(exercise, attempt)
+        for fact in exercise.verify(attempt):
+            passed.append(fact)
+    except IncorrectAnswer as answer:
+        work.status, message = WRONG, [str(answer)]
+    except (Exception, SystemExit) as error:
         if _is_stub(error):
-            return _not_yet(exercise, progress)
-        progress.status, message = ERROR, _explain(error)
+            return _show_not_attempted(exercise)
+        work.status, message = ERROR, _explain(error)
     else:
-        progress.status, message = RIGHT, []
-    progress.attempts += 1
-    kind = {RIGHT: present.GOOD, WRONG: present.BAD, ERROR: present.BROKEN}[progress.status]
-    headline = f"Exercise {id}: {progress.status}"
-    later = "" if progress.status == RIGHT else f'Stuck? hint("{id}")'
-    present.box(kind, headline, proved, message, later)
+        work.status, message = RIGHT, []
+        progress.record_solved(id)
+    work.attempts += 1
+    kind = {RIGHT: present.GOOD, WRONG: present.BAD, ERROR: present.BROKEN}[work.status]
+    present.box(
+        kind,
+        f"Exercise {id}: {work.status}",
+        passed,
+        message,
+        "" if work.status == RIGHT else f'Stuck? hint("{id}") helps.{_solved_note(id)}',
+    )
 
 
-def _not_yet(exercise: Exercise, progress: Progress) -> None:
-    if progress.attempts == 0:  # an empty cell run later takes nothing back
-        progress.status = NOT_YET
-    after = f'About {exercise.minutes} minutes. hint("{exercise.id}") helps.'
-    present.box(present.OPEN, f"Exercise {exercise.id}: not attempted yet", [], [], after)
+def _require_kind(exercise: Exercise, attempt: object) -> None:
+    """Raises IncorrectAnswer for a result or an instance in place of a function or class."""
+    text = f'check("{exercise.id}", …) takes your {{}} itself, got {describe_value(attempt)}. '
+    advice = "Give its name, without calling it: no brackets behind it."
+    if inspect.isclass(exercise.solution):
+        require(
+            inspect.isclass(attempt) or inspect.isroutine(attempt), text.format("class") + advice
+        )
+    if inspect.isfunction(exercise.solution):
+        require(callable(attempt), text.format("function") + advice)
 
 
-def _is_stub(error: Exception) -> bool:
-    """Whether an exercise's stub raised this. torch raises NotImplementedError too, for real mistakes."""
+def _solved_note(id: str) -> str:
+    since = progress.solved_dates().get(id)
+    return f" Solved on {since}, and it stays solved." if since else ""
+
+
+def _show_not_attempted(exercise: Exercise) -> None:
+    id = exercise.id
+    footer = f'About {exercise.minutes} minutes. hint("{id}") helps.{_solved_note(id)}'
+    present.box(present.OPEN, f"Exercise {id}: not attempted yet", [], [], footer)
+
+
+def _is_stub(error: BaseException) -> bool:
+    """Whether an unfilled exercise raised this; torch raises NotImplementedError too."""
     if not isinstance(error, NotImplementedError):
         return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return "raise NotImplementedError" in (last.line or "") or str(error).startswith("Exercise ")
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return "raise NotImplementedError" in line or str(error).startswith("Exercise ")
 
 
-def _explain(error: Exception) -> list[str]:
+def _explain(error: BaseException) -> list[str]:
     """Type and message, the student's own line, and the input if `call` noted it."""
     text = str(error).strip()
-    lines = [f"{type(error).__name__}: {text}" if text else type(error).__name__]
-    own = _own_line(error)
-    if own:
-        lines.append(own)
-    return lines + list(getattr(error, "__notes__", []))
+    headline = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    line = _student_line(error)
+    return [headline, *([line] if line else []), *getattr(error, "__notes__", [])]
 
 
-def _own_line(error: Exception) -> str:
-    """The deepest line outside the course and installed libraries: the student's."""
+def _student_line(error: BaseException) -> str:
+    """The innermost line outside the course and installed libraries."""
     paths = sysconfig.get_paths()
-    foreign = [str(Path(__file__).parents[2]), paths["stdlib"], paths["purelib"], paths["platlib"]]
+    folders = (str(Path(__file__).parents[2]), paths["stdlib"], paths["purelib"], paths["platlib"])
     for frame, number in reversed(list(traceback.walk_tb(error.__traceback__))):
-        name = frame.f_code.co_filename
-        if name.startswith("<frozen") or any(name.startswith(folder) for folder in foreign):
-            continue
-        line = linecache.getline(name, number).strip()
-        return f"in {frame.f_code.co_name}, line {number}: {line}"
+        file = frame.f_code.co_filename
+        if not file.startswith(("<frozen", *folders)):
+            line = linecache.getline(file, number).strip()
+            return f"in {frame.f_code.co_name}, line {number}: {line}"
     return ""
 
 
-def hint(id: str) -> None:
-    """Show the next hint. Raises ValueError for an id that does not exist."""
-    exercise, progress = _find(id)
+def hint(id: Any) -> None:
+    """Shows the next hint. Raises ValueError for an id that does not exist."""
+    exercise, work = _find(id)
     total = len(exercise.hints)
-    if progress.hints == total:
-        present.box(
-            present.OPEN,
-            f"Exercise {id}: no more hints",
-            [],
-            [],
-            f'solution("{id}") shows an answer.',
-        )
-        return
-    text = exercise.hints[progress.hints]
-    progress.hints += 1
-    present.box(present.HINT, f"Exercise {id}: hint {progress.hints} of {total}", [], [text], "")
+    if work.hints == total:
+        headline, footer = f"Exercise {id}: no more hints", f'solution("{id}") shows an answer.'
+        return present.box(present.OPEN, headline, [], [], footer)
+    text = exercise.hints[work.hints]
+    work.hints += 1
+    present.box(present.HINT, f"Exercise {id}: hint {work.hints} of {total}", [], [text], "")
 
 
-def solution(id: str) -> None:
-    """Show the reference solution; before a first attempt, ask once whether the student would rather try.
+def solution(id: Any) -> None:
+    """Shows the reference solution; before a first attempt it suggests, once, to try first.
 
-    Raises ValueError for an id that does not exist.
+    Raises:
+        ValueError: for an id that does not exist.
     """
-    exercise, progress = _find(id)
-    if progress.attempts == 0 and not progress.nudged:
-        progress.nudged = True
-        text = "You learn more from a wrong attempt than from a right answer: try first."
-        after = f'hint("{id}") helps; solution("{id}") once more shows the answer.'
-        present.box(present.OPEN, f"Exercise {id}: not attempted yet", [], [text], after)
-        return
-    progress.solution_shown = True
+    exercise, work = _find(id)
+    if work.attempts == 0 and not work.nudge_shown:
+        work.nudge_shown = True
+        return present.box(
+            present.OPEN,
+            f"Exercise {id}: not attempted yet",
+            [],
+            ["You learn more from a wrong attempt than from a right answer: try first."],
+            f'hint("{id}") helps; solution("{id}") once more shows the answer.',
+        )
+    work.solution_shown = True
     answer = exercise.solution
     has_source = inspect.isfunction(answer) or inspect.isclass(answer)
-    present.code(
-        f"Exercise {id}: a solution", inspect.getsource(answer) if has_source else str(answer)
-    )
+    source = inspect.getsource(answer) if has_source else str(answer)
+    present.code(f"Exercise {id}: a solution", source)
 
 
-def describe(id: str) -> None:
-    """Show an exercise's head line: "Exercise 1.2 · title · 10 min · ●●○○○". Raises ValueError as `hint`."""
+def describe(id: Any) -> None:
+    """Shows a headline, "Exercise 1.2 · title · 10 min · ●●○○○". Raises ValueError as `hint`."""
     exercise, _ = _find(id)
-    present.line(
-        f"Exercise {id} · {exercise.title} · {exercise.minutes} min · {present.dots(exercise.difficulty)}"
-    )
+    details = f"{exercise.minutes} min · {present.dots(exercise.difficulty)}"
+    present.line(f"Exercise {id} · {exercise.title} · {details}")
 
 
-class Scores(list):
-    """A list of dicts, one per exercise; a notebook has shown it already, so it does not print it again."""
+class Report(list):
+    """Rows that a notebook has shown already and does not print again as a cell's value."""
 
     def _ipython_display_(self) -> None:
         pass
 
 
 def report(path: str | Path | None = None, *, lesson: int | None = None) -> list[dict[str, Any]]:
-    """Show a table of exercises and what became of them in this kernel, and return it as a list of dicts.
+    """Shows a table of exercises with their status, attempts and the date they were solved.
 
-    `path`: also write it there as JSON, for a class to collect. `lesson`: only that one; without it, the
-    lessons worked on (all, if none yet). Raises ValueError for a lesson without exercises.
+    Args:
+        path: a file to write the table to as JSON, for a class to collect.
+        lesson: show only this one; by default the lessons with any work, or all.
+
+    Returns:
+        One dict per exercise.
+
+    Raises:
+        ValueError: for a lesson without exercises.
     """
-    begun = sorted({int(id.split(".")[0]) for id in _progress})
-    chosen = [lesson] if lesson is not None else begun or lessons()
-    rows = Scores()
-    for exercise in (e for number in chosen for e in exercises(number)):
-        done = _progress.get(exercise.id, Progress())
-        rows.append({
-            "id": exercise.id, "title": exercise.title, "minutes": exercise.minutes,
-            "difficulty": exercise.difficulty, "status": done.status, "attempts": done.attempts,
-            "hints": done.hints, "solution_shown": done.solution_shown,
-        })  # fmt: skip
-    present.table(rows, done=sum(row["status"] == RIGHT for row in rows))
+    solved = progress.solved_dates()
+    started = sorted({int(id.split(".")[0]) for id in (*_progress, *solved)} & {*lessons()})
+    rows = Report()
+    for number in [lesson] if lesson is not None else started or lessons():
+        for exercise in exercises(number):
+            work, since = _progress.get(exercise.id, Progress()), solved.get(exercise.id)
+            rows.append({
+                "id": exercise.id, "title": exercise.title, "minutes": exercise.minutes,
+                "difficulty": exercise.difficulty, "status": RIGHT if since else work.status,
+                "solved_since": since, "attempts": work.attempts, "hints": work.hints,
+                "solution_shown": work.solution_shown,
+            })  # fmt: skip
+    present.table(rows)
     if path is not None:
         Path(path).write_text(
             json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

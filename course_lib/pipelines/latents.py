@@ -1,0 +1,59 @@
+"""Images and videos to latents of about unit variance, and back, through diffusers' AutoencoderKL.
+
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models",
+arXiv 2112.10752, section 3.1.
+"""
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from course_lib.nn.temporal_decoder import TemporalAutoencoder
+
+
+def encode(
+    vae: AutoencoderKL,
+    images: Float[Tensor, "b 3 h w"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b c y x"]:
+    """Images to latents.
+
+    Args:
+        vae: the autoencoder; its `scaling_factor` brings latents to unit variance.
+        images: in [-1, 1].
+        generator: samples the posterior, as training does; None takes its mean.
+    """
+    posterior = vae.encode(images.to(vae.dtype)).latent_dist
+    latents = posterior.mode() if generator is None else posterior.sample(generator)
+    return latents * vae.config.scaling_factor
+
+
+def decode(vae: AutoencoderKL, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
+    """Latents to images, clamped to [-1, 1]."""
+    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.clamp(-1, 1)
+
+
+def encode_video(
+    vae: AutoencoderKL | TemporalAutoencoder,
+    video: Float[Tensor, "b 3 f h w"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b c f y x"]:
+    """Videos to latents, every frame as an image of its own. Arguments: as `encode`."""
+    image_vae = vae.spatial if isinstance(vae, TemporalAutoencoder) else vae
+    frames = video.transpose(1, 2).flatten(0, 1)  # (b f) 3 h w
+    latents = encode(image_vae, frames.to(image_vae.device), generator)
+    return latents.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+
+def decode_video(
+    vae: AutoencoderKL | TemporalAutoencoder, latents: Float[Tensor, "b c f y x"]
+) -> Float[Tensor, "b 3 f h w"]:
+    """Latents to videos, clamped to [-1, 1].
+
+    A TemporalAutoencoder decodes the frames of a video jointly, an AutoencoderKL one by one.
+    """
+    if isinstance(vae, TemporalAutoencoder):
+        return vae.decode(latents).clamp(-1, 1)
+    frames = decode(vae, latents.transpose(1, 2).flatten(0, 1))  # (b f) 3 h w
+    return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)

@@ -1,0 +1,138 @@
+"""Any video U-Net as a model of `diffusion`: (x, t, cond) to a prediction; and temporal guidance.
+
+The U-Nets of `nn` list their optional inputs in the attribute `accepts`; a table below does it for
+those of diffusers.
+
+Hyung et al. 2024, "Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling",
+arXiv 2411.18664.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from course_lib.diffusion import Model, cfg_model, classifier_free_guidance
+
+# UNetMotionModel is the only one that expects the text once per frame
+DIFFUSERS_UNETS = {"UNetMotionModel": frozenset({"text_per_frame"})}
+
+
+def accepted_inputs(unet: nn.Module) -> frozenset[str]:
+    """Optional inputs of a video U-Net.
+
+    Returns:
+        A subset of "fps", "frame_index", "is_image", "cond_channels", "temporal_scale" and
+        "text_per_frame"; empty for a U-Net that takes sample, timestep and text only.
+    """
+    return getattr(unet, "accepts", DIFFUSERS_UNETS.get(type(unet).__name__, frozenset()))
+
+
+def check_inputs(unet: nn.Module, names: Iterable[str]) -> None:
+    """Refuse optional inputs that a U-Net does not take.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    accepts = accepted_inputs(unet)
+    for name in names:
+        if name not in accepts:
+            takes = ", ".join(sorted(accepts)) or "sample, timestep and text only"
+            raise ValueError(
+                f"{name}: this {type(unet).__name__} does not take it; it takes {takes}"
+            )
+
+
+def unet_denoiser(unet: nn.Module, **unet_kwargs: Any) -> Model:
+    """A video U-Net as a model: (x (b, c, f, h, w), t (b,), cond) to a prediction of x's shape.
+
+    Weights and text may be in half precision while x stays in float32, so that rounding does not
+    accumulate over the steps.
+
+    Args:
+        unet: a VideoUNet, an InflatedUNet, or diffusers' UNet3DConditionModel or UNetMotionModel.
+        unet_kwargs: inputs of every call, such as temporal_scale.
+
+    Returns:
+        The model. Its `cond` is a mapping with "text" (b, l, d) or (b, f, l, d) and other optional
+        inputs by name, or None for a U-Net without text.
+
+    Raises:
+        ValueError: for `unet_kwargs` that the U-Net does not take.
+    """
+    check_inputs(unet, unet_kwargs)
+    text_per_frame = "text_per_frame" in accepted_inputs(unet)
+
+    def model(x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
+        inputs = dict(cond or {})
+        text = inputs.pop("text", None)
+        dtype = x.dtype if text is None else text.dtype
+        if "cond_channels" in inputs:
+            inputs["cond_channels"] = inputs["cond_channels"].to(dtype)
+        if text_per_frame:
+            text = text.repeat_interleave(x.shape[2], dim=0)  # (b f) l d
+        return unet(x.to(dtype), t, text, **inputs, **unet_kwargs).sample
+
+    return model
+
+
+def frame_independent_denoiser(unet: nn.Module) -> Model | None:
+    """The weak model of temporal guidance: an inflated U-Net without its temporal layers.
+
+    Returns:
+        None for a U-Net that was trained jointly on images and videos, see `temporal_guidance`.
+
+    Raises:
+        ValueError: the U-Net makes no frame-independent prediction.
+    """
+    accepts = accepted_inputs(unet)
+    if "temporal_scale" in accepts:
+        return unet_denoiser(unet, temporal_scale=0)
+    if "is_image" not in accepts:
+        name = type(unet).__name__
+        raise ValueError(
+            f"temporal_guidance_scale: expected None, since {name} makes no frame-independent "
+            "prediction; got a scale"
+        )
+    return None
+
+
+def temporal_guidance(
+    model: Model, guidance_scale: float | int, spatial_model: Model | None = None
+) -> Model:
+    """Guidance away from the frame-independent prediction: spatial + scale · (full - spatial).
+
+    Hyung et al. 2024 skip layers to weaken the network. Here the weak prediction treats frames as
+    unrelated images.
+
+    Args:
+        model: the full model on videos (b, c, f, h, w).
+        guidance_scale: 0 or more; 1 is the model itself, at its own cost.
+        spatial_model: the frame-independent model, such as
+            `unet_denoiser(unet, temporal_scale=0)` of an inflated U-Net. None: `model` was trained
+            jointly on images and videos and takes "is_image"; both predictions then come from one
+            pass over twice the rows.
+
+    Raises:
+        ValueError: for a negative scale; when called, if `cond` already has "is_image" and the
+            function has to set it.
+    """
+    if guidance_scale < 0:
+        raise ValueError(f"guidance_scale: expected 0 or more, got {guidance_scale}")
+    if guidance_scale == 1:
+        return model
+    if spatial_model is not None:
+        return lambda x, t, cond: classifier_free_guidance(
+            model(x, t, cond), spatial_model(x, t, cond), guidance_scale
+        )
+
+    def guided(x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
+        inputs = dict(cond or {})
+        if "is_image" in inputs:
+            raise ValueError("cond: expected no 'is_image', temporal guidance sets it; got one")
+        is_image = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
+        wrapped = cfg_model(model, inputs | {"is_image": is_image}, guidance_scale)
+        return wrapped(x, t, inputs | {"is_image": ~is_image})
+
+    return guided
