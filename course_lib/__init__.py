@@ -11,6 +11,7 @@ One axis vocabulary, declared here and nowhere else; every annotation and docstr
 | `w`  | width, rightwards              |
 | `l`  | text token                     |
 | `d`  | size of an embedding           |
+| `y`, `x` | height, width of latents   |
 
 Video is always `(b, c, f, h, w)`, one clip `(c, f, h, w)`, images `(b, c, h, w)`: floats in
 [-1, 1].

@@ -13,6 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from course_lib.bench.timing import BenchmarkRow, compare, timed_with_results
 from course_lib.metrics import frechet_distance, psnr, ssim
+from course_lib.nn.utils import fold_frames
 
 FEATURE_DIM = 1024
 NUM_SAMPLES = 2048  # the convention of FVD
@@ -84,7 +85,7 @@ def image_rows() -> list[BenchmarkRow]:
     video = uniform * 2 - 1
     noise = torch.randn(VIDEO_SHAPE, generator=generator, dtype=torch.float64)
     noisy = (video + 0.2 * noise).clamp(-1, 1)
-    images, noisy_images = ((x.transpose(1, 2).flatten(0, 1) + 1) / 2 for x in (video, noisy))
+    images, noisy_images = ((fold_frames(x) + 1) / 2 for x in (video, noisy))
     paper_kwargs = {
         "gaussian_weights": True,
         "sigma": 1.5,

@@ -14,6 +14,7 @@ from course_lib.claims.ledger import Arm, Metrics
 from course_lib.diffusion import Model, NoisyBatch, denoising_loss
 from course_lib.evaluation import extract_features
 from course_lib.metrics import frechet_distance
+from course_lib.nn.utils import fold_frames
 from course_lib.papers.vdm import build_scheduler
 from course_lib.pipelines.unet_adapter import unet_denoiser
 from course_lib.training import LossFn, TrainStep, fit
@@ -153,7 +154,7 @@ def denoiser_loss(denoiser: Callable[[nn.Module], Model] = unet_denoiser) -> Los
 
 def fold_images(video: Tensor) -> Tensor:
     """Frames of videos (n, c, f, h, w) as videos of one frame (n · f, c, 1, h, w)."""
-    return video.transpose(1, 2).flatten(0, 1)[:, :, None]
+    return fold_frames(video)[:, :, None]
 
 
 def fvd(video: Tensor, real: Tensor) -> float:

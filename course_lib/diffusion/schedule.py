@@ -1,5 +1,7 @@
 """Noise levels: alpha and sigma at every timestep of a diffusers scheduler.
 
+Schedules themselves are diffusers schedulers: a paper's own is the `build_scheduler` of its file.
+
     x_t = alpha · x0 + sigma · eps
 
 Two families of schedulers are supported:

@@ -132,7 +132,7 @@ def temporal_leakage(network, video, is_image):
 # 3.5 ----------------------------------------------------------------------------------------------
 
 
-def reconstruction_guided_x0(denoise, x_t, cond_frames, cond_mask, alpha, guidance_weight):
+def reconstruction_guided_x0(denoise, x_t, cond_frames, cond_mask, alpha, reconstruction_weight):
     """The estimate of x0: given frames as given, the others moved until the estimate fits them.
 
     Ho et al. 2022, equation 7. cond_mask: (f,), which frames are given.
@@ -142,7 +142,7 @@ def reconstruction_guided_x0(denoise, x_t, cond_frames, cond_mask, alpha, guidan
         x0 = denoise(x_t)
         error = (cond_frames - x0)[:, :, cond_mask].square().sum()
         (gradient,) = torch.autograd.grad(error, x_t)
-    moved = x0.detach() - guidance_weight * alpha / 2 * gradient
+    moved = x0.detach() - reconstruction_weight * alpha / 2 * gradient
     return torch.where(cond_mask[:, None, None], cond_frames, moved)
 
 
@@ -194,7 +194,7 @@ EXERCISES = (
          "x_t.detach().requires_grad_(), and call denoise inside.",
          "error = (cond_frames - x0)[:, :, cond_mask].square().sum(), and (gradient,) = "
          "torch.autograd.grad(error, x_t).",
-         "moved = x0.detach() - guidance_weight * alpha / 2 * gradient. cond_mask[:, None, "
+         "moved = x0.detach() - reconstruction_weight * alpha / 2 * gradient. cond_mask[:, None, "
          "None] broadcasts over (b, c, f, h, w) in torch.where."),
         reconstruction_guided_x0,
     ),

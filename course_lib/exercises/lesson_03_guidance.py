@@ -57,7 +57,7 @@ def _factor_mistakes(k: float, alpha: float, weight: float, counts: list[int]) -
         "The error is a mean; the formula has the sum of squares. With a mean, the pull shrinks as "
         "videos grow, and rows of a batch weaken each other."
     )
-    formula = "guidance_weight · alpha / 2"
+    formula = "reconstruction_weight · alpha / 2"
     return [
         (-k, "The sign is flipped: you move away from the given frames. Downhill is minus the "
              "gradient."),
@@ -124,7 +124,7 @@ def _step_length(result: object, x0: Tensor, step: Tensor, is_free: Tensor) -> l
         (
             x0 - share * step,
             f"The direction is right, but you go {share:.4g} times as far as "
-            "guidance_weight · alpha / 2.",
+            "reconstruction_weight · alpha / 2.",
         )
     ]
 
@@ -166,7 +166,7 @@ def _check_estimate(
         cond_frames=frames,
         cond_mask=mask,
         alpha=alpha,
-        guidance_weight=weight,
+        reconstruction_weight=weight,
     )
     moves = _moved_estimates(denoise, x_t, frames, mask, alpha, weight)
     is_given, right, x0 = mask[:, None, None], moves[0][0], moves[1][0]
@@ -199,9 +199,9 @@ def verify_reconstruction_guided_x0(attempt: Callable) -> Iterator[str]:
     none = torch.zeros_like(alternate)
     for denoise, mask, alpha, weight, case in (
         (linear, first, 0.6, 2.5, "a linear denoiser, the first 2 of 4 frames given, alpha 0.6, "
-                                  "guidance_weight 2.5"),
+                                  "reconstruction_weight 2.5"),
         (curved, alternate, 0.9, 1.5, "a denoiser that is not linear, every other frame given"),
-        (curved, alternate, 0.9, 0.0, "guidance_weight 0, which leaves the replacement"),
+        (curved, alternate, 0.9, 0.0, "reconstruction_weight 0, which leaves the replacement"),
         (curved, none, 0.9, 1.5, "no given frames, which leaves the estimate"),
     ):  # fmt: skip
         _check_estimate(attempt, denoise, mask, alpha, weight, case)

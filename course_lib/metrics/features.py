@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
 from jaxtyping import Float, Num
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
 from course_lib.metrics.score import Score, VideoMetric
+from course_lib.nn.utils import fold_frames
 from course_lib.validation import check_count, check_net, check_tensor, check_video
 
 VideoNet = Callable[
@@ -36,7 +36,7 @@ def frame_features(net: ImageNet) -> VideoNet:
         ValueError: for a net in training mode.
     """
     check_net("net", net)
-    return lambda video: net(rearrange(video, "b c f h w -> (b f) c h w"))
+    return lambda video: net(fold_frames(video))
 
 
 def mean_frame_features(net: ImageNet) -> VideoNet:
@@ -52,7 +52,7 @@ def mean_frame_features(net: ImageNet) -> VideoNet:
         ValueError: for a net in training mode.
     """
     per_frame = frame_features(net)
-    return lambda video: reduce(per_frame(video), "(b f) d -> b d", "mean", b=len(video))
+    return lambda video: per_frame(video).unflatten(0, (len(video), -1)).mean(1)
 
 
 def extract_features(net: VideoNet, video: Tensor) -> Float[Tensor, "n d"]:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from safetensors.torch import load_file
 from skimage.registration import optical_flow_ilk, optical_flow_tvl1
 from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
 
+from course_lib.nn.utils import fold_frames, unfold_frames
 from course_lib.validation import check_tensor, check_video, require
 from course_lib.world import Clips
 
@@ -52,7 +52,7 @@ def estimate_flow(video: Tensor, method: str = "ilk") -> Float[Tensor, "b 2 step
     grey = torch.einsum("bcfhw,c->bfhw", unit, weights).numpy()
     pairs = [(clip[t], clip[t + 1]) for clip in grey for t in range(len(clip) - 1)]
     flows = np.stack([METHODS[method](*pair)[::-1] for pair in pairs])  # (row, column) to (x, y)
-    return rearrange(torch.from_numpy(flows), "(b f) c h w -> b c f h w", b=len(video))
+    return unfold_frames(torch.from_numpy(flows), video.shape[2] - 1)
 
 
 def raft_flow(weights: Path | str, *, large: bool = False) -> Estimator:
@@ -86,12 +86,12 @@ def _raft(net: torch.nn.Module, video: Tensor) -> Float[Tensor, "b 2 steps h w"]
     large = [
         max(RAFT_MIN_SIZE, -(-side // RAFT_SIZE_MULTIPLE) * RAFT_SIZE_MULTIPLE) for side in (h, w)
     ]
-    frames = rearrange(video.detach().float(), "b c f h w -> (b f) c h w")
+    frames = fold_frames(video.detach().float())
     frames = F.interpolate(frames, large, mode="bilinear").unflatten(0, (len(video), -1))
     flow = net(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))[-1]  # (b·(f-1), 2, h, w)
     scale = flow.new_tensor([w / large[1], h / large[0]]).view(1, 2, 1, 1)
     flow = F.interpolate(flow, (h, w), mode="bilinear") * scale
-    return rearrange(flow, "(b f) c h w -> b c f h w", b=len(video))
+    return unfold_frames(flow, video.shape[2] - 1)
 
 
 def bidirectional_flow(
@@ -150,9 +150,9 @@ def warp(frames: Float[Tensor, "b c steps h w"], flow: Float[Tensor, "b 2 steps 
     x = torch.arange(w, device=flow.device) + flow[:, 0]  # (b, steps, h, w)
     y = torch.arange(h, device=flow.device)[:, None] + flow[:, 1]  # (b, steps, h, w)
     grid = torch.stack([2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1], dim=-1).flatten(0, 1)
-    flat = rearrange(frames, "b c f h w -> (b f) c h w")
+    flat = fold_frames(frames)
     warped = F.grid_sample(flat, grid, padding_mode="border", align_corners=True)
-    return rearrange(warped, "(b f) c h w -> b c f h w", b=len(frames))
+    return unfold_frames(warped, frames.shape[2])
 
 
 def non_occluded_mask(

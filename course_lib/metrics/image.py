@@ -7,11 +7,11 @@ of the metric (`metric.to(device)`). Sums run over frames, so the batch size doe
 from collections.abc import Callable, Sequence
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.metrics.score import Score, VideoMetric
+from course_lib.nn.utils import fold_frames
 from course_lib.validation import check_count, check_net, check_pair, require
 
 PEAK_TO_PEAK = 2  # largest difference of two values in [-1, 1]
@@ -155,7 +155,7 @@ def ssim(video: Tensor, reference: Tensor) -> Float[Tensor, "b f"]:
         ValueError: for bad input.
     """
     check_pair(("video", "reference"), video, reference, min_size=SSIM_WINDOW)
-    frames = [rearrange(x, "b c f h w -> b f c h w") for x in (video, reference)]
+    frames = [x.transpose(1, 2) for x in (video, reference)]  # b f c h w
     # Clip by clip: the five products of a whole batch would not fit the cache
     maps = [ssim_map(*clips).mean(dim=(1, 2, 3)) for clips in zip(*frames, strict=True)]
     return torch.stack(maps)
@@ -280,6 +280,6 @@ class PerceptualDistance(_FrameMean):
         check_pair(("video", "reference"), video, reference)
         check_net("net", self.net)
         with torch.no_grad():
-            maps = [self.net(rearrange(x, "b c f h w -> (b f) c h w")) for x in (video, reference)]
+            maps = [self.net(fold_frames(x)) for x in (video, reference)]
         maps = [[layer.to(self.device).double() for layer in layers] for layers in maps]
         self._append(perceptual_distance(*maps, self.weights))

@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.functional import normalize
@@ -19,6 +18,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from course_lib.metrics.clipwise import PerClipMetric
 from course_lib.metrics.score import Score
+from course_lib.nn.utils import fold_frames
 from course_lib.runtime import no_progress_bars
 from course_lib.validation import (
     check_images,
@@ -156,7 +156,7 @@ def encode_frames(
     check_video(name, video)
     check_net("encoder", encode)
     with torch.no_grad():
-        embeddings = encode(rearrange(video, "b c f h w -> (b f) c h w"))
+        embeddings = encode(fold_frames(video))
     unit = _unit_embeddings(f"encoder({name})", embeddings, len(video) * video.shape[2])
     return unit.unflatten(0, (len(video), -1))  # (b, f, d)
 

@@ -100,6 +100,10 @@ def load_motion_adapter(unet: InflatedUNet, adapter: MotionAdapter) -> None:
 def inflate_with_motion_adapter(unet: UNet2DConditionModel, adapter: MotionAdapter) -> InflatedUNet:
     """Inflates an image U-Net with the temporal layers of an adapter, such as AnimateDiff's.
 
+    `TextToVideoPipeline.from_image_pipeline(pipeline, unet, scheduler)` makes a pipeline of it.
+    AnimateDiff was trained on a linear beta schedule, Stable Diffusion's is "scaled_linear": pass
+    `DDIMScheduler.from_config(pipeline.scheduler.config, beta_schedule="linear")`.
+
     Raises:
         ValueError: for an adapter with its own conv_in (PIA), or with different numbers of heads or
             layers per level.

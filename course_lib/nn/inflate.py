@@ -154,7 +154,8 @@ class InflatedUNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             is_image: frames that are independent images (joint training): the last ones, equally
                 many in each clip.
             cond_channels: channels without noise, such as given frames and their mask.
-            frame_index: positions of the frames in time, (b, f); None means 0, 1, 2 ….
+            time of each frame (b, f), in the unit of training; fractions are
+                allowed, None means 0, 1, 2 ….
             temporal_scale: factor of what the temporal layers add; 0 gives the image model.
 
         Raises:

@@ -183,7 +183,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
             noise_aug_level: timestep of the noise that was added to `cond_channels`.
             is_image: frames that are independent images (joint training); temporal attention
                 neither reaches nor leaves them.
-            frame_index: index of each frame in its clip, (b, f); None means 0, 1, 2 ….
+            time of each frame (b, f), in the unit of training; fractions are
+                allowed, None means 0, 1, 2 ….
 
         Raises:
             ValueError: for frames that are not whole patches, and for arguments that the
@@ -278,7 +279,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
             raise ValueError(f"encoder_hidden_states: expected {expected}, got {_shape(text)}")
         for name, value in given.items():
             if value is not None and name not in self.accepts:
-                raise ValueError(f"{name}: expected None for this configuration, got {value}")
+                expected = f"None, since this VideoUNet was built without {name}"
+                raise ValueError(f"{name}: expected {expected}; got {_shape(value)}")
         index = given["frame_index"]
         if index is not None and index.shape != (b, f):
             raise ValueError(f"frame_index: expected ({b}, {f}), got {_shape(index)}")

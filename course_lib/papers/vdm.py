@@ -119,7 +119,7 @@ def extend_autoregressively(
     *,
     num_frames: int,
     num_cond_frames: int = 8,
-    guidance_weight: float | int | None = 2.0,
+    reconstruction_weight: float | int | None = 2.0,
     num_inference_steps: int,
     generator: torch.Generator,
 ) -> Float[Tensor, "b c num_frames h w"]:
@@ -131,7 +131,7 @@ def extend_autoregressively(
         video: the beginning, as many frames as the network makes at once.
         cond: conditioning of every block.
         num_frames, num_cond_frames: see `frame_condition.extend_autoregressively`.
-        guidance_weight: w_r of reconstruction guidance; None is the replacement method alone.
+        reconstruction_weight: w_r of reconstruction guidance; None is the replacement method alone.
         num_inference_steps: steps of each block.
         generator: draws the noise of each block.
 
@@ -140,7 +140,7 @@ def extend_autoregressively(
     """
 
     def sample_block(condition: FrameCondition) -> Tensor:
-        conditioned = condition_on_frames(model, scheduler, condition, guidance_weight)
+        conditioned = condition_on_frames(model, scheduler, condition, reconstruction_weight)
         x = sample_noise(condition.frames.shape, generator).to(video)
         *_, last = sample(
             conditioned,

@@ -155,7 +155,7 @@ def reconstruction_guidance(
     scheduler: Any,
     observed: Float[Tensor, "b *axes"],
     operator: ForwardOperator,
-    guidance_weight: float | int = 2.0,
+    reconstruction_weight: float | int = 2.0,
 ) -> Model:
     """The model led to where its own x0 agrees with an observation. Ho et al. 2022, eqs. 7 and 8.
 
@@ -165,7 +165,7 @@ def reconstruction_guidance(
         model, scheduler: as for `replacement_method`.
         observed: y, what is known of the clean video.
         operator: A, from a video to that part of it, such as `lambda video: video[:, :, :8]`.
-        guidance_weight: w_r; 0 is the model itself, at the cost of two.
+        reconstruction_weight: w_r; 0 changes nothing, but still pays for the gradient.
 
     Raises:
         ValueError: when called, if A(x0) has another shape than `observed`.
@@ -187,7 +187,7 @@ def reconstruction_guidance(
             error = (observed.to(x) - measured).square().sum()
             (gradient,) = torch.autograd.grad(error, x)
         alpha, _ = level.like(x)
-        x0 = (x0 - guidance_weight * alpha / 2 * gradient).detach()
+        x0 = (x0 - reconstruction_weight * alpha / 2 * gradient).detach()
         return convert_prediction(x0, x.detach(), level, "sample").as_type(prediction_type)
 
     return wrapped
@@ -197,15 +197,15 @@ def condition_on_frames(
     model: Model,
     scheduler: Any,
     condition: FrameCondition,
-    guidance_weight: float | int | None = 2.0,
+    reconstruction_weight: float | int | None = 2.0,
 ) -> Model:
     """The model for videos of which some frames are given. Ho et al. 2022, section 3.1.
 
     Args:
         model, scheduler, condition: as for `replacement_method`, which is always applied.
-        guidance_weight: of `reconstruction_guidance`, applied before it; None leaves it out.
+        reconstruction_weight: of `reconstruction_guidance`, applied before it; None leaves it out.
     """
-    if guidance_weight is not None:
+    if reconstruction_weight is not None:
         mask = condition.pixel_mask
         # Zeros at unknown frames on both sides: they add nothing to the squared error
         observed = torch.where(mask, condition.frames, 0)
@@ -214,7 +214,7 @@ def condition_on_frames(
             scheduler,
             observed,
             lambda video: torch.where(mask.to(video.device), video, 0),
-            guidance_weight,
+            reconstruction_weight,
         )
     return replacement_method(model, scheduler, condition)
 
@@ -276,7 +276,7 @@ def interpolate_keyframes(
         sample_block: samples the windows (b · windows, the windows of a video being neighbours)
             under a condition and a frame index (b · windows, frames).
         keyframes: pixels or latents.
-        factor: frames for each key frame.
+        factor: distance between key frames, in frames of the result.
         window_size: key frames of a window, 2 or more; n - 1 is a multiple of window_size - 1.
         keyframe_spacing: time from one key frame to the next, in the unit of the frame index.
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.nn.temporal_decoder import TemporalAutoencoder
+from course_lib.nn.utils import fold_frames, unfold_frames
 
 
 def encode(
@@ -41,9 +42,8 @@ def encode_video(
 ) -> Float[Tensor, "b c f y x"]:
     """Videos to latents, every frame as an image of its own. Arguments: as `encode`."""
     image_vae = vae.spatial if isinstance(vae, TemporalAutoencoder) else vae
-    frames = video.transpose(1, 2).flatten(0, 1)  # (b f) 3 h w
-    latents = encode(image_vae, frames.to(image_vae.device), generator)
-    return latents.unflatten(0, (len(video), -1)).transpose(1, 2)
+    latents = encode(image_vae, fold_frames(video).to(image_vae.device), generator)
+    return unfold_frames(latents, video.shape[2])
 
 
 def decode_video(
@@ -55,5 +55,4 @@ def decode_video(
     """
     if isinstance(vae, TemporalAutoencoder):
         return vae.decode(latents).clamp(-1, 1)
-    frames = decode(vae, latents.transpose(1, 2).flatten(0, 1))  # (b f) 3 h w
-    return frames.unflatten(0, (len(latents), -1)).transpose(1, 2)
+    return unfold_frames(decode(vae, fold_frames(latents)), latents.shape[2])

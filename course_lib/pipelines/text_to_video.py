@@ -1,4 +1,4 @@
-"""Text to video with the arguments of diffusers' pipelines: `pipe("a tiger spinning").frames[0]`.
+"""Text to video as in diffusers: `pipe("a tiger spinning", num_inference_steps=25).frames[0]`.
 
 One pipeline for every video U-Net of the course and for diffusers' own, in latents or in pixels.
 """
@@ -190,8 +190,8 @@ class TextToVideoPipeline(DiffusionPipeline):
                 sees them, and guidance then also leads away from the prediction without frames
                 (context guidance); the replacement method keeps them for every U-Net.
             reconstruction_weight: of reconstruction guidance towards the given frames; None: none.
-            frame_index: time of every frame, in the unit of training (mini-video: 1/8 s); None is
-                0, 1, 2 ….
+            frame_index: time of each frame (b, f), in the unit of training (mini-video: 1/8 s);
+                fractions are allowed, None means 0, 1, 2 ….
             fps: frames per second, for U-Nets that take it.
             temporal_scale: factor of what temporal layers add; 0 gives independent images.
             temporal_guidance_scale: below timestep `temporal_guidance_below`, guidance leads away
@@ -262,7 +262,10 @@ class TextToVideoPipeline(DiffusionPipeline):
         num_cond_frames: int = 4,
         **kwargs: Any,
     ) -> Float[Tensor, "b c num_frames y x"]:
-        """Longer videos, block by block, see `frame_condition.extend_autoregressively`.
+        """Latents of longer videos, block by block, see `frame_condition.extend_autoregressively`.
+
+        Begin with `sample_latents`, or `latents.encode_video` of a real video; end with
+        `decode_latents`.
 
         Args:
             prompt: one for each video.
@@ -289,8 +292,9 @@ class TextToVideoPipeline(DiffusionPipeline):
         keyframe_spacing: float | int = 1.0,
         **kwargs: Any,
     ) -> Float[Tensor, "b c frames y x"]:
-        """Videos of factor · (n - 1) + 1 frames, see `frame_condition.interpolate_keyframes`.
+        """Latents of factor · (n - 1) + 1 frames, see `frame_condition.interpolate_keyframes`.
 
+        Key frames come from `sample_latents`, or `latents.encode_video`; end with `decode_latents`.
         The U-Net should have been trained with such masks: mini-video's knows a factor of 4 and
         clips of up to 16 frames.
 
@@ -319,7 +323,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         )
 
     def encode_prompt(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
-        """Text embeddings in the U-Net's dtype.
+        """Text embeddings in the U-Net's dtype; one tensor, without a negative half.
 
         Token embeddings are appended for a U-Net whose text is twice as wide as the encoder's.
         """
@@ -387,7 +391,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         ):
             factor = self.vae_scale_factor
             if pixels is None and default is None:
-                raise ValueError(f"{name}: expected pixels, the U-Net has no size of its own")
+                raise ValueError(f"{name}: expected pixels, since the U-Net has no sample_size")
             if pixels is not None and (pixels < 1 or pixels % factor):
                 raise ValueError(f"{name}: expected a multiple of {factor} pixels, got {pixels}")
             sizes.append(default if pixels is None else pixels // factor)

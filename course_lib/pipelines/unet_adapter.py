@@ -1,7 +1,7 @@
 """Any video U-Net as a model of `diffusion`: (x, t, cond) to a prediction; and temporal guidance.
 
-The U-Nets of `nn` list their optional inputs in the attribute `accepts`; a table below does it for
-those of diffusers.
+The U-Nets of `nn` list their optional inputs in the attribute `accepts`. Another kind of
+conditioning, such as ControlNet's residuals, wraps or extends `unet_denoiser`.
 
 Hyung et al. 2024, "Spatiotemporal Skip Guidance for Enhanced Video Diffusion Sampling",
 arXiv 2411.18664.
@@ -15,18 +15,19 @@ from torch import Tensor, nn
 
 from course_lib.diffusion import Model, cfg_model, classifier_free_guidance
 
-# UNetMotionModel is the only one that expects the text once per frame
-DIFFUSERS_UNETS = {"UNetMotionModel": frozenset({"text_per_frame"})}
+# diffusers' U-Nets that expect the text once per frame
+TEXT_PER_FRAME = ("UNetMotionModel",)
 
 
 def accepted_inputs(unet: nn.Module) -> frozenset[str]:
     """Optional inputs of a video U-Net.
 
     Returns:
-        A subset of "fps", "frame_index", "is_image", "cond_channels", "temporal_scale" and
-        "text_per_frame"; empty for a U-Net that takes sample, timestep and text only.
+        A subset of "fps", "noise_aug_level", "frame_index", "is_image", "cond_channels" and
+        "temporal_scale"; empty for a U-Net that takes sample, timestep and text only, as those of
+        diffusers.
     """
-    return getattr(unet, "accepts", DIFFUSERS_UNETS.get(type(unet).__name__, frozenset()))
+    return getattr(unet, "accepts", frozenset())
 
 
 def check_inputs(unet: nn.Module, names: Iterable[str]) -> None:
@@ -62,7 +63,7 @@ def unet_denoiser(unet: nn.Module, **unet_kwargs: Any) -> Model:
         ValueError: for `unet_kwargs` that the U-Net does not take.
     """
     check_inputs(unet, unet_kwargs)
-    text_per_frame = "text_per_frame" in accepted_inputs(unet)
+    text_per_frame = type(unet).__name__ in TEXT_PER_FRAME
 
     def model(x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
         inputs = dict(cond or {})
@@ -81,7 +82,8 @@ def frame_independent_denoiser(unet: nn.Module) -> Model | None:
     """The weak model of temporal guidance: an inflated U-Net without its temporal layers.
 
     Returns:
-        None for a U-Net that was trained jointly on images and videos, see `temporal_guidance`.
+        None for a U-Net that makes this prediction itself, by `is_image`, which joint training on
+        images and videos teaches it; see `temporal_guidance`.
 
     Raises:
         ValueError: the U-Net makes no frame-independent prediction.

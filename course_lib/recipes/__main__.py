@@ -34,8 +34,9 @@ def find_recipe(name: str) -> Recipe:
         module, attribute = name.split(":", 1)
         return getattr(importlib.import_module(module), attribute)
     if name not in RECIPES:
-        expected = f"one of {', '.join(RECIPES)}, or {OWN_RECIPE}"
-        raise ValueError(f"unknown recipe {name!r}; expected {expected}")
+        raise ValueError(
+            f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}, or {OWN_RECIPE}"
+        )
     return RECIPES[name]
 
 
@@ -44,8 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m course_lib.recipes", description=__doc__.splitlines()[0]
     )
-    name_help = f"{', '.join(RECIPES)}, or {OWN_RECIPE} for your own"
-    parser.add_argument("name", nargs="?", help=name_help)
+    parser.add_argument("name", nargs="?", help=f"{', '.join(RECIPES)}, or {OWN_RECIPE}")
     flags = {
         "--list": "list the recipes",
         "--evaluate": "do not train: evaluate the stored checkpoint and rewrite its card",
@@ -111,8 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if folder is not None:
             print(f"stored in {folder}{_target_summary(recipe.name, folder)}")
         elif last.step < recipe.configs[profile].num_steps and _is_main_process():
-            steps = f"step {last.step} of {recipe.configs[profile].num_steps}"
-            print(f"stopped at {steps}; {resume}")
+            print(f"stopped at step {last.step} of {recipe.configs[profile].num_steps}; {resume}")
         return 0
     except KeyboardInterrupt:
         print(f"\ninterrupted; {resume}", file=sys.stderr)

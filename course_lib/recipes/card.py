@@ -71,8 +71,7 @@ def _header(name: str, scalars: Mapping[str, Any], hub_metadata: Mapping[str, st
 def _table_heading(metadata: Mapping[str, Any]) -> str:
     with_intervals = any(name.endswith("_interval") for name in metadata["evaluation"])
     brackets = "; 95 % intervals in brackets" if with_intervals else ""
-    sample = metadata.get("evaluated_on", "the test split")
-    return f"On {sample}, with the stored weights{brackets}."
+    return f"On {metadata['evaluated_on']}, with the stored weights{brackets}."
 
 
 def _table(

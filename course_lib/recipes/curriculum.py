@@ -97,8 +97,8 @@ def render_by_rate(
 
 def canonical_rate_rows(num_rows: int) -> Tensor:
     """Rows whose clips have the canonical rate: they show the whole motion."""
-    rows = range(num_rows)
-    return torch.tensor([i for i in rows if FRAME_RATES[i % len(FRAME_RATES)] == CANONICAL_RATE])
+    rates = torch.tensor(FRAME_RATES).repeat(num_rows // len(FRAME_RATES) + 1)[:num_rows]
+    return (rates == CANONICAL_RATE).nonzero().flatten()
 
 
 def rows_with_motion(sampler: Sampler, motion: str, rows: Tensor) -> Tensor:
@@ -109,5 +109,4 @@ def rows_with_motion(sampler: Sampler, motion: str, rows: Tensor) -> Tensor:
         motion: a name of `world.MOTIONS`.
         rows: row numbers to look through.
     """
-    chosen = [row for row in rows.tolist() if sampler(row).motion == motion]
-    return torch.tensor(chosen, dtype=torch.int64)
+    return rows[[sampler(row).motion == motion for row in rows.tolist()]]

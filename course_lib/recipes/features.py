@@ -70,8 +70,8 @@ def fit_texture_weight(model: VideoClassifier, config: TrainConfig, num_frames: 
     variance = extract_features(model, video).var(0).sum()
     texture_variance = laplacian_band_std(video).var(0).sum()
     share = TEXTURE_VARIANCE_SHARE
-    weight = (share / (1 - share) * variance / texture_variance).sqrt().item()
-    model.register_to_config(texture_weight=float(f"{weight:.3g}"))
+    weight = (share / (1 - share) * variance / texture_variance).sqrt()
+    model.register_to_config(texture_weight=float(f"{weight.item():.3g}"))
 
 
 @torch.no_grad()
@@ -106,12 +106,16 @@ def evaluate(model: VideoClassifier, config: TrainConfig, num_frames: int) -> Ma
     floor, std = floors.mean().item(), floors.std().item()
     metrics["frechet_real_floor"] = floor
     generator = torch.Generator().manual_seed(0)
-    names = IMAGE_CORRUPTIONS if num_frames == 1 else CORRUPTIONS
-    corruptions = {name: CORRUPTIONS[name] for name in names}
-    corruptions["elastic"] = partial(elastic_distortion, rms_px=2, consistent=True)
+    corruptions = {
+        **{
+            name: CORRUPTIONS[name]
+            for name in (IMAGE_CORRUPTIONS if num_frames == 1 else CORRUPTIONS)
+        },
+        "elastic": partial(elastic_distortion, rms_px=2, consistent=True),
+    }
     for name, corrupt in corruptions.items():
-        corrupted = corrupt(clips.video, generator=generator)
-        distance = frechet_distance(real[0], extract_features(model, corrupted))
+        corrupted = extract_features(model, corrupt(clips.video, generator=generator))
+        distance = frechet_distance(real[0], corrupted)
         metrics[f"frechet_over_real_floor/{name}"] = distance / floor
         metrics[f"frechet_z_score/{name}"] = (distance - floor) / std
     return metrics

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from course_lib.diffusion import make_noisy_batch
 from course_lib.papers import latent_diffusion
 from course_lib.pipelines import unet_adapter
+from course_lib.pipelines.frame_condition import FrameCondition
 from course_lib.recipes.diffusion_recipe import batch_generator, batch_rows, noisy_batch_loss
 from course_lib.training import TrainStep, train
 
@@ -39,7 +40,7 @@ def finetune(
     snr_gamma: float | None = None,
     **train_kwargs: Any,
 ) -> Iterator[TrainStep]:
-    """Train chosen parameters of a denoiser, one step at a time.
+    """An iterator over training steps of chosen parameters; nothing is trained before its loop.
 
         losses = [step.loss for step in finetune(unet, scheduler, latents, text, …)]
 
@@ -47,8 +48,8 @@ def finetune(
     are taken in turn. The instance batches are the same with and without a prior.
 
     Args:
-        model: UNet2DConditionModel for images, or any video U-Net. Only the chosen parameters
-            require a gradient while it is trained.
+        model: UNet2DConditionModel for images, or any video U-Net, which is given no frames; frozen
+            but for `trainable`.
         scheduler: its noise levels and prediction type.
         latents: images (n, c, h, w) or videos (n, c, f, h, w).
         text: text embeddings, one row per item, or one row for all.
@@ -67,16 +68,22 @@ def finetune(
         raise ValueError(f"prior_weight: expected 0 or more, got {prior_weight}")
     seed = int(torch.randint(2**31, (), generator=generator))
     data = [(latents, text)] if prior is None else [(latents, text), prior]
-    is_image = latents.ndim == 4
-    denoising_loss = noisy_batch_loss(
-        latent_diffusion.unet_denoiser if is_image else unet_adapter.unet_denoiser,
-        "text" if is_image else None,
-    )
+    if latents.ndim == 4:
+        denoising_loss = noisy_batch_loss(latent_diffusion.unet_denoiser, "text")
+    else:
+        denoising_loss = noisy_batch_loss(unet_adapter.unet_denoiser)
 
     def make_batch(number: int) -> list[dict[str, Tensor]]:
         rows = torch.tensor(batch_rows(number, batch_size or len(latents)))
         return [
-            _noisy_items(scheduler, *items, rows, batch_generator(seed + i, number), snr_gamma)
+            _noisy_items(
+                scheduler,
+                *items,
+                rows,
+                batch_generator(seed + i, number),
+                snr_gamma,
+                "cond_channels" in unet_adapter.accepted_inputs(model),
+            )
             for i, items in enumerate(data)
         ]
 
@@ -95,10 +102,14 @@ def _noisy_items(
     rows: Tensor,
     generator: torch.Generator,
     snr_gamma: float | None,
+    takes_frames: bool,
 ) -> dict[str, Tensor]:
     x0 = latents[rows % len(latents)]
     noisy = make_noisy_batch(scheduler, x0, generator, snr_gamma=snr_gamma)
-    return {**noisy._asdict(), "text": text[rows % len(text)]}
+    items = {**noisy._asdict(), "text": text[rows % len(text)]}
+    if takes_frames:
+        items["cond_channels"] = FrameCondition.none(x0).channels()
+    return items
 
 
 @contextmanager
@@ -108,7 +119,7 @@ def _only_trainable(model: nn.Module, trainable: Iterable[nn.Parameter]) -> Iter
     chosen = {id(parameter) for parameter in trainable}
     num_foreign = len(chosen - {id(parameter) for parameter, _ in required})
     if num_foreign or not chosen:
-        got = f"{num_foreign} of others" if chosen else "none"
+        got = f"{num_foreign} that are not in it" if chosen else "none"
         raise ValueError(f"trainable: expected parameters of the model, got {got}")
     try:
         for parameter, _ in required:

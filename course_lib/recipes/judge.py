@@ -5,6 +5,8 @@ noise, compression, colours a little off) and to nothing else: a chimera of two 
 these", and so is the motion of a shuffled clip.
 """
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -176,11 +178,10 @@ def make_batch(number: int, config: TrainConfig) -> dict[str, Any]:
         World("train", subset="all", seed=1, num_frames=num_frames, size=size),
         World("train", subset="all", seed=2, num_frames=1, size=size, random_time_offset=True),
     )
-    b = config.batch_size
-    video, labels = augment(worlds[0].batch(batch_rows(number, b)), generator)
-    image_rows = batch_rows(number, b * IMAGES_PER_CLIP)
-    image, image_labels = augment(worlds[1].batch(image_rows), generator)
-    per_clip = (b, IMAGES_PER_CLIP)
+    per_clip = (config.batch_size, IMAGES_PER_CLIP)
+    rows = batch_rows(number, per_clip[0]), batch_rows(number, math.prod(per_clip))
+    video, labels = augment(worlds[0].batch(rows[0]), generator)
+    image, image_labels = augment(worlds[1].batch(rows[1]), generator)
     return {
         "video": video,
         "labels": labels,
@@ -210,8 +211,8 @@ def calibrate(model: VideoClassifier, config: TrainConfig) -> None:
     """
     indices = range(config.eval_samples)
     clean = World("train", subset="all", seed=3).batch(indices)
-    augmented = World("train", subset="all", seed=4).batch(indices)
-    video, labels = augment(augmented, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    video, labels = augment(World("train", subset="all", seed=4).batch(indices), generator)
     is_moving = clean.labels["motion"] != STANDING_STILL
     clean_labels = clean.labels | {"order": torch.where(is_moving, 0, IGNORE_INDEX)}
     logits = [predict_logits(model, part) for part in (clean.video, video)]
@@ -221,20 +222,18 @@ def calibrate(model: VideoClassifier, config: TrainConfig) -> None:
         labelled = target != IGNORE_INDEX
         rows = torch.cat([part[name] for part in logits])[labelled]
         losses = [F.cross_entropy(rows / value, target[labelled]) for value in temperatures]
-        best = temperatures[torch.stack(losses).argmin()]
-        model.temperature(name).mul_(best.to(model.device))
+        model.temperature(name).mul_(temperatures[torch.stack(losses).argmin()].to(model.device))
 
 
 def evaluate(model: VideoClassifier, config: TrainConfig) -> Mapping[str, Any]:
     """Accuracy and calibration by size and length and under corruptions; order; "none of these"."""
     metrics: dict[str, Any] = {}
     indices = range(config.eval_samples)
-    for size in (64, 32):
-        for num_frames in (16, 8, 1):
-            kwargs = {"num_frames": num_frames, "random_time_offset": num_frames == 1}
-            clips = World("test", subset="all", size=size, **kwargs).batch(indices)
-            label = f"{num_frames}x{size}x{size}"
-            metrics |= _accuracy(model, clips, clips.video, label, with_ece=num_frames == 16)
+    for size, num_frames in itertools.product((64, 32), (16, 8, 1)):
+        kwargs = {"num_frames": num_frames, "random_time_offset": num_frames == 1}
+        clips = World("test", subset="all", size=size, **kwargs).batch(indices)
+        label = f"{num_frames}x{size}x{size}"
+        metrics |= _accuracy(model, clips, clips.video, label, with_ece=num_frames == 16)
     clips = World("test", subset="all").batch(indices)
     photometric = photometric_augment(clips.video, torch.Generator().manual_seed(4))
     metrics |= _accuracy(model, clips, photometric, "photometric", with_ece=True)

@@ -8,6 +8,7 @@ text encoder conditions mini-sd; its image encoder is a similarity metric.
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,12 @@ def hard_negative_groups(number: int, batch_size: int) -> list[Scene]:
         choices = [int(hash_u64(5, group, k)[0] >> np.uint64(1)) for k in range(3)]
         backgrounds = [name for name in BACKGROUNDS if name != first.background]
         background = backgrounds[choices[0] % len(backgrounds)]
-        scenes += [first, Scene(first.subject, first.motion, background, others[0].variant)]
+        scenes += [first, replace(first, background=background, variant=others[0].variant)]
         for names, choice, other in zip(
             hard_negatives(first), choices[1:], others[1:], strict=True
         ):
             subject = names[choice % len(names)]
-            scenes.append(Scene(subject, first.motion, first.background, other.variant))
+            scenes.append(replace(first, subject=subject, variant=other.variant))
     return scenes
 
 

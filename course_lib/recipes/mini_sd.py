@@ -77,18 +77,16 @@ def make_batch(number: int, config: TrainConfig) -> dict[str, Tensor]:
     """One global batch: the fields of `NoisyBatch`, latents, and "text" (b, 32, 128)."""
     items = CACHE[torch.tensor(batch_rows(number, config.batch_size))]
     generator = batch_generator(SEED, number)
-    eps = torch.randn(items["mean"].shape, generator=generator)
-    latents = items["mean"] + items["std"] * eps
+    latents = items["mean"] + items["std"] * torch.randn(items["mean"].shape, generator=generator)
     noisy = make_noisy_batch(scheduler(), latents, generator, snr_gamma=SNR_GAMMA)
-    text = encode_text(items["tokens"], COND_DROP_PROB, generator)
-    return {**noisy._asdict(), "text": text}
+    return noisy._asdict() | {"text": encode_text(items["tokens"], COND_DROP_PROB, generator)}
 
 
 def build_pipeline(model: UNet2DConditionModel) -> LatentDiffusion:
     """The U-Net with the frozen parts."""
     text = zoo.load_text_encoder()
-    vae = zoo.load_cached("mini-vae")
-    return LatentDiffusion(vae, text.text_encoder, text.tokenizer, model, scheduler())
+    parts = zoo.load_cached("mini-vae"), text.text_encoder, text.tokenizer
+    return LatentDiffusion(*parts, model, scheduler())
 
 
 def save(model: UNet2DConditionModel, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from course_lib.evaluation import frechet_report
 from course_lib.metrics import PSNR, SSIM
+from course_lib.nn.utils import fold_frames, unfold_frames
 from course_lib.papers.latent_diffusion import build_autoencoder
 from course_lib.recipes.diffusion_recipe import batch_generator, batch_rows
 from course_lib.recipes.perceptual import PERCEPTUAL_WEIGHT, perceptual_loss
@@ -109,12 +110,11 @@ def reconstruct(
     vae: AutoencoderKL, video: Float[Tensor, "b 3 f h w"]
 ) -> Float[Tensor, "b 3 f h w"]:
     """Every frame encoded to its posterior mean and decoded; in [-1, 1], float32 on the CPU."""
-    frames = video.transpose(1, 2).flatten(0, 1)  # (b f) 3 h w
     recon = [
         vae.decode(vae.encode(batch.to(vae.device)).latent_dist.mode()).sample.float().cpu()
-        for batch in frames.split(64)
+        for batch in fold_frames(video).split(64)
     ]
-    return torch.cat(recon).clamp(-1, 1).unflatten(0, (len(video), -1)).transpose(1, 2)
+    return unfold_frames(torch.cat(recon).clamp(-1, 1), video.shape[2])
 
 
 RECIPE = Recipe(

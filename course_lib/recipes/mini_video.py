@@ -211,8 +211,8 @@ def build_model() -> InflatedUNet:
 def build_pipeline(model: InflatedUNet) -> TextToVideoPipeline:
     """The U-Net with the frozen parts."""
     text = zoo.load_text_encoder()
-    parts = zoo.load_cached("mini-vae"), text.text_encoder, text.tokenizer, model, scheduler()
-    return TextToVideoPipeline(*parts)
+    parts = zoo.load_cached("mini-vae"), text.text_encoder, text.tokenizer
+    return TextToVideoPipeline(*parts, model, scheduler())
 
 
 def save(model: InflatedUNet, folder: Path) -> None:

@@ -16,6 +16,7 @@ from course_lib import zoo
 from course_lib.evaluation import extract_features
 from course_lib.metrics import PSNR, Flicker, frechet_distance
 from course_lib.nn.temporal_decoder import TemporalAutoencoder, inflate_decoder
+from course_lib.nn.utils import fold_frames
 from course_lib.recipes.diffusion_recipe import batch_generator, batch_rows
 from course_lib.recipes.perceptual import PERCEPTUAL_WEIGHT, perceptual_loss
 from course_lib.recipes.recipe import Recipe, TrainConfig
@@ -38,12 +39,13 @@ def make_batch(number: int, config: TrainConfig) -> dict[str, Tensor]:
     clips = []
     for row in rows:
         fps = FRAME_RATES[row % len(FRAME_RATES)]
-        clip = render([sampler(row)], num_frames=NUM_FRAMES, fps=fps, random_time_offset=True)
-        clips.append(clip.video)
+        clips.append(
+            render([sampler(row)], num_frames=NUM_FRAMES, fps=fps, random_time_offset=True)
+        )
     generator = batch_generator(SEED, number)
     std = LATENT_NOISE_STD * torch.rand(len(rows), 1, 1, 1, 1, generator=generator)
     noise = std * torch.randn(len(rows), 16, NUM_FRAMES, 8, 8, generator=generator)
-    return {"video": torch.cat(clips), "noise": noise}
+    return {"video": torch.cat([clip.video for clip in clips]), "noise": noise}
 
 
 class DecoderTrainer(nn.Module):
@@ -83,7 +85,7 @@ def loss_fn(model: nn.Module, batch: Mapping[str, Tensor], generator: torch.Gene
     recon = model(video, batch["noise"]).float()
     mse = (recon - video).square().mean()
     diff_mse = (recon.diff(dim=2) - video.diff(dim=2)).square().mean()
-    frames, reference = (part.transpose(1, 2).flatten(0, 1) for part in (recon, video))
+    frames, reference = map(fold_frames, (recon, video))
     perceptual = perceptual_loss(frames, reference)  # of frames (b f) 3 h w
     return mse + FRAME_DIFF_WEIGHT * diff_mse + PERCEPTUAL_WEIGHT * perceptual
 
@@ -97,8 +99,8 @@ def save(model: DecoderTrainer, folder: Path) -> None:
 @torch.no_grad()
 def evaluate(model: DecoderTrainer, config: TrainConfig) -> Mapping[str, Any]:
     """Reconstruction of test clips, per frame and jointly, from clean and from noisy latents."""
-    world = World("test", seed=1), World("test", seed=2)
-    video, other = (part.batch(range(config.eval_samples)).video for part in world)
+    indices = range(config.eval_samples)
+    video, other = (World("test", seed=seed).batch(indices).video for seed in (1, 2))
     features = extract_features("features/video", video)
     frame_diff = mean_frame_diff(video)
     metrics: dict[str, Any] = {}

@@ -99,8 +99,8 @@ def render_chunk(indices: range) -> dict[str, Tensor]:
         captions["tokens"][rows] = clips.paraphrases
         captions["image_tokens"][rows] = clips.image_paraphrases
     tokenize = zoo.load_text_encoder().tokenize
-    tokens = {name: tokenize(texts) for name, texts in captions.items()}
-    return {"video": video, "fps": fps_of_row} | tokens
+    items = {name: tokenize(texts) for name, texts in captions.items()}
+    return items | {"video": video, "fps": fps_of_row}
 
 
 CACHE = LatentCache(render_chunk, chunk_size=1020, num_chunks=16)
@@ -125,8 +125,7 @@ def make_batch(number: int, config: TrainConfig) -> dict[str, Tensor]:
     generator = batch_generator(SEED, number)
     make_examples = {"images": _images, "strided": _strided_clips, "full": _full_clips}[step.phase]
     x0, cond, t = make_examples(step, generator)
-    noisy = make_noisy_batch(scheduler(), x0, generator, timesteps=t)
-    return {**noisy._asdict(), **cond}
+    return make_noisy_batch(scheduler(), x0, generator, timesteps=t)._asdict() | cond
 
 
 def _images(step: PhaseStep, generator: torch.Generator) -> Example:

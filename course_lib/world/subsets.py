@@ -1,4 +1,4 @@
-"""Subsets of the subjects that several rooms use."""
+"""Subsets of the subjects that several parts of the package use."""
 
 # 12 animals, 4 vehicles and 8 coloured shapes: the classes of `recipes.pixel_ddpm`, in this order
 SUBJECTS_24: tuple[str, ...] = (

@@ -11,8 +11,9 @@ in `evaluation.json`. `data/checkpoints/SHA256SUMS` lists all files but the card
 reads it too. Two kinds of checkpoints have no complete model in their folder:
 
 - An alias (mini-vae is mini-sd's autoencoder) has a card and metrics; see `registry.ALIASES`.
-- A delta (mini-video extends mini-sd) has only its additional weights, and `base.json` with the
-  base's name and the checksums of the base files that it needs; see `deltas`.
+- A delta (mini-video extends mini-sd; a LoRA, a ControlNet or a text embedding would) has only its
+  additional weights, and `base.json` with the base's name and the checksums of the base files that
+  it needs; see `deltas`.
 """
 
 from course_lib.zoo.checksums import CARD_FILE, CHECKSUMS_FILE, EVALUATION_FILE, PICKLE_SUFFIXES
@@ -20,9 +21,14 @@ from course_lib.zoo.deltas import (
     BASE_FILE,
     BASE_PARTS,
     DELTA_KINDS,
+    EMBEDDING_WEIGHTS_NAME,
+    LORA_WEIGHTS_NAME,
     TEMPORAL_WEIGHTS_NAME,
     load_temporal_layers,
+    save_controlnet,
+    save_lora,
     save_temporal_layers,
+    save_text_embedding,
     write_base,
 )
 from course_lib.zoo.registry import (
@@ -48,7 +54,9 @@ __all__ = [
     "CHECKSUMS_FILE",
     "COURSE_CLASSES",
     "DELTA_KINDS",
+    "EMBEDDING_WEIGHTS_NAME",
     "EVALUATION_FILE",
+    "LORA_WEIGHTS_NAME",
     "PICKLE_SUFFIXES",
     "TEMPORAL_WEIGHTS_NAME",
     "Card",
@@ -60,7 +68,10 @@ __all__ = [
     "load_text_encoder",
     "names",
     "path",
+    "save_controlnet",
+    "save_lora",
     "save_temporal_layers",
+    "save_text_embedding",
     "store",
     "verify",
     "write_base",

@@ -1,28 +1,32 @@
 """Delta checkpoints: weights stored on top of a base checkpoint.
 
 `base.json` has the kind of the delta, the name of the base, the part of it that was changed, and
-the checksums of the base's files that the delta needs. A new kind is one entry of `DELTA_KINDS`.
+the checksums of the base's files that the delta needs. LoRA, ControlNet, T2I-Adapter and textual
+inversion have diffusers' own format. A new kind is one entry of `DELTA_KINDS`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from course_lib.validation import require
 from course_lib.zoo.checksums import EVALUATION_FILE, files_under, read_checksums, write_text
-from course_lib.zoo.registry import check_name, default_root, load, names
+from course_lib.zoo.registry import check_name, default_root, load, names, resolve_class
 
 BASE_FILE = "base.json"
 # Part of a pipeline → the folder whose files a delta needs ("": all, as it makes a pipeline again)
-BASE_PARTS = {"unet": "", "vae": "vae/"}
+BASE_PARTS = {"unet": "", "text_encoder": "", "vae": "vae/"}
 # Not diffusers' name: it would load the folder as a complete model and fill it with random weights
 TEMPORAL_WEIGHTS_NAME = "temporal.safetensors"
+# diffusers' names
+LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+EMBEDDING_WEIGHTS_NAME = "learned_embeds.safetensors"
 
 
 def save_temporal_layers(model: nn.Module, folder: Path) -> None:
@@ -79,19 +83,91 @@ def _load_temporal(pipeline: Any, part: str, folder: Path) -> Any:
     return TextToVideoPipeline.from_image_pipeline(pipeline, model, scheduler)
 
 
+def save_lora(unet: nn.Module, folder: Path) -> None:
+    """Write the LoRA of a U-Net in half precision, for diffusers' `load_lora_weights`.
+
+    Args:
+        unet: a UNet2DConditionModel with peft's adapter "default" (`unet.add_adapter`).
+        folder: must exist.
+    """
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    weights = {name: value.half() for name, value in layers.items()}
+    metadata = unet.peft_config["default"].to_dict()  # has lora_alpha
+    StableDiffusionPipeline.save_lora_weights(folder, weights, unet_lora_adapter_metadata=metadata)
+
+
+def _load_lora(pipeline: Any, part: str, folder: Path) -> Any:
+    """The image pipeline with a LoRA, which is not fused with its weights."""
+    pipeline.load_lora_weights(
+        folder, weight_name=LORA_WEIGHTS_NAME, local_files_only=True, use_safetensors=True
+    )
+    return pipeline
+
+
+def save_controlnet(model: nn.Module, folder: Path) -> None:
+    """Write a ControlNetModel or T2IAdapter in half precision, without changing the model."""
+    deepcopy(model).half().save_pretrained(folder)
+
+
+def _load_controlnet(pipeline: Any, part: str, folder: Path) -> Any:
+    """diffusers' pipeline for a ControlNet or T2I-Adapter, with the parts of an image pipeline."""
+    import diffusers
+
+    model = resolve_class(folder).from_pretrained(
+        folder, dtype=pipeline.dtype, local_files_only=True, use_safetensors=True
+    )
+    parts = {name: x for name, x in pipeline.components.items() if name != "image_encoder"}
+    parts["requires_safety_checker"] = pipeline.config.requires_safety_checker
+    if isinstance(model, diffusers.T2IAdapter):
+        return diffusers.StableDiffusionAdapterPipeline(adapter=model, **parts)
+    return diffusers.StableDiffusionControlNetPipeline(controlnet=model, **parts)
+
+
+def save_text_embedding(embedding: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a new token of textual inversion in half precision, in diffusers' format.
+
+    Args:
+        embedding: the token and its embedding, (d,), or several vectors, (n, d).
+        folder: must exist.
+
+    Raises:
+        ValueError: several tokens.
+    """
+    require(len(embedding) == 1, "embedding", "one token", ", ".join(embedding) or "none")
+    weights = {token: value.detach().half().contiguous() for token, value in embedding.items()}
+    save_file(weights, folder / EMBEDDING_WEIGHTS_NAME)
+
+
+def _load_text_embedding(pipeline: Any, part: str, folder: Path) -> Any:
+    """The image pipeline with the new token in its tokenizer and text encoder."""
+    pipeline.load_textual_inversion(load_file(folder / EMBEDDING_WEIGHTS_NAME))
+    return pipeline
+
+
 class DeltaKind(NamedTuple):
     """How deltas of one kind are written and loaded.
 
     Attributes:
         save: (model, folder) → None.
         load: (base pipeline, part, folder) → model or pipeline.
+        parts: of `BASE_PARTS`, those that such a delta may change.
     """
 
     save: Callable[[Any, Path], None]
     load: Callable[[Any, str, Path], Any]
+    parts: tuple[str, ...]
 
 
-DELTA_KINDS = {"temporal-layers": DeltaKind(save_temporal_layers, _load_temporal)}
+DELTA_KINDS = {
+    "temporal-layers": DeltaKind(save_temporal_layers, _load_temporal, ("unet", "vae")),
+    "lora": DeltaKind(save_lora, _load_lora, ("unet",)),
+    "controlnet": DeltaKind(save_controlnet, _load_controlnet, ("unet",)),
+    "text-embedding": DeltaKind(save_text_embedding, _load_text_embedding, ("text_encoder",)),
+}
 
 
 def write_base(
@@ -102,8 +178,9 @@ def write_base(
     Args:
         folder: of the delta.
         base: name of an image pipeline, one of `zoo.names()`.
-        part: of the pipeline: "unet", which loads as a pipeline for video, or "vae".
-        model: that part, with the weights on which the delta was trained.
+        part: of the pipeline, one of the kind's parts: "unet", "text_encoder" or "vae".
+        model: that part, with the weights on which the delta was trained. It may have its LoRA and
+            its new tokens.
         kind: one of `DELTA_KINDS`.
 
     Raises:
@@ -112,13 +189,19 @@ def write_base(
     root = default_root()
     check_name(base, root)
     require(kind in DELTA_KINDS, "kind", f"one of {', '.join(DELTA_KINDS)}", repr(kind))
-    weights_file = root / base / part / SAFETENSORS_WEIGHTS_NAME
-    has_part = part in BASE_PARTS and weights_file.exists()
-    require(has_part, "part", f"one of {', '.join(BASE_PARTS)} of {base}", repr(part))
-    stored = load_file(weights_file)
-    weights = model.state_dict()
+    parts = DELTA_KINDS[kind].parts
+    has_part = part in parts and (root / base / part).is_dir()
+    require(has_part, "part", f"one of {', '.join(parts)} of {base}", repr(part))
+    stored = getattr(load(base, root=root), part).state_dict()
+    weights = {
+        name.replace(".base_layer", ""): value
+        for name, value in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    # The embeddings of new tokens are rows behind those of the base
     is_equal = stored.keys() == weights.keys() and all(
-        torch.equal(value.half(), weights[name].half().cpu()) for name, value in stored.items()
+        torch.equal(value.half(), weights[name][: len(value)].half().cpu())
+        for name, value in stored.items()
     )
     require(is_equal, "model", f"the weights of {base}/{part}", "others")
     content = {"name": base, "kind": kind, "part": part, "sha256": _base_files(base, part, root)}

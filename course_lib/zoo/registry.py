@@ -129,8 +129,10 @@ def load(
         root: folder of checkpoints; None is the course's own.
 
     Returns:
-        A model, or a diffusers pipeline for folders with a `model_index.json` and for video U-Nets
-        that extend such a pipeline.
+        A pipeline for folders with a `model_index.json` (mini-sd) and for deltas on one
+        (mini-video).
+        Otherwise a model, such as the VideoUNet of vdm; `recipes.vdm.build_pipeline` makes a
+        pipeline of it.
 
     Raises:
         ValueError: an unknown name, a damaged file, or a base with other files than the delta
@@ -143,7 +145,7 @@ def load(
     if (folder / deltas.BASE_FILE).exists():
         loaded = deltas.load_delta(name, folder, dtype, root).to(device)
     else:
-        model_class = _resolve_class(folder)
+        model_class = resolve_class(folder)
         with runtime.no_progress_bars():
             loaded = model_class.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, use_safetensors=True
@@ -210,7 +212,7 @@ def card(name: str, root: Path | None = None) -> Card:
     return Card(name, (root / name / CARD_FILE).read_text(encoding="utf-8"), metadata)
 
 
-def _resolve_class(folder: Path) -> Any:
+def resolve_class(folder: Path) -> Any:
     """The class that reads a folder, from its configuration."""
     if (folder / "model_index.json").exists():
         return importlib.import_module("diffusers").DiffusionPipeline

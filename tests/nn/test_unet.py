@@ -318,7 +318,10 @@ def test_arguments_that_the_configuration_does_not_take_are_refused():
     plain, x, t = build(), randn(1, 3, 2, 8, 8), torch.tensor([1])
     index = torch.tensor([[0, 1]])
     for name, value in (("fps", t), ("noise_aug_level", t), ("frame_index", index)):
-        with pytest.raises(ValueError, match=f"{name}: expected None for this configuration"):
+        with pytest.raises(
+            ValueError,
+            match=f"{name}: expected None, since this VideoUNet was built without {name}",
+        ):
             plain(x, t, **{name: value})
     with pytest.raises(ValueError, match="encoder_hidden_states: expected None, got"):
         plain(x, t, randn(1, 5, 6))

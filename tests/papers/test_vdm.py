@@ -131,7 +131,7 @@ def test_a_longer_video_keeps_its_beginning_and_every_block_follows_the_last():
             None,
             num_frames=9,
             num_cond_frames=2,
-            guidance_weight=3.0,
+            reconstruction_weight=3.0,
             num_inference_steps=40,
             generator=generator,
         )
@@ -155,7 +155,7 @@ def test_every_block_has_the_same_conditioning():
         "cond",
         num_frames=8,
         num_cond_frames=3,
-        guidance_weight=None,
+        reconstruction_weight=None,
         num_inference_steps=2,
         generator=torch.Generator(),
     )

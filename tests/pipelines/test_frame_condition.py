@@ -51,12 +51,12 @@ def prefix_condition(videos, num_cond_frames):
     return FrameCondition.prefix(videos[:, :, :num_cond_frames], videos.shape[2])
 
 
-def sample_continuation(guidance_weight, num_videos=1000):
+def sample_continuation(reconstruction_weight, num_videos=1000):
     """Last given frame and first new one of videos of which two frames of four are given."""
     generator = torch.Generator().manual_seed(0)
     videos = real_videos(num_videos, 4, generator)
     condition = prefix_condition(videos, 2)
-    model = condition_on_frames(gaussian_model, SCHEDULER, condition, guidance_weight)
+    model = condition_on_frames(gaussian_model, SCHEDULER, condition, reconstruction_weight)
     x = sample_noise(videos.shape, generator, dtype=torch.float64)
     *_, last = sample(model, SCHEDULER, x, num_inference_steps=40, generator=generator)
     torch.testing.assert_close(last.x[:, :, :2], videos[:, :, :2], atol=1e-4, rtol=0)

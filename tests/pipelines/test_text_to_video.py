@@ -93,7 +93,7 @@ def test_it_takes_a_unet_on_pixels(system):
     assert video.shape == (2, 3, 3, 16, 24) and video.abs().max() <= 1
     frames = pipe(PROMPTS, height=16, width=16, output_type="np", **kwargs).frames
     assert frames.shape == (2, 3, 16, 16, 3)
-    with pytest.raises(ValueError, match="height: expected pixels"):
+    with pytest.raises(ValueError, match="height: expected pixels, since the U-Net has no"):
         pipe.generate(PROMPTS, **kwargs)
 
 

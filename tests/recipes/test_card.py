@@ -18,6 +18,7 @@ METADATA = {
     "machine": "m",
     "versions": {},
     "parameters": 12_000,
+    "evaluated_on": "8 samples of the test split",
     "evaluation": {},
     "targets": {},
 }

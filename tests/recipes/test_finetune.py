@@ -42,9 +42,12 @@ def test_four_images_are_overfitted(parts):
     assert last < 0.8 * first
 
 
-def test_one_video_is_trained_on(parts):
+@pytest.mark.parametrize("frame_conditioning", [False, True])
+def test_one_video_is_trained_on(parts, frame_conditioning):
     video = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    unet = build_unet(parts.unet, temporal_cross_attention=False, frame_conditioning=False)
+    unet = build_unet(
+        parts.unet, temporal_cross_attention=False, frame_conditioning=frame_conditioning
+    )
     text = parts.encode_prompt(["a tiger"])
     trainable = list(unet.temporal.parameters())
     before = [parameter.clone() for parameter in trainable]

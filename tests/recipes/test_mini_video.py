@@ -10,6 +10,7 @@ from torch import nn
 from course_lib import zoo
 from course_lib.diffusion import alpha_sigma_at
 from course_lib.nn.inflate import InflatedUNet
+from course_lib.papers.latent_diffusion import LatentDiffusion
 from course_lib.papers.latent_diffusion import build_unet as build_image_unet
 from course_lib.papers.video_ldm import build_unet
 from course_lib.pipelines.frame_condition import FrameCondition
@@ -260,6 +261,18 @@ def test_a_clip_is_generated_for_each_prompt(model, monkeypatch):
     )
     torch.testing.assert_close(same[:2], other[:2])
     assert not torch.allclose(same[2], other[2], atol=1e-3)
+
+
+def test_single_frames_are_compared_with_images_by_mini_sd():
+    pipeline = zoo.load("mini-sd")
+    images = mini_video._generate_images(["a tiger on a sea background"])
+    assert images.shape == (1, 3, 1, 64, 64) and images.abs().max() <= 1
+    expected = LatentDiffusion.from_pipeline(pipeline).generate(
+        ["a tiger on a sea background"],
+        generator=torch.Generator().manual_seed(3),
+        **mini_video.SAMPLING,
+    )
+    assert (images[:, :, 0] - expected).abs().mean() < 0.02  # bfloat16 on some machines
 
 
 def test_every_target_is_measured(model, monkeypatch):

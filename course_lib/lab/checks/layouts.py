@@ -7,6 +7,7 @@ from torch import Tensor
 
 from course_lib.lab.checks.compare import require
 from course_lib.lab.checks.mistakes import CLOSE, Mistake
+from course_lib.nn.utils import fold_frames, unfold_frames
 
 # Frames in the batch
 
@@ -53,12 +54,12 @@ def per_frame_mistakes(function: Callable[[Tensor], Tensor], video: Tensor) -> l
         function: images (n, c, h, w) to images of the same shape.
         video: (b, c, f, h, w).
     """
-    b, _, f, _, _ = video.shape
-    mistakes = unfold_mistakes(function(video.transpose(1, 2).flatten(0, 1)), f)
+    f = video.shape[2]
+    mistakes = unfold_mistakes(function(fold_frames(video)), f)
     for images, message in fold_mistakes(video):
         out = function(images)
         mistakes += [
-            (out.unflatten(0, (b, f)).transpose(1, 2), message),
+            (unfold_frames(out, f), message),
             (out.reshape(video.shape), message),
         ]
     return mistakes
