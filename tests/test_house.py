@@ -47,7 +47,8 @@ OUTSIDE = ("tools", "tests")  # course_lib is installed without them
 # Hard limits; the aims are 300 and 40 lines. Docstrings do not count in a function
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_LINE_LENGTH = 400, 60, 100
 MAX_PAPER_LINES = 200  # a paper's file is read in a lesson
-MAX_STATEMENTS = 10_600  # of course_lib in total: what is added has to be earned
+# Of course_lib in total: what is added has to be earned. The aim is 10,600, see docs/decisions.md
+MAX_STATEMENTS = 12_100
 
 
 def modules(package):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from course_lib.validation import require
 from course_lib.zoo.checksums import EVALUATION_FILE, files_under, read_checksums, write_text
-from course_lib.zoo.registry import check_name, default_root, load, names, resolve_class
+from course_lib.zoo.registry import check_name, default_root, load, load_folder, names
 
 BASE_FILE = "base.json"
 # Part of a pipeline → the folder whose files a delta needs ("": all, as it makes a pipeline again)
@@ -117,9 +117,7 @@ def _load_controlnet(pipeline: Any, part: str, folder: Path) -> Any:
     """diffusers' pipeline for a ControlNet or T2I-Adapter, with the parts of an image pipeline."""
     import diffusers
 
-    model = resolve_class(folder).from_pretrained(
-        folder, dtype=pipeline.dtype, local_files_only=True, use_safetensors=True
-    )
+    model = load_folder(folder, pipeline.dtype)
     parts = {name: x for name, x in pipeline.components.items() if name != "image_encoder"}
     parts["requires_safety_checker"] = pipeline.config.requires_safety_checker
     if isinstance(model, diffusers.T2IAdapter):
@@ -192,7 +190,7 @@ def write_base(
     parts = DELTA_KINDS[kind].parts
     has_part = part in parts and (root / base / part).is_dir()
     require(has_part, "part", f"one of {', '.join(parts)} of {base}", repr(part))
-    stored = getattr(load(base, root=root), part).state_dict()
+    stored = load_folder(root / base / part).state_dict()
     weights = {
         name.replace(".base_layer", ""): value
         for name, value in model.state_dict().items()

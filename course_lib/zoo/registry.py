@@ -145,11 +145,7 @@ def load(
     if (folder / deltas.BASE_FILE).exists():
         loaded = deltas.load_delta(name, folder, dtype, root).to(device)
     else:
-        model_class = resolve_class(folder)
-        with runtime.no_progress_bars():
-            loaded = model_class.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            ).to(device)
+        loaded = load_folder(folder, dtype).to(device)
     parts = [loaded] if isinstance(loaded, nn.Module) else loaded.components.values()
     for part in parts:
         if isinstance(part, nn.Module):
@@ -212,7 +208,15 @@ def card(name: str, root: Path | None = None) -> Card:
     return Card(name, (root / name / CARD_FILE).read_text(encoding="utf-8"), metadata)
 
 
-def resolve_class(folder: Path) -> Any:
+def load_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The model or pipeline in a folder that has all of its files; they are not verified."""
+    with runtime.no_progress_bars():
+        return _resolve_class(folder).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+
+
+def _resolve_class(folder: Path) -> Any:
     """The class that reads a folder, from its configuration."""
     if (folder / "model_index.json").exists():
         return importlib.import_module("diffusers").DiffusionPipeline

@@ -112,7 +112,7 @@ def test_bad_arguments_are_refused(parts):
     with pytest.raises(ValueError, match="trainable: expected parameters of the model, got none"):
         run(parts, images(), text, trainable=[])
     other = torch.nn.Linear(2, 2).parameters()
-    with pytest.raises(ValueError, match="trainable: expected parameters of the model, got 2 of"):
+    with pytest.raises(ValueError, match="trainable: expected parameters of the model, got 2 that"):
         run(parts, images(), text, trainable=other)
     with pytest.raises(ValueError, match="prior_weight: expected 0 or more, got -1"):
         run(parts, images(), text, prior_weight=-1)

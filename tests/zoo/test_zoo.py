@@ -103,7 +103,7 @@ def test_classes_of_the_course_are_known(tmp_path):
         model_class = getattr(__import__(module, fromlist=[name]), name)
         assert issubclass(model_class, nn.Module)
         (tmp_path / "config.json").write_text(f'{{"_class_name": "{name}"}}')
-        assert registry.resolve_class(tmp_path) is model_class
+        assert registry._resolve_class(tmp_path) is model_class
 
 
 def test_a_card(root):
