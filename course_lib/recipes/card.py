@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 GLOSSARY = {
     "all_attributes_accuracy": "`subject_accuracy`, `motion_accuracy` and `background_accuracy` "
-    "are the shares of samples in which the judge sees what the prompt names, and "
+    "are the shares of samples in which the course's classifier, `judge`, sees what the prompt "
+    "names, and "
     "`all_attributes_accuracy` that in which it sees all of it.",
     "_over_real_floor": "`…_over_real_floor` is a Fréchet distance divided by the distance between "
     "two sets of real samples; 1 is as good as real.",
