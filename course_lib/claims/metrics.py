@@ -170,7 +170,7 @@ def _run_collapse(arm: Arm, seed: int, scale: float) -> Metrics:
     """Relative loss of a score if every subject keeps its share but has only one image.
 
     All images get weak noise. Between exact copies the distance to the third neighbour would be
-    zero, and recall would fall for that reason alone.
+    zero, and recall would fall for that reason.
     """
     num_images = 4 * scaled(NUM_CLIPS, scale, MIN_CLIPS)
     clips = real_images(num_images, 200 + seed)

@@ -25,7 +25,7 @@ def sample_noise(
 
     Args:
         shape: (b, c, f, h, w), or any other with `frame_correlation=0`.
-        generator: one for the batch, or a list of b: row i is then what generator i alone draws for
+        generator: one for the batch, or a list of b: row i is then what generator i draws for
             the shape (1, …). The noise is made on the generator's device.
         frame_correlation: correlation of any two frames of a video, 0 (independent) to 1 (equal).
             The independent part is the same noise for every value. Ge et al. 2023, section 4.1.

@@ -163,7 +163,7 @@ class TemporalAttention(nn.Module):
     Args:
         channels: channels of the video, a multiple of `head_dim`.
         head_dim: channels per attention head.
-        positions: how frames are told apart: "relative" and "rotary" depend on distances,
+        positions: how frames are distinguished: "relative" and "rotary" depend on distances,
             "sinusoidal" on absolute positions. With "none" the layer is permutation-equivariant.
         max_distance: see `RelativePositionBias`.
 

@@ -131,7 +131,7 @@ def extend_autoregressively(
         video: the beginning, as many frames as the network makes at once.
         cond: conditioning of every block.
         num_frames, num_cond_frames: see `frame_condition.extend_autoregressively`.
-        reconstruction_weight: w_r of reconstruction guidance; None is the replacement method alone.
+        reconstruction_weight: w_r of reconstruction guidance; None is the replacement method only.
         num_inference_steps: steps of each block.
         generator: draws the noise of each block.
 

@@ -183,8 +183,8 @@ class TextToVideoPipeline(DiffusionPipeline):
             guidance_rescale: 0 to 1, see `diffusion.classifier_free_guidance`.
             negative_prompt: one for all or one for each prompt; None is "".
             num_videos_per_prompt: rows are ordered a, a, b, b.
-            generator: one, or a list with one for each video; video i is then what generator i
-                alone gives. None is torch's own.
+            generator: one, or a list with one for each video; video i is then what a call
+                with generator i gives. None is torch's own.
             latents: noise of unit variance to begin with; sizes and num_frames are then its own.
             frame_condition: given frames, one row per video. A U-Net with conditioning channels
                 sees them, and guidance then also leads away from the prediction without frames

@@ -268,7 +268,7 @@ def single_frame_metrics(clips: Tensor, reference: Clips, real: Clips) -> dict[s
         reference: clips of the test split.
         real: other clips of the test split, for the distances.
     """
-    # A different frame of each clip: first frames alone would not be typical
+    # A different frame of each clip: first frames would not be typical
     frames = torch.arange(len(clips)) % clips.shape[2]
     single, real_single = (
         video[torch.arange(len(clips)), :, frames][:, :, None] for video in (clips, real.video)
