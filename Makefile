@@ -3,32 +3,31 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
-# JupyterLab needs a flag to run as root; a container often has no other user.
-ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
-PYTEST := COURSE_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+COURSE := WORKERS=$(WORKERS) $(PYTHON) install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-fast lint format course notebooks bench claims clean
+.PHONY: help python setup lab test test-fast lint format course notebooks bench claims clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "make %-10s  %s\n", $$1, $$2}'
 
-setup:  ## make .venv with the pinned versions (every other target does this first)
+python:
 	@command -v $(PYTHON) >/dev/null || { echo "Set-up: Python 3.11-3.13 is needed; there is no $(PYTHON) on this machine."; exit 1; }
-	@$(PYTHON) install.py
 
-lab: setup  ## open JupyterLab on the first lesson (this machine only, with its token)
-	$(BIN)/jupyter lab --ServerApp.ip=localhost $(ROOT_FLAG) notebooks/00_start_here.ipynb
+setup: python  ## make .venv with the pinned versions (every other target does this first)
+	@$(COURSE)
 
-test: lint  ## every check: style, tests, all notebooks from top to bottom
-	$(PYTEST) notebooks tests --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+lab: python  ## open JupyterLab on the first lesson (this machine only, with its token)
+	@$(COURSE) lab
 
-test-fast: lint  ## the same without running the notebooks
-	$(PYTEST) tests
+test: python  ## every check: style, tests, all notebooks from top to bottom
+	@$(COURSE) test
 
-lint: setup  ## check style and format only
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test-fast: python  ## the same without running the notebooks
+	@$(COURSE) test-fast
+
+lint: python  ## check style and format only
+	@$(COURSE) lint
 
 format: setup  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -1,12 +1,19 @@
 """Set up the course: a virtual environment in .venv with the pinned versions.
 
-Run it as `python3 install.py`. It uses only the standard library, and only syntax that old Pythons
-can read: a Python that is too old prints a message. Nothing happens when the environment is already
-up to date; an interrupted run resumes.
+    python3 install.py             set up
+    python3 install.py lab         set up, then open JupyterLab on the first lesson
+    python3 install.py test        set up, then run every check: style, tests, all notebooks
+    python3 install.py test-fast   the same without running the notebooks
+    python3 install.py lint        set up, then check style and format only
+
+It uses only the standard library, and only syntax that old Pythons can read: a Python that is too
+old prints a message. Nothing is installed when the environment is already up to date; an
+interrupted run resumes.
 """
 
 import glob
 import hashlib
+import io
 import json
 import os
 import platform
@@ -18,6 +25,11 @@ import time
 OLDEST, TOO_NEW = (3, 11), (3, 14)  # kept in step with pyproject.toml by tests/test_install.py
 EXTRAS = "lab,dev"
 DISK_GB = 8  # the environment itself and pip's cache of what it downloaded
+# While torch's threads wait for each other they spin, libgomp's for milliseconds, and starve each
+# other when another program runs. This many spins are enough: docs/decisions.md
+SPIN_COUNT = "3000"
+LESSON = os.path.join("notebooks", "00_start_here.ipynb")
+NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
 ROOT = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(ROOT, ".venv")
 SCRIPTS = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin")
@@ -30,6 +42,14 @@ HOME = os.path.join(
 
 class Stop(Exception):
     """The set-up cannot go on; the message is one line for the reader."""
+
+
+class Failed(Exception):
+    """A command of .venv ended with an error, which it has printed."""
+
+    def __init__(self, code):
+        Exception.__init__(self, code)
+        self.code = code
 
 
 def say(line):
@@ -71,18 +91,19 @@ def fingerprint():
         tables = tomllib.load(file)
     del tables["tool"]
     pins = read(os.path.join(ROOT, "constraints.txt"))
-    return hashlib.sha256(json.dumps([tables, pins, EXTRAS, ROOT]).encode("utf-8")).hexdigest()
+    everything = json.dumps([tables, pins, EXTRAS, ROOT, SPIN_COUNT])
+    return hashlib.sha256(everything.encode("utf-8")).hexdigest()
 
 
 def read(path):
     if not os.path.exists(path):
         return ""
-    with open(path) as file:
+    with io.open(path, encoding="utf-8") as file:
         return file.read().strip()
 
 
 def write(path, text):
-    with open(path + ".part", "w") as file:
+    with io.open(path + ".part", "w", encoding="utf-8", newline="\n") as file:
         file.write(text + "\n")
     os.replace(path + ".part", path)
 
@@ -155,10 +176,14 @@ def pip(*arguments, **options):
     return subprocess.run(command + list(arguments), cwd=ROOT, **options)
 
 
+def site_packages():
+    folders = glob.glob(os.path.join(VENV, "lib", "python3*", "site-packages"))
+    return folders or [os.path.join(VENV, "Lib", "site-packages")]
+
+
 def remove_half_installed():
     """pip writes INSTALLER last, but would take a package without it for complete."""
-    packages = glob.glob(os.path.join(VENV, "lib", "python3*", "site-packages"))
-    for site in packages or [os.path.join(VENV, "Lib", "site-packages")]:
+    for site in site_packages():
         for folder in glob.glob(os.path.join(site, "*.dist-info")):
             if not os.path.exists(os.path.join(folder, "INSTALLER")):
                 shutil.rmtree(folder)
@@ -194,9 +219,20 @@ def settle_jupyter():
     write(os.path.join(folder, "overrides.json"), json.dumps(settings))
 
 
+def settle_threads():
+    """Every Python of .venv, notebook kernels included, sets the variable before torch starts.
+
+    A value that the user has set stays.
+    """
+    line = "import os; os.environ.setdefault('GOMP_SPINCOUNT', '%s')" % SPIN_COUNT
+    for site in site_packages():
+        if os.path.isdir(site):
+            write(os.path.join(site, "course-threads.pth"), line)
+
+
 def how_to_open():
     lab = os.path.relpath(os.path.join(SCRIPTS, "jupyter-lab"), ROOT)
-    direct = lab + " " + os.path.join("notebooks", "00_start_here.ipynb")
+    direct = lab + " " + LESSON
     return direct if os.name == "nt" else "make lab (or " + direct + ")"
 
 
@@ -211,6 +247,7 @@ def set_up():
     remove_half_installed()
     install()
     settle_jupyter()
+    settle_threads()
     write(STAMP, current)
     size, minutes = folder_bytes(VENV) / 1e9, (time.time() - start) / 60
     say(
@@ -219,21 +256,64 @@ def set_up():
     )
 
 
-def main():
+def run(*arguments, **variables):
+    """Run a module with the Python of .venv, in the course's folder."""
+    command = [VENV_PYTHON, "-m"] + list(arguments)
+    code = subprocess.call(command, cwd=ROOT, env=dict(os.environ, **variables))
+    if code != 0:
+        raise Failed(code)
+
+
+def lint():
+    run("ruff", "check", ".")
+    run("ruff", "format", "--check", ".")
+
+
+def test(paths):
+    lint()
+    workers = os.environ.get("WORKERS", "2")
+    pytest = ["pytest", "-n", workers, "--dist", "loadfile"]
+    run(*(pytest + paths), COURSE_PROFILE="ci", OMP_NUM_THREADS="1")
+
+
+def lab():
+    # a container often has no other user than root, for whom JupyterLab needs a flag
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    flags = ["--ServerApp.ip=localhost"] + ["--allow-root"] * is_root
+    run(*(["jupyter", "lab"] + flags + [LESSON]))
+
+
+COMMANDS = {
+    "lab": lab,
+    "lint": lint,
+    "test": lambda: test(["notebooks", "tests"] + NBVAL),
+    "test-fast": lambda: test(["tests"]),
+}
+
+
+def main(arguments=()):
     if not supported(sys.version_info):
         other = find_python()
         if other:
-            return subprocess.call([other, os.path.join(ROOT, "install.py")])
+            return subprocess.call([other, os.path.join(ROOT, "install.py")] + list(arguments))
         versions = short_version(OLDEST) + "-" + short_version((TOO_NEW[0], TOO_NEW[1] - 1))
         say("Python %s is needed; this is %s." % (versions, short_version(sys.version_info)))
         return 1
+    if len(arguments) > 1 or not set(arguments) <= set(COMMANDS):
+        known = ", ".join(sorted(COMMANDS))
+        say("expected nothing or one of %s; got %s." % (known, " ".join(arguments)))
+        return 2
     try:
         set_up()
+        for name in arguments:
+            COMMANDS[name]()
     except Stop as stop:
         say(str(stop))
         return 1
+    except Failed as failed:  # the command has printed why
+        return failed.code
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -17,4 +17,10 @@ Video is always `(b, c, f, h, w)`, one clip `(c, f, h, w)`, images `(b, c, h, w)
 [-1, 1].
 """
 
+import os
+
+# Idle OpenMP threads spin for a shorter time; libgomp reads this when torch is loaded. install.py
+# sets it for notebooks, which import torch first. Measured: docs/decisions.md
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
 __version__ = "0.1.0"

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from course_lib import zoo
 from course_lib.metrics import PromptAccuracy, frechet_distance
 from course_lib.metrics import extract_features as extract_with_net
+from course_lib.validation import check_choice, check_prompts, check_video, require
 from course_lib.world import MOTIONS, Clips
 
 BATCH_SIZE = 64
+FEATURE_NETS = ("features/image", "features/video")
 
 
 def prompt_accuracy(video: Float[Tensor, "b c f h w"], prompts: Sequence[str]) -> dict[str, Any]:
@@ -30,8 +32,10 @@ def prompt_accuracy(video: Float[Tensor, "b c f h w"], prompts: Sequence[str]) -
         them, "all_attributes_accuracy", and for each its 95 % interval, "…_accuracy_interval".
 
     Raises:
-        ValueError: as `PromptAccuracy`.
+        ValueError: for bad videos, another number of prompts, and as `PromptAccuracy`.
     """
+    check_video("video", video)
+    check_prompts("prompts", prompts, len(video))
     accuracy = PromptAccuracy(zoo.load("judge"), "judge")
     for rows in torch.arange(len(video)).split(BATCH_SIZE):
         accuracy.update(video[rows], [prompts[row] for row in rows])
@@ -49,7 +53,13 @@ def motion_accuracy(video: Float[Tensor, "b c f h w"], clips: Clips) -> dict[str
     Args:
         video: in [-1, 1], generated from the captions of the clips.
         clips: one for each video.
+
+    Raises:
+        ValueError: for bad videos, or another number of them.
     """
+    check_video("video", video)
+    num_clips = len(clips.scenes)
+    require(len(video) == num_clips, "video", f"one for each of {num_clips} clips", len(video))
     metrics = {}
     for motion in MOTIONS:
         rows = [row for row, scene in enumerate(clips.scenes) if scene.motion == motion]
@@ -61,7 +71,12 @@ def motion_accuracy(video: Float[Tensor, "b c f h w"], clips: Clips) -> dict[str
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, video: Float[Tensor, "b c f h w"]) -> dict[str, Tensor]:
-    """Logits of a VideoClassifier by head, on the CPU, a batch at a time."""
+    """Logits of a VideoClassifier by head, on the CPU, a batch at a time.
+
+    Raises:
+        ValueError: for bad videos.
+    """
+    check_video("video", video)
     parts = [model(batch.to(model.device)) for batch in video.split(BATCH_SIZE)]
     return {name: torch.cat([part[name].float().cpu() for part in parts]) for name in parts[0]}
 
@@ -72,7 +87,12 @@ def extract_features(name: str, video: Float[Tensor, "b c f h w"]) -> Float[Tens
     Args:
         name: "features/image" or "features/video".
         video: in [-1, 1].
+
+    Raises:
+        ValueError: for another name, or bad videos.
     """
+    check_choice("name", name, FEATURE_NETS)
+    check_video("video", video)
     net = zoo.load(name).features
     return torch.cat([extract_with_net(net, batch) for batch in video.split(BATCH_SIZE)])
 
@@ -93,8 +113,15 @@ def frechet_report(
 
     Returns:
         "fvd/label" and "fvd_over_real_floor/label"; "fid…" for images.
+
+    Raises:
+        ValueError: for bad videos, or real ones of another length.
     """
-    metric, net = ("fid", "features/image") if video.shape[2] == 1 else ("fvd", "features/video")
+    for name, part in (("video", video), ("real", real), ("real_reference", real_reference)):
+        check_video(name, part)
+        num_frames = video.shape[2]
+        require(part.shape[2] == num_frames, name, f"{num_frames} frames", part.shape[2])
+    metric, net = ("fid", FEATURE_NETS[0]) if video.shape[2] == 1 else ("fvd", FEATURE_NETS[1])
     generated, first, second = (
         extract_features(net, part) for part in (video, real, real_reference)
     )

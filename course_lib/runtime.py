@@ -7,6 +7,7 @@ folder for training states).
 """
 
 import ctypes
+import numbers
 import os
 import platform
 import random
@@ -55,10 +56,19 @@ def device() -> torch.device:
     """The device for tensors: `COURSE_DEVICE` if set, else cuda, else mps (Apple), else cpu.
 
     With `COURSE_PROFILE` set to cpu or ci it is the CPU, even on a machine with an accelerator.
+
+    Raises:
+        ValueError: `COURSE_DEVICE` is no device of torch, or `COURSE_PROFILE` has another value
+            than those of `profile`.
     """
-    if os.environ.get("COURSE_DEVICE"):
-        return torch.device(os.environ["COURSE_DEVICE"])
-    if os.environ.get("COURSE_PROFILE") in ("cpu", "ci"):
+    name = os.environ.get("COURSE_DEVICE", "")
+    if name:
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            expected = "a device of torch, such as cpu, cuda, cuda:1 or mps"
+            raise ValueError(f"COURSE_DEVICE: expected {expected}; got {name!r}") from error
+    if os.environ.get("COURSE_PROFILE") and profile() != "gpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -107,10 +117,14 @@ def seed_everything(seed: int) -> torch.Generator:
         A new generator on the CPU with the same seed.
 
     Raises:
-        ValueError: `seed` is outside its range.
+        ValueError: `seed` is no integer, or outside its range.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected 0 to 2**32 - 1 (NumPy's range), got {seed}")
+    is_int = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_int or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"seed: expected an integer from 0 to 2**32 - 1 (NumPy's range), got {seed!r}"
+        )
+    seed = int(seed)  # a NumPy integer is hashed differently
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

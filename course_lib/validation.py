@@ -7,8 +7,9 @@ without axes: a wrong number of axes has to reach the check, not a runtime type 
 
 import math
 import numbers
+import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,13 @@ def check_video(name: str, video: Tensor, *, min_frames: int = 1, min_size: int 
     Raises:
         ValueError: if `video` is anything else.
     """
-    low, high = _check_pixels(name, video, "(b, c, f, h, w)", min_size)
+    _check_pixels(name, video, "(b, c, f, h, w)", min_size)
     num_frames = video.shape[2]
     require(num_frames >= min_frames, name, f"at least {min_frames} frames", num_frames)
-    if low >= 0 and high - low > UNIT_RANGE_CONTRAST:
-        message = f"{name}: all values lie in [0, 1]; expected [-1, 1]. If it is in [0, 1], use"
-        warnings.warn(f"{message} {name} * 2 - 1", stacklevel=3)
 
 
 def check_images(name: str, images: Tensor) -> None:
-    """Check a batch of images.
+    """Check a batch of images, and warn if its values seem to be in [0, 1].
 
     Args:
         name: argument of the caller, for the message.
@@ -97,11 +95,60 @@ def check_tensor(name: str, tensor: Tensor, axes: str) -> tuple[float, float]:
     Raises:
         ValueError: if `tensor` is anything else, or empty.
     """
-    rank = axes.count(",") + 1
-    is_single = tensor.ndim == rank - 1 and rank > 2
-    hint = f"; a single one needs a batch axis: {name}[None]" if is_single else ""
-    require(tensor.ndim == rank, name, axes, f"shape {_shape(tensor)}{hint}")
+    _check_axes(name, tensor, axes)
     return _check_values(name, tensor)
+
+
+def check_float(name: str, tensor: Tensor, axes: str | None = None) -> None:
+    """Check the dtype, and the number of axes, of a tensor without reading its values.
+
+    Args:
+        name: argument of the caller, for the message.
+        tensor: expected to be a floating-point tensor.
+        axes: expected axes, such as "(b, c, f, h, w)"; None accepts any number of them.
+
+    Raises:
+        ValueError: if `tensor` is anything else; integers would be rounded without a message.
+    """
+    _check_axes(name, tensor, axes)
+    _check_floating_point(name, tensor)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | int | None = None,
+    above: float | int | None = None,
+    at_most: float | int | None = None,
+    below: float | int | None = None,
+) -> None:
+    """Check that a value is a finite number inside an interval.
+
+    Args:
+        name: argument of the caller, for the message.
+        value: expected to be a Python or NumPy number; not a bool, a string, NaN or infinity.
+        at_least: closed lower end of the interval.
+        above: open lower end.
+        at_most: closed upper end.
+        below: open upper end.
+
+    Raises:
+        ValueError: if `value` is anything else.
+    """
+    limits = (
+        ("at least", at_least, operator.ge),
+        ("above", above, operator.gt),
+        ("at most", at_most, operator.le),
+        ("below", below, operator.lt),
+    )
+    limits = [limit for limit in limits if limit[1] is not None]
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    is_finite = is_number and math.isfinite(value)
+    if not is_finite or not all(compare(value, bound) for _, bound, compare in limits):
+        interval = " and ".join(f"{text} {bound:g}" for text, bound, _ in limits)
+        expected = f"a finite number {interval}".rstrip()
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -110,6 +157,20 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     if not is_int or value < low or (high is not None and value > high):
         expected = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name}: expected an integer {expected}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises ValueError, with the list of choices, unless `value` is one of them."""
+    choices = list(choices)
+    if not any(value == choice for choice in choices):
+        expected = f"one of {', '.join(map(str, choices))}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def check_generator(generator: Any) -> None:
+    """Raises ValueError unless `generator` is a torch.Generator; None would mean torch's own."""
+    got = type(generator).__name__
+    require(isinstance(generator, torch.Generator), "generator", "a torch.Generator", got)
 
 
 def check_same_shape(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
@@ -146,8 +207,11 @@ def check_prompts(name: str, prompts: Sequence[str], num_prompts: int) -> None:
     Raises:
         ValueError: for one string, or another number of prompts.
     """
-    got = "one string" if isinstance(prompts, str) else len(prompts)
+    is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+    got = len(prompts) if is_list else "one string" if isinstance(prompts, str) else repr(prompts)
     require(got == num_prompts, name, f"a list of {num_prompts} prompts, one per clip", got)
+    others = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    require(not others, name, "strings", others)
 
 
 def check_provided(name: str, value: Any, setting: str, is_required: bool) -> None:
@@ -253,11 +317,26 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+def _check_axes(name: str, tensor: Any, axes: str | None) -> None:
+    """Check for a tensor, and for its number of axes."""
+    require(isinstance(tensor, Tensor), name, "a torch tensor", type(tensor).__name__)
+    if axes is None:
+        return
+    rank = axes.count(",") + 1
+    is_single = tensor.ndim == rank - 1 and rank > 2
+    hint = f"; a single one needs a batch axis: {name}[None]" if is_single else ""
+    require(tensor.ndim == rank, name, axes, f"shape {_shape(tensor)}{hint}")
+
+
+def _check_floating_point(name: str, tensor: Tensor) -> None:
+    hint = f"; convert with {name} / 127.5 - 1" if tensor.dtype == torch.uint8 else ""
+    require(tensor.is_floating_point(), name, "floating point", f"{tensor.dtype}{hint}")
+
+
 def _check_values(name: str, tensor: Tensor) -> tuple[float, float]:
     """Lowest and highest value of a tensor that is floating point, finite and not empty."""
     require(tensor.numel() > 0, name, "no empty axis", f"shape {_shape(tensor)}")
-    hint = f"; convert with {name} / 127.5 - 1" if tensor.dtype == torch.uint8 else ""
-    require(tensor.is_floating_point(), name, "floating point", f"{tensor.dtype}{hint}")
+    _check_floating_point(name, tensor)
     low, high = (bound.item() for bound in tensor.detach().aminmax())  # shows NaN and infinity too
     if not (math.isfinite(low) and math.isfinite(high)):
         num_bad = tensor.numel() - int(tensor.isfinite().sum())
@@ -265,8 +344,8 @@ def _check_values(name: str, tensor: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _check_pixels(name: str, tensor: Tensor, axes: str, min_size: int = 1) -> tuple[float, float]:
-    """Lowest and highest value of a video or images in [-1, 1]."""
+def _check_pixels(name: str, tensor: Tensor, axes: str, min_size: int = 1) -> None:
+    """Check a video or images in [-1, 1]; warn the caller's caller about [0, 1]."""
     low, high = check_tensor(name, tensor, axes)
     h, w = tensor.shape[-2:]
     require(min(h, w) >= min_size, name, f"at least {min_size}x{min_size} pixels", f"{h}x{w}")
@@ -279,7 +358,9 @@ def _check_pixels(name: str, tensor: Tensor, axes: str, min_size: int = 1) -> tu
         "values in [-1, 1]",
         f"{low:.4g} to {high:.4g}; {hint}",
     )
-    return low, high
+    if low >= 0 and high - low > UNIT_RANGE_CONTRAST:
+        message = f"{name}: all values lie in [0, 1]; expected [-1, 1]. If it is in [0, 1], use"
+        warnings.warn(f"{message} {name} * 2 - 1", stacklevel=4)
 
 
 def _check_channels(name: str, tensor: Tensor, axes: str) -> None:

@@ -1,5 +1,8 @@
 """Evaluation of generated samples: keys of the metrics, and that they measure the right thing."""
 
+import inspect
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -84,3 +87,43 @@ def test_corrupted_clips_are_farther_than_the_floor():
     metrics = frechet_report(-real, real, reference, "negative")
     assert set(metrics) == {"fvd/negative", "fvd_over_real_floor/negative"}
     assert metrics["fvd_over_real_floor/negative"] > 1
+
+
+VIDEO = torch.linspace(-1, 1, 2 * 3 * 8).view(2, 3, 8, 1, 1).expand(2, 3, 8, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (prompt_accuracy, (VIDEO, ["a tiger"] * 3), "prompts: expected a list of 2 prompts"),
+        (prompt_accuracy, (VIDEO, ["a tiger"]), "prompts: expected a list of 2 prompts"),
+        (prompt_accuracy, (VIDEO, "a tiger"), "prompts: expected a list of 2 prompts"),
+        (prompt_accuracy, (VIDEO[0], ["a tiger"] * 3), "video: expected .* needs a batch axis"),
+        (prompt_accuracy, (VIDEO.byte(), ["a tiger"] * 2), "video: expected floating point"),
+        (
+            motion_accuracy,
+            (VIDEO, SimpleNamespace(scenes=[1])),
+            "video: expected one for each of 1",
+        ),
+        (predict_logits, (None, VIDEO[0]), "video: expected .* needs a batch axis"),
+        (predict_logits, (None, VIDEO.byte()), "video: expected floating point"),
+        (
+            extract_features,
+            ("judge", VIDEO),
+            "name: expected one of features/image, features/video",
+        ),
+        (extract_features, ("features/image", VIDEO / 0), "video: expected finite values"),
+        (frechet_report, (VIDEO[0], VIDEO, VIDEO, "x"), "video: expected .* needs a batch axis"),
+        (frechet_report, (VIDEO, VIDEO[:, :, :1], VIDEO, "x"), "real: expected 8 frames, got 1"),
+        (frechet_report, (VIDEO, VIDEO, VIDEO[:, :, :1], "x"), "real_reference: expected 8 frames"),
+    ],
+)
+def test_bad_input_is_refused(function, arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        inspect.unwrap(function)(*arguments)
+
+
+def test_a_video_in_the_unit_range_is_warned_of():
+    video = VIDEO / 2 + 0.5
+    with pytest.warns(UserWarning, match=r"video: all values lie in \[0, 1\]"):
+        predict_logits(zoo.load("judge"), video)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "course_lib"
 
 # From the bottom up. A room imports itself and the floors below it, never its neighbours or above.
 FLOORS = (
-    ("runtime", "validation"),
+    ("files", "runtime", "validation"),
     ("nn", "diffusion", "world", "training"),
     ("metrics", "pipelines"),
     ("papers",),
@@ -48,7 +48,7 @@ OUTSIDE = ("tools", "tests")  # course_lib is installed without them
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_LINE_LENGTH = 400, 60, 100
 MAX_PAPER_LINES = 200  # a paper's file is read in a lesson
 # Of course_lib in total: what is added has to be earned. The aim is 10,600, see docs/decisions.md
-MAX_STATEMENTS = 12_100
+MAX_STATEMENTS = 13_750
 
 
 def modules(package):
@@ -121,7 +121,7 @@ def fake_package(tmp_path, files):
     package = tmp_path / "course_lib"
     for name, source in {"__init__.py": "", **files}.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(source)
+        (package / name).write_text(source, encoding="utf-8")
     return package
 
 
@@ -288,9 +288,9 @@ def test_the_style_checker_can_fail(tmp_path):
     path = tmp_path / "long.py"
     body = "    x = 1\n" * MAX_FUNCTION_LINES
     source = f"from __future__ import annotations\ndef f(a):\n{body}" + "# \n" * MAX_FILE_LINES
-    path.write_text(source + "y = " + "1" * MAX_LINE_LENGTH)
+    path.write_text(source + "y = " + "1" * MAX_LINE_LENGTH, encoding="utf-8")
     assert len(style_problems(path)) == 3
-    assert long_lines(path) == [len(path.read_text().splitlines())]
+    assert long_lines(path) == [len(path.read_text(encoding="utf-8").splitlines())]
     assert num_statements(path) == MAX_FUNCTION_LINES + 3
     assert public_problems(path) == [
         "long.py has no docstring",
@@ -302,7 +302,9 @@ def test_the_style_checker_can_fail(tmp_path):
 def test_neither_docstrings_nor_addresses_count(tmp_path):
     path = tmp_path / "documented.py"
     docstring = '    """x\n' + "    y\n" * MAX_FUNCTION_LINES + '    """\n'
-    path.write_text(f"def f():\n{docstring}    return 1  # https://{'x' * MAX_LINE_LENGTH}\n")
+    path.write_text(
+        f"def f():\n{docstring}    return 1  # https://{'x' * MAX_LINE_LENGTH}\n", encoding="utf-8"
+    )
     assert style_problems(path) == long_lines(path) == []
 
 

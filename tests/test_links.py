@@ -92,9 +92,12 @@ def test_the_readme_leads_to_every_notebook():
 def page(tmp_path):
     (tmp_path / "a b.txt").touch()
     other = [{"cell_type": "markdown", "source": ["# The `end` of noise!\n"]}]
-    (tmp_path / "other.ipynb").write_text(json.dumps({"cells": other}))
+    (tmp_path / "other.ipynb").write_text(json.dumps({"cells": other}), encoding="utf-8")
     page = tmp_path / "page.md"
-    page.write_text('# Top\n<a id="part"></a>\n```\n[no](missing.md)\n```\nand `[no](gone.md)`')
+    page.write_text(
+        '# Top\n<a id="part"></a>\n```\n[no](missing.md)\n```\nand `[no](gone.md)`',
+        encoding="utf-8",
+    )
     return page
 
 

@@ -87,5 +87,5 @@ def test_no_denied_names(path):
 )
 def test_the_name_checker_can_fail(tmp_path, source, count):
     path = tmp_path / "x.py"
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
     assert len(denied_names(path)) == count

@@ -2,6 +2,7 @@
 
 import http.server
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -115,10 +116,33 @@ def test_seeding_repeats_every_draw():
     assert runtime.seed_everything(8).initial_seed() == 8
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("seed", [-1, 2**32, True, 1.5, float("nan"), "7", None])
 def test_seed_out_of_range(seed):
-    with pytest.raises(ValueError, match=rf"seed: expected 0 to .*, got {seed}"):
-        runtime.seed_everything(seed)
+    seed_everything = inspect.unwrap(runtime.seed_everything)  # without the tests' type checker
+    with pytest.raises(ValueError, match=rf"seed: expected an integer from 0 to .*, got {seed!r}"):
+        seed_everything(seed)
+
+
+def test_a_numpy_integer_is_a_seed():
+    seed_everything = inspect.unwrap(runtime.seed_everything)
+    seed_everything(np.int64(7))
+    first = random.random()
+    seed_everything(7)
+    assert random.random() == first
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "0", " cpu"])
+def test_unknown_device_is_refused(monkeypatch, name):
+    monkeypatch.setenv("COURSE_DEVICE", name)
+    with pytest.raises(ValueError, match=f"COURSE_DEVICE: expected a device .* got {name!r}"):
+        runtime.device()
+
+
+def test_an_unknown_profile_does_not_lead_to_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("COURSE_PROFILE", "CPU")
+    with pytest.raises(ValueError, match="COURSE_PROFILE: expected one of cpu, gpu, ci"):
+        runtime.device()
 
 
 def test_machine_summary_is_one_line_of_facts():

@@ -1,5 +1,6 @@
 """Each bad input has its own message; good input passes in any precision."""
 
+import inspect
 import math
 import re
 
@@ -296,3 +297,65 @@ def test_the_permute_in_the_message_works():
 def test_bad_images_for_display_are_refused_with_the_remedy(shape, message):
     with pytest.raises(ValueError, match=message):
         images_to_uint8(torch.zeros(shape))
+
+
+# Numbers, choices, dtypes
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int64(2)])
+def test_numbers_inside_the_interval_pass(value):
+    validation.check_number("scale", value)
+    validation.check_number("scale", value, at_least=2, at_most=2)
+    validation.check_number("scale", value, above=1.9, below=2.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "message"),
+    [
+        (math.nan, {}, "a finite number, got nan"),
+        (math.inf, {}, "a finite number, got inf"),
+        (math.nan, {"at_least": 0}, "a finite number at least 0, got nan"),
+        (np.float32("nan"), {"below": 1}, "a finite number below 1, got"),
+        (True, {}, "a finite number, got True"),
+        ("2", {}, "a finite number, got '2'"),
+        (None, {}, "a finite number, got None"),
+        (torch.tensor(1.0), {}, "a finite number, got tensor"),
+        (-1e-9, {"at_least": 0}, "a finite number at least 0, got -1e-09"),
+        (0, {"above": 0}, "a finite number above 0, got 0"),
+        (1.5, {"at_least": 0, "at_most": 1}, "a finite number at least 0 and at most 1, got 1.5"),
+        (1, {"below": 1}, "a finite number below 1, got 1"),
+    ],
+)
+def test_other_numbers_are_refused(value, limits, message):
+    with pytest.raises(ValueError, match=re.escape(f"scale: expected {message}")):
+        validation.check_number("scale", value, **limits)
+
+
+def test_an_unknown_choice_is_refused_with_the_known_ones():
+    validation.check_choice("style", "b", iter("abc"))
+    with pytest.raises(ValueError, match=re.escape("style: expected one of a, b, c, got 'd'")):
+        validation.check_choice("style", "d", iter("abc"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floating_point_tensors_pass_whatever_they_hold(dtype):
+    tensor = torch.full((1, 2, 3), math.nan, dtype=dtype)
+    validation.check_float("x", tensor)
+    validation.check_float("x", tensor, "(b, l, d)")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "axes", "message"),
+    [
+        (torch.zeros(2, dtype=torch.int64), None, "floating point, got torch.int64"),
+        (torch.zeros(2, dtype=torch.uint8), None, "convert with x / 127.5 - 1"),
+        (torch.zeros(2, dtype=torch.bool), None, "floating point, got torch.bool"),
+        (np.zeros(2), None, "a torch tensor, got ndarray"),
+        (1.0, None, "a torch tensor, got float"),
+        (torch.zeros(3, 4), "(b, l, d)", "a single one needs a batch axis: x[None]"),
+        (torch.zeros(1, 1, 3, 4), "(b, l, d)", "(b, l, d), got shape (1, 1, 3, 4)"),
+    ],
+)
+def test_other_tensors_are_refused(tensor, axes, message):
+    with pytest.raises(ValueError, match="x: expected .*" + re.escape(message)):
+        inspect.unwrap(validation.check_float)("x", tensor, axes)

@@ -3,14 +3,14 @@
     python tools/build_data.py [--cache DIR] [--only sprites|clips]
 
 The results are committed, so no lesson runs this. It documents the origin of every pixel, and adds
-subjects: extend `course_lib/world/subjects.py`, run this, and inspect what changed. It needs the
+subjects: extend `course_lib/world/subjects.py`, run this, and inspect what changed. Each folder
+gets a list of checksums, against which its files are verified when they are loaded. It needs the
 clients `npm`, `pip`, `apt-get` and `dpkg-deb`. Every archive is verified against its sha256 before
 it is opened.
 """
 
 import argparse
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -24,6 +24,13 @@ import av
 import numpy as np
 from PIL import Image
 
+from course_lib.files import (
+    CHECKSUMS_FILE,
+    replace_atomically,
+    sha256,
+    write_checksums,
+    write_json,
+)
 from course_lib.runtime import data_dir
 from course_lib.world.sprites import EXTENT, SPRITE_FRAMES, SPRITE_SIZE
 from course_lib.world.subjects import EMOJI
@@ -143,13 +150,13 @@ VIDEO_SOURCES: tuple[VideoSource, ...] = (
 )
 
 
-def fetch(archive: str, command: tuple[str, ...], sha256: str, cache: Path) -> Path:
+def fetch(archive: str, command: tuple[str, ...], expected: str, cache: Path) -> Path:
     """Download an archive with its registry's client, unless the cache has it, and verify it.
 
     Args:
         archive: file name that the client writes.
         command: the client's command, word by word, run inside `cache`.
-        sha256: expected checksum.
+        expected: its sha256.
         cache: folder that keeps the downloads.
 
     Raises:
@@ -159,9 +166,9 @@ def fetch(archive: str, command: tuple[str, ...], sha256: str, cache: Path) -> P
     if not path.exists():
         print(f"fetching {archive} …", flush=True)
         subprocess.run(command, cwd=cache, check=True, stdout=subprocess.DEVNULL)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != sha256:
-        raise ValueError(f"{path}: expected sha256 {sha256}, got {digest}")
+    digest = sha256(path)
+    if digest != expected:
+        raise ValueError(f"{path}: expected sha256 {expected}, got {digest}")
     return path
 
 
@@ -198,8 +205,8 @@ def build_sprites(cache: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, tuple[str, bytes]] = {}
     members = {f"package/assets/{emoji.codepoint}.webp" for emoji in EMOJI}
-    for archive, (command, sha256) in _EMOJI_ARCHIVES.items():
-        with tarfile.open(fetch(archive, command, sha256, cache)) as tar:
+    for archive, (command, expected) in _EMOJI_ARCHIVES.items():
+        with tarfile.open(fetch(archive, command, expected, cache)) as tar:
             for member in tar:
                 if member.name in members and Path(member.name).stem not in files:
                     files[Path(member.name).stem] = (archive, tar.extractfile(member).read())
@@ -222,8 +229,9 @@ def build_sprites(cache: Path, out: Path) -> None:
         listing.append(
             {"name": emoji.name, "codepoint": emoji.codepoint, "novel": emoji.novel} | source
         )
-    atlas.save(out / "emoji.webp", quality=92, alpha_quality=100, method=6)
-    (out / "emoji.json").write_text(json.dumps({"emoji": listing}, indent=1) + "\n")
+    with replace_atomically(out / "emoji.webp") as part:
+        atlas.save(part, format="WEBP", quality=92, alpha_quality=100, method=6)
+    write_json(out / "emoji.json", {"emoji": listing})
     megabytes = (out / "emoji.webp").stat().st_size / 1e6
     print(f"{out / 'emoji.webp'}: {len(EMOJI)} emoji, {megabytes:.2f} MB")
 
@@ -266,7 +274,9 @@ def build_clips(cache: Path, out: Path) -> None:
     for video in VIDEO_SOURCES:
         archive = fetch(video.archive, *_VIDEO_ARCHIVES[video.archive], cache)
         target = out / f"{video.name}.mp4"
-        fps, num_frames, size = _encode(video, extract(archive, video.member, cache), target)
+        original = extract(archive, video.member, cache)
+        with replace_atomically(target) as part:
+            fps, num_frames, size = _encode(video, original, part)
         listing[video.name] = {
             "title": video.title,
             "licence": video.licence,
@@ -281,12 +291,12 @@ def build_clips(cache: Path, out: Path) -> None:
             "cuts": [-(-(cut - video.first) // video.step) for cut in video.cuts],
         }
         print(f"{target}: {num_frames} frames, {target.stat().st_size / 1e3:.0f} kB")
-    (out / "clips.json").write_text(json.dumps(listing, indent=1) + "\n")
+    write_json(out / "clips.json", listing)
 
 
 def _encode(source: VideoSource, path: Path, target: Path) -> tuple[float, int, tuple[int, int]]:
     """Cut, resize and encode a video; returns its fps, number of frames and (width, height)."""
-    with av.open(str(path)) as reader, av.open(str(target), "w") as writer:
+    with av.open(str(path)) as reader, av.open(str(target), "w", format="mp4") as writer:
         video = reader.streams.video[0]
         rate = Fraction(video.average_rate) / source.step
         width, height = source.width, round(source.width * video.height / video.width / 2) * 2
@@ -307,6 +317,16 @@ def _encode(source: VideoSource, path: Path, target: Path) -> tuple[float, int, 
     return float(rate), num_frames, (width, height)
 
 
+def write_list_of_checksums(folder: Path) -> None:
+    """List every file of a folder in its `SHA256SUMS`.
+
+    Args:
+        folder: folder without subfolders.
+    """
+    files = [path for path in folder.iterdir() if path.name != CHECKSUMS_FILE]
+    write_checksums({path.name: sha256(path) for path in files}, folder)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line, see the module's docstring.
 
@@ -325,10 +345,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=("sprites", "clips"), help="build one of the two")
     options = parser.parse_args(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
-    if options.only != "clips":
-        build_sprites(options.cache, data_dir() / "sprites")
-    if options.only != "sprites":
-        build_clips(options.cache, data_dir() / "clips")
+    for name, build in (("sprites", build_sprites), ("clips", build_clips)):
+        if options.only in (None, name):
+            build(options.cache, data_dir() / name)
+            write_list_of_checksums(data_dir() / name)
 
 
 if __name__ == "__main__":

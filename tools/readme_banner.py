@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from course_lib import zoo
+from course_lib import files, zoo
 from course_lib.lab import encode, page_layout
 from course_lib.validation import clips_to_uint8
 from course_lib.world import Scene, caption
@@ -46,5 +46,6 @@ def render_banner() -> bytes:
 
 
 if __name__ == "__main__":
-    BANNER_FILE.write_bytes(render_banner())
+    with files.replace_atomically(BANNER_FILE) as part:
+        part.write_bytes(render_banner())
     print(f"{BANNER_FILE}: {BANNER_FILE.stat().st_size / 1e3:.0f} kB")

@@ -6,11 +6,12 @@ The pages hold no number that is not in data/claims.json, data/bench.json or an 
 tests/test_docs.py checks that they are up to date.
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from course_lib import files
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -35,7 +36,7 @@ def checkpoint_rows() -> list[list[str]]:
     """One row per checkpoint: what it does, its targets, its training."""
     rows = []
     for path in sorted((DATA / "checkpoints").rglob("evaluation.json")):
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = files.read_json(path)
         results = []
         for name, (comparison, target) in entry["targets"].items():
             value = entry["evaluation"][name]
@@ -52,7 +53,7 @@ def checkpoint_rows() -> list[list[str]]:
 def claim_rows() -> list[list[str]]:
     """One row per claim: both arms in the order favoured, other; the effect; the verdict."""
     rows = []
-    for record in json.loads((DATA / "claims.json").read_text(encoding="utf-8")):
+    for record in files.read_json(DATA / "claims.json"):
         arms = []
         for arm in (record["better"], record["worse"]):
             mean = statistics.fmean(run[record["metric"]] for run in record["runs"][arm])
@@ -114,7 +115,7 @@ def benchmark_section(name: str, entry: dict[str, Any]) -> str:
 
 def performance_page() -> str:
     """docs/performance.md."""
-    bench = json.loads((DATA / "bench.json").read_text(encoding="utf-8"))
+    bench = files.read_json(DATA / "bench.json")
     sections = "\n".join(benchmark_section(name, entry) for name, entry in bench.items())
     return f"""# Performance
 
@@ -130,7 +131,7 @@ def main() -> None:
     """Write both pages."""
     docs = ROOT / "docs"
     for name, text in (("results.md", results_page()), ("performance.md", performance_page())):
-        (docs / name).write_text(text, encoding="utf-8", newline="\n")
+        files.write_text(docs / name, text)
         print(f"docs/{name}", file=sys.stderr)
 
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from course_lib import runtime
+from course_lib import files, runtime
 from course_lib.bench.registry import BENCHMARKS
 from course_lib.bench.timing import BenchmarkRow
+from course_lib.validation import require
 
 PACKAGES = (
     "torch",
@@ -63,6 +65,33 @@ def report(name: str) -> dict:
     }
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Entries of a file of results by benchmark; none if it does not exist.
+
+    Args:
+        path: a JSON file.
+
+    Raises:
+        ValueError: the file holds something else; the message names it.
+    """
+    results = files.read_json(path) if path.exists() else {}
+    require(isinstance(results, dict), str(path), "results by benchmark", type(results).__name__)
+    return results
+
+
+def add_result(name: str, entry: dict, path: Path) -> None:
+    """Add the entry of a benchmark to a file, or replace it; one process at a time.
+
+    Args:
+        name: of the benchmark.
+        entry: from `report`.
+        path: a JSON file, which need not exist.
+    """
+    with files.locked(path):
+        results = read_results(path) | {name: entry}
+        files.write_text(path, json.dumps(results, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status. Entries of other benchmarks stay in the file."""
     parser = argparse.ArgumentParser(
@@ -79,12 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"NAME: expected some of {', '.join(BENCHMARKS)}; got {', '.join(unknown)}")
     out = options.out or runtime.data_dir() / "bench.json"
-    print(runtime.machine_summary())
-    results = json.loads(out.read_text()) if out.exists() else {}
+    try:
+        machine = runtime.machine_summary()
+    except (ValueError, RuntimeError, AssertionError) as error:
+        parser.error(str(error))  # of the profile or the device
+    try:
+        read_results(out)  # a damaged file is noticed before hours of work
+    except (ValueError, OSError) as error:
+        parser.error(f"--out: {error}")
+    print(machine)
     for name in options.names or BENCHMARKS:
-        results[name] = report(name)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        add_result(name, report(name), out)
     print(f"\nwritten to {out}")
     return 0
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib import runtime
+from course_lib.validation import check_count, check_int, check_number
 
 MIN_ROUNDS = 3
 
@@ -118,12 +119,13 @@ def interleaved_timings(
         clock: returns seconds; for tests.
 
     Raises:
-        ValueError: no functions, or fewer than 1 repeat.
+        ValueError: no functions, fewer than 1 repeat, a fraction of a round, or such a budget.
     """
-    if not functions or repeats < 1:
-        raise ValueError(
-            f"functions, repeats: expected at least one each, got {list(functions)} and {repeats}"
-        )
+    check_count("functions", len(functions), 1)
+    check_int("repeats", repeats, 1)
+    check_int("warmup", warmup, 0)
+    if budget_s is not None:
+        check_number("budget_s", budget_s, at_least=0.0)
     wait = torch.cuda.synchronize if runtime.device().type == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in functions}
     start = clock()
@@ -201,7 +203,12 @@ def compile_seconds(function: Callable[[], object], name: str) -> float | None:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; all the same for one value."""
+    """Lower quartile, median, upper quartile; all the same for one value.
+
+    Raises:
+        ValueError: no values.
+    """
+    check_count("values", len(values), 1)
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")

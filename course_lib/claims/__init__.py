@@ -5,7 +5,7 @@
     load_ledger()["order-blind"].verdict       # the result that ships with the course
 
 There is one file per lesson, each with a tuple `CLAIMS`. `ledger` runs and records them, `common`
-holds what several of them share.
+holds what several of them share, and `dependencies` decides which finished runs still count.
 """
 
 from course_lib.claims import convolution, diffusion, inflation, latents, metrics, motion_words, vdm
@@ -13,20 +13,23 @@ from course_lib.claims.ledger import (
     Arm,
     Claim,
     Record,
+    add_record,
     load_ledger,
     paired_verdict,
     run_claim,
     save_ledger,
 )
 
-_MODULES = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
-CLAIMS: dict[str, Claim] = {claim.id: claim for module in _MODULES for claim in module.CLAIMS}
+MODULES = (convolution, diffusion, inflation, latents, metrics, motion_words, vdm)
+CLAIMS: dict[str, Claim] = {claim.id: claim for module in MODULES for claim in module.CLAIMS}
 
 __all__ = [
     "CLAIMS",
+    "MODULES",
     "Arm",
     "Claim",
     "Record",
+    "add_record",
     "load_ledger",
     "paired_verdict",
     "run_claim",

@@ -1,14 +1,11 @@
 """Run experiments and write the ledger: `python -m course_lib.claims [ID …] [--seeds 0 1 2]`."""
 
 import argparse
-import hashlib
-from pathlib import Path
 
-from course_lib.claims import CLAIMS, load_ledger, run_claim, save_ledger
-from course_lib.runtime import data_dir
-
-# Packages that no experiment depends on
-UNRELATED = {"bench", "exercises", "lab"}
+from course_lib.claims import CLAIMS, MODULES, add_record, load_ledger, run_claim
+from course_lib.claims.dependencies import CLAIMS_MODULE, code_digest
+from course_lib.claims.ledger import check_seeds
+from course_lib.runtime import data_dir, machine_summary
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,26 +30,34 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = set(options.ids) - set(CLAIMS)
     if unknown:
         parser.error(f"ID: expected some of {', '.join(CLAIMS)}; got {sorted(unknown)}")
-    cache_dir = None if options.fresh else data_dir().parent / "build" / "claims" / _code_digest()
-    for id in options.ids or CLAIMS:
-        record = run_claim(CLAIMS[id], options.seeds, cache_dir=cache_dir)
-        # Read only now: another process may have written its records meanwhile
-        records = load_ledger() if (data_dir() / "claims.json").exists() else {}
-        save_ledger(records | {id: record})
+    try:
+        machine_summary()
+    except (ValueError, RuntimeError, AssertionError) as error:
+        parser.error(str(error))  # of the profile or the device
+    try:
+        if options.seeds is not None:
+            check_seeds(options.seeds)
+        load_ledger()  # a damaged one is noticed before hours of work
+    except ValueError as error:
+        parser.error(str(error))
+    except FileNotFoundError:  # the first record creates it
+        pass
+    build = data_dir().parent / "build" / "claims"
+    # Finished runs count only while what made them is unchanged. All digests are made now: this
+    # process does not notice when a file changes later
+    cache_dirs = {id: build / _code_digest(id) for id in options.ids or CLAIMS}
+    for id, cache_dir in cache_dirs.items():
+        record = run_claim(
+            CLAIMS[id], options.seeds, cache_dir=None if options.fresh else cache_dir
+        )
+        add_record(record)
         print(f"{id}: {record.summary()}")
 
 
-def _code_digest() -> str:
-    """Hash of code and data; finished runs are reused only while both are unchanged."""
-    package = Path(__file__).parents[1]
-    code = [
-        file
-        for file in sorted(package.rglob("*.py"))
-        if file.relative_to(package).parts[0] not in UNRELATED
-    ]
-    data = [*sorted((data_dir() / "sprites").glob("*")), data_dir() / "checkpoints" / "SHA256SUMS"]
-    contents = b"".join(file.read_bytes() for file in [*code, *data] if file.exists())
-    return hashlib.sha256(contents).hexdigest()[:12]
+def _code_digest(id: str | None = None) -> str:
+    """Hash of all that the runs of a claim depend on; None means all claims."""
+    owners = (module for module in MODULES if any(claim.id == id for claim in module.CLAIMS))
+    return code_digest(next((module.__name__ for module in owners), CLAIMS_MODULE))
 
 
 if __name__ == "__main__":

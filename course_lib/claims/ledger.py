@@ -6,8 +6,8 @@ compares, its 95 % confidence interval, the cost, and a verdict, which may well 
 at this scale".
 """
 
+import contextlib
 import importlib.metadata
-import json
 import math
 import platform
 import statistics
@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from course_lib import files
 from course_lib.metrics import mean_interval
 from course_lib.runtime import data_dir, machine_summary
+from course_lib.validation import check_int, check_number
 
 Metrics = dict[str, float]
 VERDICTS = ("reproduced", "not reproduced at this scale", "opposite at this scale")
@@ -178,19 +180,20 @@ def run_claim(
 
     Args:
         claim: the experiment.
-        seeds: at least three, all different; None is the claim's own.
+        seeds: at least three, all different and not negative; None is the claim's own.
         scale: fraction of the ledger's training steps and samples.
         cache_dir: folder that keeps finished runs, so that an interrupted call can be resumed.
 
     Raises:
-        ValueError: fewer than three seeds, or one of them twice.
+        ValueError: fewer than three seeds, one of them twice or negative, or a `scale` that is not
+            above 0.
     """
     claimed = {field.name: getattr(claim, field.name) for field in fields(Hypothesis)}
     if seeds is not None:
         claimed["added_seeds"] = 0
     seeds = list(claim.seeds if seeds is None else seeds)
-    if len(set(seeds)) != len(seeds) or len(seeds) < MIN_SEEDS:
-        raise ValueError(f"seeds: expected at least {MIN_SEEDS}, all different; got {seeds}")
+    check_seeds(seeds)
+    check_number("scale", scale, above=0.0)
     runs: dict[str, list[Metrics]] = {arm.id: [] for arm in claim.arms}
     for seed in seeds:  # arms inside, so that an early stop leaves complete comparisons
         for arm in claim.arms:
@@ -200,9 +203,6 @@ def run_claim(
         [sign * run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)
     )
     effect, interval, verdict = paired_verdict(better, worse)
-    versions = {
-        name: importlib.metadata.version(name) for name in ("torch", "torchvision", "diffusers")
-    }
     return Record(
         **claimed,
         arm_labels={arm.id: arm.label for arm in claim.arms},
@@ -213,8 +213,23 @@ def run_claim(
         verdict=verdict,
         minutes=sum(run["minutes"] for arm in runs.values() for run in arm),
         machine=machine_summary(),
-        versions=versions | {"python": platform.python_version()},
+        versions=library_versions(),
     )
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises ValueError unless there are at least three seeds, all different and not negative."""
+    if len(set(seeds)) != len(seeds) or len(seeds) < MIN_SEEDS:
+        raise ValueError(f"seeds: expected at least {MIN_SEEDS}, all different; got {list(seeds)}")
+    for seed in seeds:
+        check_int("seeds", seed, 0)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes the runs."""
+    names = ("torch", "torchvision", "diffusers")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return versions | {"python": platform.python_version()}
 
 
 def _cached_run(claim: Claim, arm: Arm, seed: int, scale: float, cache_dir: Path | None) -> Metrics:
@@ -222,16 +237,18 @@ def _cached_run(claim: Claim, arm: Arm, seed: int, scale: float, cache_dir: Path
     file = (
         None if cache_dir is None else cache_dir / f"{claim.id}--{arm.id}--{seed}--{scale:g}.json"
     )
-    if file is not None and file.exists():
-        return json.loads(file.read_text())
+    if file is not None:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is run again
+            metrics = files.read_json(file)
+            if isinstance(metrics, dict) and {"minutes", claim.metric} <= metrics.keys():
+                return metrics
     start = time.perf_counter()
     result = claim.run(arm, seed, scale)
     metrics = {"minutes": (time.perf_counter() - start) / 60} | result
     values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print(f"{claim.id}, {arm.id}, seed {seed}: {values}", flush=True)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(metrics))
+        files.write_json(file, metrics)
     return metrics
 
 
@@ -246,11 +263,17 @@ def load_ledger(path: Path | None = None) -> dict[str, Record]:
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: the file is no ledger; the message names it.
     """
-    entries = json.loads((path or data_dir() / "claims.json").read_text())
-    return {
-        entry["id"]: Record(**entry | {"interval": tuple(entry["interval"])}) for entry in entries
-    }
+    path = path or data_dir() / "claims.json"
+    entries = files.read_json(path)
+    try:
+        return {
+            entry["id"]: Record(**entry | {"interval": tuple(entry["interval"])})
+            for entry in entries
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected records of claims ({error})") from error
 
 
 def save_ledger(records: Mapping[str, Record], path: Path | None = None) -> None:
@@ -262,8 +285,20 @@ def save_ledger(records: Mapping[str, Record], path: Path | None = None) -> None
     """
     ordered = sorted(records.values(), key=lambda record: (record.lesson, record.id))
     entries = [_rounded(asdict(record)) for record in ordered]
-    text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
-    (path or data_dir() / "claims.json").write_text(text)
+    files.write_json(path or data_dir() / "claims.json", entries)
+
+
+def add_record(record: Record, path: Path | None = None) -> None:
+    """Add a record to the ledger, or replace the one with its id; one process at a time.
+
+    Args:
+        record: of a claim.
+        path: a JSON file, which need not exist; None is the course's own `data/claims.json`.
+    """
+    path = path or data_dir() / "claims.json"
+    with files.locked(path):
+        records = load_ledger(path) if path.exists() else {}
+        save_ledger(records | {record.id: record}, path)
 
 
 def _rounded(value: Any) -> Any:

@@ -47,6 +47,7 @@ from course_lib.diffusion.sampling import sample
 from course_lib.diffusion.schedule import (
     CLEAN_LEVEL,
     PREDICTION_TYPES,
+    VP_PREDICTION_TYPES,
     AlphaSigma,
     alpha_sigma_at,
     get_prediction_type,
@@ -59,6 +60,7 @@ from course_lib.diffusion.schedule import (
 __all__ = [
     "CLEAN_LEVEL",
     "PREDICTION_TYPES",
+    "VP_PREDICTION_TYPES",
     "AlphaSigma",
     "GaussianMixture",
     "Model",

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from course_lib.diffusion.noise import Generators, check_noise_args, sample_noise
-from course_lib.diffusion.objective import Model, convert_prediction
+from course_lib.diffusion.objective import Model, convert_prediction, evaluate_model
 from course_lib.diffusion.sampler_step import (
     OnStep,
     SamplerStep,
@@ -32,6 +32,7 @@ from course_lib.diffusion.schedule import (
     get_prediction_type,
     is_flow_matching,
 )
+from course_lib.validation import check_number
 
 
 class _Transition(NamedTuple):
@@ -51,7 +52,7 @@ class _Transition(NamedTuple):
 def ddpm(
     model: Model,
     scheduler: SchedulerMixin,
-    x: Float[Tensor, "b *axes"],
+    x: Shaped[Tensor, "b *axes"],
     cond: Any = None,
     *,
     num_inference_steps: int,
@@ -107,7 +108,7 @@ def ddpm(
 def ddim(
     model: Model,
     scheduler: SchedulerMixin,
-    x: Float[Tensor, "b *axes"],
+    x: Shaped[Tensor, "b *axes"],
     cond: Any = None,
     *,
     num_inference_steps: int,
@@ -148,8 +149,7 @@ def ddim(
         ValueError: for arguments that do not fit, and for fractional timesteps without flow
             matching.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta: expected 0 to 1, got {eta}")
+    check_number("eta", eta, at_least=0.0, at_most=1.0)
     if eta > 0 and inverse:
         raise ValueError(f"eta: expected 0 with inverse=True, got {eta}")
     if eta > 0 and generator is None:
@@ -160,7 +160,7 @@ def ddim(
     path = _denoising_path(scheduler, num_inference_steps, x, end)
     if inverse:
         path = _inverse_path(path, ends_clean)
-    draw = _noise_source(x, generator, frame_correlation)
+    draw = _noise_source(x, generator, frame_correlation, is_optional=eta == 0)
 
     def update(transition: _Transition, x: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
         level = transition.level
@@ -192,7 +192,7 @@ def _walk(
     for index, transition in enumerate(path, start=1):
         with torch.no_grad():
             # Under autocast the prediction is bfloat16; x keeps its dtype
-            pred = model(x, transition.t.expand(len(x)), cond).to(x.dtype)
+            pred = evaluate_model(model, x, transition.t.expand(len(x)), cond).to(x.dtype)
             x, x0 = update(transition, x, pred)
             step = apply_hook(SamplerStep(index, transition.t.item(), x, x0), on_step)
         x = step.x
@@ -228,8 +228,11 @@ def _inverse_path(path: list[_Transition], starts_clean: bool) -> list[_Transiti
 
 
 def _noise_source(
-    x: Tensor, generator: Generators | None, frame_correlation: float | int
+    x: Tensor,
+    generator: Generators | None,
+    frame_correlation: float | int,
+    is_optional: bool = False,
 ) -> Callable[[], Tensor]:
     """A function that draws noise for x. Bad arguments are refused now, not at the first draw."""
-    check_noise_args(x.shape, generator, frame_correlation)
+    check_noise_args(x.shape, generator, frame_correlation, is_optional=is_optional)
     return lambda: sample_noise(x.shape, generator, frame_correlation, x.dtype).to(x.device)

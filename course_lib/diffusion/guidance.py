@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Real, Shaped
 from torch import Tensor
 
-from course_lib.diffusion.objective import Model
+from course_lib.diffusion.objective import Model, check_like, evaluate_model
+from course_lib.validation import check_float, check_generator, check_number, require
 
 
 def drop_conditioning(
@@ -42,23 +43,31 @@ def drop_conditioning(
         generator: draws b numbers, whatever the probability.
 
     Raises:
-        ValueError: for another shape of `uncond` or another probability.
+        ValueError: for another shape of `uncond`, embeddings for integers or the reverse, another
+            probability, or anything but one generator.
     """
     row = cond.shape[1:]
     if uncond.shape not in (row, (1, *row)):
         raise ValueError(
             f"uncond: expected one row of cond, {tuple(row)}, got {tuple(uncond.shape)}"
         )
-    if not 0 <= drop_prob <= 1:
-        raise ValueError(f"drop_prob: expected 0 to 1, got {drop_prob}")
+    _check_like_cond(uncond, cond)
+    check_number("drop_prob", drop_prob, at_least=0.0, at_most=1.0)
+    check_generator(generator)
     dropped = torch.rand(len(cond), generator=generator, device=generator.device) < drop_prob
     dropped = dropped.to(cond.device).view(-1, *[1] * len(row))
     return torch.where(dropped, uncond.to(cond), cond)
 
 
+def _check_like_cond(uncond: Tensor, cond: Tensor) -> None:
+    """Refuses floats for integers (classes, tokens), to which they would be rounded."""
+    is_alike = uncond.is_floating_point() == cond.is_floating_point()
+    require(is_alike, "uncond", f"the dtype of cond, {cond.dtype}", uncond.dtype)
+
+
 def classifier_free_guidance(
-    cond_pred: Float[Tensor, "b *axes"],
-    uncond_pred: Float[Tensor, "b *axes"],
+    cond_pred: Shaped[Tensor, "b *axes"],
+    uncond_pred: Shaped[Tensor, "*shape"],
     guidance_scale: float | int | Real[Tensor, "*scale"],
     guidance_rescale: float | int = 0.0,
 ) -> Float[Tensor, "b *axes"]:
@@ -74,23 +83,28 @@ def classifier_free_guidance(
             section 3.4.
 
     Raises:
-        ValueError: for a negative scale, one that does not broadcast, or another rescale.
+        ValueError: for integers, two shapes, a scale that is negative, not finite or does not
+            broadcast, another rescale, or rescaling rows of one value, which have no deviation.
     """
     _check_scales(guidance_scale, guidance_rescale)
+    check_like("uncond_pred", uncond_pred, "cond_pred", cond_pred)
     scale = _expand_scale(guidance_scale, cond_pred)
     pred = uncond_pred + scale * (cond_pred - uncond_pred)
     if guidance_rescale == 0:
         return pred
+    require(pred[:1].numel() > 1, "guidance_rescale", "0 for rows of one value", guidance_rescale)
     axes = tuple(range(1, pred.ndim))
     ratio = cond_pred.std(dim=axes, keepdim=True) / pred.std(dim=axes, keepdim=True)
     return guidance_rescale * pred * ratio + (1 - guidance_rescale) * pred  # equations 15, 16
 
 
 def _check_scales(guidance_scale: float | int | Tensor, guidance_rescale: float | int) -> None:
-    if not bool((torch.as_tensor(guidance_scale) >= 0).all()):
-        raise ValueError(f"guidance_scale: expected 0 or more, got {guidance_scale}")
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(f"guidance_rescale: expected 0 to 1, got {guidance_rescale}")
+    if isinstance(guidance_scale, Tensor):
+        is_valid = ((guidance_scale >= 0) & guidance_scale.isfinite()).all()
+        require(is_valid, "guidance_scale", "finite numbers of at least 0", guidance_scale)
+    else:
+        check_number("guidance_scale", guidance_scale, at_least=0.0)
+    check_number("guidance_rescale", guidance_rescale, at_least=0.0, at_most=1.0)
 
 
 def _expand_scale(guidance_scale: float | int | Tensor, pred: Tensor) -> float | int | Tensor:
@@ -127,7 +141,8 @@ def cfg_model(
         A model (x, t, cond). With the number 1 as the scale it is `model` itself, at half the cost.
 
     Raises:
-        ValueError: as `classifier_free_guidance`; when called, if `uncond` does not match `cond`.
+        ValueError: as `classifier_free_guidance`; when called, if `uncond` does not match `cond`,
+            or the prediction does not match x.
     """
     _check_scales(guidance_scale, guidance_rescale)
     if not isinstance(guidance_scale, Tensor) and guidance_scale == 1:
@@ -135,7 +150,8 @@ def cfg_model(
 
     def cfg_forward(x: Tensor, t: Tensor, cond: Any) -> Tensor:
         both = _cat_cond(uncond, cond, len(x))
-        uncond_pred, cond_pred = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        pred = evaluate_model(model, torch.cat([x, x]), torch.cat([t, t]), both)
+        uncond_pred, cond_pred = pred.chunk(2)
         return classifier_free_guidance(cond_pred, uncond_pred, guidance_scale, guidance_rescale)
 
     return cfg_forward
@@ -154,6 +170,7 @@ def _cat_cond(uncond: Any, cond: Any, num_rows: int) -> Any:
             f"uncond, cond: expected rows of one shape, 1 or {num_rows} and {num_rows} of them, "
             f"got {tuple(uncond.shape)} and {tuple(cond.shape)}"
         )
+    _check_like_cond(uncond, cond)
     return torch.cat([uncond.to(cond).expand_as(cond), cond])
 
 
@@ -179,7 +196,11 @@ def switch_at(
 
     Returns:
         A model (x, t, cond). It raises ValueError for rows on both sides of the boundary.
+
+    Raises:
+        ValueError: for a boundary that is negative or not finite.
     """
+    check_number("boundary_timestep", boundary_timestep, at_least=0.0)
 
     def switched(x: Tensor, t: Tensor, cond: Any) -> Tensor:
         is_high = t >= boundary_timestep
@@ -194,26 +215,29 @@ def switch_at(
 
 
 def dynamic_thresholding(
-    x0: Float[Tensor, "b *axes"], percentile: float = 0.995, max_value: float | int = math.inf
+    x0: Shaped[Tensor, "b *axes"],
+    percentile: float | int = 0.995,
+    max_value: float | int = math.inf,
 ) -> Float[Tensor, "b *axes"]:
-    """Clips each sample at its `percentile` of |x0| (at least 1), then rescales to [-1, 1].
+    """Clips each sample at its `percentile` of |x0|, 1 to `max_value`, then rescales to [-1, 1].
 
     It undoes the saturation that guidance causes. Saharia et al. 2022, section 2.3.
 
     Args:
         x0: (b, …) estimate of the clean data.
         percentile: share of the absolute values that are kept, 0 to 1.
-        max_value: upper bound of the threshold, at least 1. In diffusers it is 1 by default, which
-            makes this a plain clip to [-1, 1].
+        max_value: upper bound of the threshold, above 0. In diffusers it is 1 by default, which
+            makes this a plain clip to [-1, 1]. Below 1 it is the threshold of every sample, as in
+            diffusers, and smaller values grow.
 
     Raises:
-        ValueError: for another percentile or bound.
+        ValueError: for integers, or another percentile or bound.
     """
-    if not 0 <= percentile <= 1:
-        raise ValueError(f"percentile: expected 0 to 1, got {percentile}")
-    if max_value < 1:
-        raise ValueError(f"max_value: expected at least 1, got {max_value}")
-    magnitudes = x0.abs().flatten(1)
+    check_float("x0", x0)
+    check_number("percentile", percentile, at_least=0.0, at_most=1.0)
+    if max_value != math.inf:
+        check_number("max_value", max_value, above=0.0)
+    magnitudes = x0.abs().reshape(len(x0), -1)
     # torch.quantile takes at most 2**24 values, fewer than a video may have
     rank = percentile * (magnitudes.shape[1] - 1)
     lower, upper = (

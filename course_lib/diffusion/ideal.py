@@ -15,12 +15,19 @@ import math
 
 import torch
 from diffusers import SchedulerMixin
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from course_lib.diffusion.objective import Model, convert_prediction
 from course_lib.diffusion.schedule import AlphaSigma, alpha_sigma_at, get_prediction_type
-from course_lib.validation import check_int
+from course_lib.validation import (
+    check_float,
+    check_generator,
+    check_int,
+    check_number,
+    check_tensor,
+    require,
+)
 
 
 class GaussianMixture:
@@ -32,15 +39,18 @@ class GaussianMixture:
         weights: (k,) in any scale; None makes all components equally likely.
 
     Raises:
-        ValueError: for other shapes, negative stds, or weights that are negative or all 0.
+        ValueError: for integers, no component, values that are not finite, other shapes, negative
+            stds, or weights that are negative or all 0.
     """
 
     def __init__(
         self,
-        means: Float[Tensor, "k *axes"],
-        stds: Float[Tensor, "n"],
-        weights: Float[Tensor, "*m"] | None = None,
+        means: Shaped[Tensor, "k *axes"],
+        stds: Shaped[Tensor, "*n"],
+        weights: Shaped[Tensor, "*m"] | None = None,
     ) -> None:
+        _check_values("means", means)
+        _check_values("stds", stds)
         if stds.shape != means.shape[:1] or not bool((stds >= 0).all()):
             raise ValueError(f"stds: expected {len(means)} numbers, 0 or more, got {stds.tolist()}")
         self.shape = means.shape[1:]
@@ -56,6 +66,7 @@ class GaussianMixture:
 
     def _normalize_weights(self, weights: Tensor) -> Float[Tensor, "n k"]:
         """Weights (k,) or (n, k) as rows that sum to 1."""
+        _check_values("weights", weights)
         weights = weights.to(self.means)
         rows = weights[None] if weights.ndim == 1 else weights
         k = len(self.means)
@@ -70,7 +81,8 @@ class GaussianMixture:
         self, x_t: Tensor, level: AlphaSigma, weights: Tensor | None
     ) -> tuple[Tensor, ...]:
         """x_t (b, d), alpha (n, 1), variances of x_t (n, k), log(weight · density) (b, k)."""
-        if x_t.shape[1:] != self.shape:
+        check_float("x_t", x_t)
+        if x_t.ndim == 0 or x_t.shape[1:] != self.shape:
             raise ValueError(
                 f"x_t: expected (b, {', '.join(map(str, self.shape))}), got {tuple(x_t.shape)}"
             )
@@ -92,9 +104,9 @@ class GaussianMixture:
 
     def denoise(
         self,
-        x_t: Float[Tensor, "b *axes"],
+        x_t: Shaped[Tensor, "b *axes"],
         level: AlphaSigma,
-        weights: Float[Tensor, "*n k"] | None = None,
+        weights: Shaped[Tensor, "*n k"] | None = None,
     ) -> Float[Tensor, "b *axes"]:
         """E[x0 | x_t], the estimate of x0 with the least squared error.
 
@@ -105,7 +117,8 @@ class GaussianMixture:
                 single 1 acts as a class, the mixture's own weights as no prompt.
 
         Raises:
-            ValueError: for other shapes or weights, or for points without noise.
+            ValueError: for integers, other shapes or weights, a level that is not finite, or points
+                without noise.
         """
         x, alpha, variance, log_joint = self._log_joint(x_t, level, weights)
         posterior = log_joint.softmax(dim=1)  # b k
@@ -114,7 +127,7 @@ class GaussianMixture:
         x0 = from_means + (posterior * gain).sum(1, keepdim=True) * x
         return x0.reshape(x_t.shape).to(x_t.dtype).to(x_t.device)
 
-    def score(self, x_t: Float[Tensor, "b *axes"], level: AlphaSigma) -> Float[Tensor, "b *axes"]:
+    def score(self, x_t: Shaped[Tensor, "b *axes"], level: AlphaSigma) -> Float[Tensor, "b *axes"]:
         """Gradient of log p(x_t): (alpha · E[x0 | x_t] - x_t) / sigma², Tweedie's formula.
 
         Args:
@@ -128,7 +141,7 @@ class GaussianMixture:
         alpha, sigma = level.like(x_t)
         return (alpha * self.denoise(x_t, level) - x_t) / sigma**2
 
-    def log_density(self, x_t: Float[Tensor, "b *axes"], level: AlphaSigma) -> Float[Tensor, "b"]:
+    def log_density(self, x_t: Shaped[Tensor, "b *axes"], level: AlphaSigma) -> Float[Tensor, "b"]:
         """log p(x_t) in nats, float64.
 
         Args:
@@ -152,9 +165,10 @@ class GaussianMixture:
             (num_samples, …) in the dtype of the means.
 
         Raises:
-            ValueError: for another number of samples.
+            ValueError: for another number of samples, or anything but one generator.
         """
         check_int("num_samples", num_samples, 1)
+        check_generator(generator)
         index = torch.multinomial(
             self.weights[0], num_samples, replacement=True, generator=generator
         )
@@ -169,12 +183,17 @@ class GaussianMixture:
         return x0.reshape(num_samples, *self.shape).to(self.dtype)
 
 
-def empirical_distribution(data: Float[Tensor, "n *axes"]) -> GaussianMixture:
-    """The distribution of a finite data set (n, …): each datum equally likely, and nothing else."""
+def empirical_distribution(data: Shaped[Tensor, "n *axes"]) -> GaussianMixture:
+    """The distribution of a finite data set (n, …): each datum equally likely, and nothing else.
+
+    Raises:
+        ValueError: for integers, no data, or values that are not finite.
+    """
+    _check_values("data", data)
     return GaussianMixture(data, torch.zeros(len(data)))
 
 
-def isotropic_gaussian(mean: Float[Tensor, "*axes"], std: float | int) -> GaussianMixture:
+def isotropic_gaussian(mean: Shaped[Tensor, "*axes"], std: float | int) -> GaussianMixture:
     """N(mean, std² I).
 
     Args:
@@ -182,13 +201,21 @@ def isotropic_gaussian(mean: Float[Tensor, "*axes"], std: float | int) -> Gaussi
         std: 0 or more.
 
     Raises:
-        ValueError: for a negative std.
+        ValueError: for a mean of integers, values that are not finite, or a negative std.
     """
+    _check_values("mean", mean)
+    check_number("std", std, at_least=0.0)
     return GaussianMixture(mean[None], torch.tensor([std], dtype=torch.float64))
 
 
+def _check_values(name: str, values: Tensor) -> None:
+    """Refuses integers, empty tensors and values that are not finite, whatever the shape."""
+    check_float(name, values)
+    check_tensor(name, values.flatten(), "(n)")
+
+
 def probability_flow_solution(
-    mixture: GaussianMixture, x: Float[Tensor, "b *axes"], start: AlphaSigma, end: AlphaSigma
+    mixture: GaussianMixture, x: Shaped[Tensor, "b *axes"], start: AlphaSigma, end: AlphaSigma
 ) -> Float[Tensor, "b *axes"]:
     """Solution of the probability-flow ODE from one noise level to another, for Gaussian data.
 
@@ -203,15 +230,20 @@ def probability_flow_solution(
         end: noise level of the result; it may be lower or higher.
 
     Raises:
-        ValueError: for several components, whose flow has no closed form.
+        ValueError: for several components, whose flow has no closed form, for integers or another
+            shape of x, and for a point without noise at the start.
     """
     if len(mixture.means) != 1:
         raise ValueError(f"mixture: expected one Gaussian, got {len(mixture.means)} components")
+    expected = f"(b, {', '.join(map(str, mixture.shape))})"
+    require(x.ndim > 0 and x.shape[1:] == mixture.shape, "x", expected, tuple(x.shape))
     mean = mixture.means.reshape(1, *mixture.shape).to(x)
     std = mixture.stds.item()
     alpha, sigma = start.like(x)
     end_alpha, end_sigma = end.like(x)
-    growth = ((end_alpha * std) ** 2 + end_sigma**2) / ((alpha * std) ** 2 + sigma**2)
+    variance = (alpha * std) ** 2 + sigma**2
+    require((variance > 0).all(), "start", "sigma > 0, or a mixture with a std above 0", "a point")
+    growth = ((end_alpha * std) ** 2 + end_sigma**2) / variance
     return end_alpha * mean + growth.sqrt() * (x - alpha * mean)
 
 

@@ -8,8 +8,10 @@ Sources:
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from course_lib.validation import check_float, check_generator, check_number
 
 # One generator for the whole batch, or a list with one for each row
 Generators = torch.Generator | list[torch.Generator]
@@ -49,16 +51,24 @@ def sample_noise(
 
 
 def check_noise_args(
-    shape: Sequence[int], generator: Generators | None, frame_correlation: float | int
+    shape: Sequence[int],
+    generator: Generators | None,
+    frame_correlation: float | int,
+    *,
+    is_optional: bool = False,
 ) -> None:
     """Checks the arguments of `sample_noise` without drawing anything.
 
+    Args:
+        shape, generator, frame_correlation: as for `sample_noise`.
+        is_optional: whether the generator may be None, since nothing will be drawn.
+
     Raises:
         ValueError: for a correlation outside [0, 1], a correlation above 0 with a shape without
-            frames, or a list of generators whose length is not the number of rows.
+            frames, anything but generators, or a list of them whose length is not the number of
+            rows.
     """
-    if not 0 <= frame_correlation <= 1:
-        raise ValueError(f"frame_correlation: expected 0 to 1, got {frame_correlation}")
+    check_number("frame_correlation", frame_correlation, at_least=0.0, at_most=1.0)
     if frame_correlation and len(shape) != 5:
         raise ValueError(
             f"shape: expected (b, c, f, h, w) to correlate the noise of frames, got {tuple(shape)}"
@@ -68,10 +78,14 @@ def check_noise_args(
             f"generator: expected one, or a list of {shape[0]}, one for each row; "
             f"got a list of {len(generator)}"
         )
+    if generator is None and is_optional:
+        return
+    for one in generator if isinstance(generator, list) else [generator]:
+        check_generator(one)
 
 
 def offset_noise(
-    noise: Float[Tensor, "b c *axes"], noise_offset: float | int, generator: torch.Generator
+    noise: Shaped[Tensor, "b c *axes"], noise_offset: float | int, generator: torch.Generator
 ) -> Float[Tensor, "b c *axes"]:
     """Adds a random constant per video and channel, so that a model learns to change brightness.
 
@@ -84,10 +98,12 @@ def offset_noise(
         generator: draws (b, c) numbers.
 
     Raises:
-        ValueError: for a negative `noise_offset`.
+        ValueError: for integer noise, a `noise_offset` that is negative or not finite, or anything
+            but one generator.
     """
-    if noise_offset < 0:
-        raise ValueError(f"noise_offset: expected 0 or more, got {noise_offset}")
+    check_float("noise", noise)
+    check_number("noise_offset", noise_offset, at_least=0.0)
+    check_generator(generator)
     shape = noise.shape[:2] + (1,) * (noise.ndim - 2)
     offset = torch.randn(shape, generator=generator, device=generator.device)
     return noise + noise_offset * offset.to(noise)

@@ -26,10 +26,13 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
-from jaxtyping import Float, Real
+from jaxtyping import Float, Real, Shaped
 from torch import Tensor
 
-from course_lib.diffusion.noise import offset_noise, sample_noise
+from course_lib.diffusion.noise import (
+    offset_noise,
+    sample_noise,
+)
 from course_lib.diffusion.schedule import (
     PREDICTION_TYPES,
     AlphaSigma,
@@ -39,17 +42,34 @@ from course_lib.diffusion.schedule import (
     has_zero_terminal_snr,
     train_timesteps,
 )
-from course_lib.validation import check_same_shape
+from course_lib.validation import (
+    check_float,
+    check_generator,
+    check_number,
+    check_same_shape,
+    require,
+)
 
 # Every model: x (b, …), t (b,) and its conditioning to a prediction of the shape of x
 Model = Callable[[Tensor, Tensor, Any], Tensor]
 
 
+def evaluate_model(model: Model, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+    """The model's prediction, which has to be floats of the shape of x; the rest would broadcast.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    pred = model(x, t, cond)
+    check_like("model's pred", pred, "x_t", x)
+    return pred
+
+
 def add_noise(
     scheduler: SchedulerMixin,
-    x0: Float[Tensor, "b *axes"],
-    eps: Float[Tensor, "*shape"],
-    t: Real[Tensor, "n"],
+    x0: Shaped[Tensor, "b *axes"],
+    eps: Shaped[Tensor, "*shape"],
+    t: Shaped[Tensor, "*n"],
 ) -> Float[Tensor, "b *axes"]:
     """x_t = alpha · x0 + sigma · eps. Ho et al. 2020, equation 4.
 
@@ -60,18 +80,19 @@ def add_noise(
         t: (b,) timesteps, or (1,) for all rows.
 
     Raises:
-        ValueError: for two shapes, a timestep outside the schedule, or another number of them.
+        ValueError: for integers, two shapes, a timestep outside the schedule, or another number of
+            them.
     """
-    check_same_shape("eps", eps, "x0", x0)
+    check_like("eps", eps, "x0", x0)
     alpha, sigma = alpha_sigma_at(scheduler, t).like(x0)
     return alpha * x0 + sigma * eps
 
 
 def prediction_target(
     scheduler: SchedulerMixin,
-    x0: Float[Tensor, "b *axes"],
-    eps: Float[Tensor, "*shape"],
-    t: Real[Tensor, "n"],
+    x0: Shaped[Tensor, "b *axes"],
+    eps: Shaped[Tensor, "*shape"],
+    t: Shaped[Tensor, "*n"],
 ) -> Float[Tensor, "b *axes"]:
     """What a model should predict for x_t, by the scheduler's prediction type.
 
@@ -81,10 +102,17 @@ def prediction_target(
     Raises:
         ValueError: as `add_noise` and `get_prediction_type`.
     """
-    check_same_shape("eps", eps, "x0", x0)
+    check_like("eps", eps, "x0", x0)
     alpha, sigma = alpha_sigma_at(scheduler, t).like(x0)
     prediction = Prediction(x0, eps, alpha * eps - sigma * x0)
     return prediction.as_type(get_prediction_type(scheduler))
+
+
+def check_like(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    """Raises ValueError for integers, or another shape than that of a reference (of floats)."""
+    check_float(reference_name, reference)
+    check_float(name, tensor)
+    check_same_shape(name, tensor, reference_name, reference)
 
 
 class Prediction(NamedTuple):
@@ -107,8 +135,8 @@ class Prediction(NamedTuple):
 
 
 def convert_prediction(
-    pred: Float[Tensor, "*shape"],
-    x_t: Float[Tensor, "b *axes"],
+    pred: Shaped[Tensor, "*shape"],
+    x_t: Shaped[Tensor, "b *axes"],
     level: AlphaSigma,
     prediction_type: str,
 ) -> Prediction:
@@ -121,10 +149,10 @@ def convert_prediction(
         prediction_type: what `pred` is, one of `PREDICTION_TYPES`.
 
     Raises:
-        ValueError: for two shapes, an unknown prediction type, "epsilon" where alpha is 0, or
-            "sample" where sigma is 0.
+        ValueError: for integers, two shapes, an unknown prediction type, "epsilon" where alpha is
+            0, or "sample" where sigma is 0.
     """
-    check_same_shape("pred", pred, "x_t", x_t)
+    check_like("pred", pred, "x_t", x_t)
     _check_prediction_type(prediction_type)
     alpha, sigma = level.like(x_t)
     if prediction_type == "v_prediction":
@@ -164,7 +192,7 @@ def _check_prediction_type(prediction_type: str) -> None:
 
 
 def min_snr_weights(
-    scheduler: SchedulerMixin, t: Real[Tensor, "b"], snr_gamma: float | int = 5.0
+    scheduler: SchedulerMixin, t: Shaped[Tensor, "*b"], snr_gamma: float | int = 5.0
 ) -> Float[Tensor, "b"]:
     """Min-SNR weights of the squared error, min(SNR, gamma) for x0. Hang et al. 2023, section 3.4.
 
@@ -182,8 +210,7 @@ def min_snr_weights(
     Raises:
         ValueError: for another gamma, and as `get_prediction_type`.
     """
-    if snr_gamma <= 0:
-        raise ValueError(f"snr_gamma: expected a positive number, got {snr_gamma}")
+    check_number("snr_gamma", snr_gamma, above=0.0)
     alpha, sigma = alpha_sigma_at(scheduler, t)
     ratio = (alpha / sigma) ** 2
     divisor = {
@@ -213,13 +240,13 @@ class NoisyBatch(NamedTuple):
 
 def make_noisy_batch(
     scheduler: SchedulerMixin,
-    x0: Float[Tensor, "b *axes"],
+    x0: Shaped[Tensor, "b *axes"],
     generator: torch.Generator,
     *,
     snr_gamma: float | int | None = None,
     noise_offset: float | int = 0.0,
     frame_correlation: float | int = 0.0,
-    timesteps: Real[Tensor, "*n"] | None = None,
+    timesteps: Shaped[Tensor, "*n"] | None = None,
 ) -> NoisyBatch:
     """Adds noise at uniformly sampled timesteps, the same for every device and dtype of `x0`.
 
@@ -233,9 +260,13 @@ def make_noisy_batch(
         timesteps: (b,), to override uniform sampling.
 
     Raises:
-        ValueError: as the functions named above, for another number of timesteps, and for min-SNR
-            with zero terminal SNR: its weight is 0 at the timestep where sampling starts.
+        ValueError: as the functions named above, for integer data, another number of timesteps, or
+            anything but one generator, and for min-SNR with zero terminal SNR: its weight is 0 at
+            the timestep where sampling starts.
     """
+    check_float("x0", x0)
+    check_generator(generator)
+    check_number("noise_offset", noise_offset, at_least=0)
     if timesteps is not None and timesteps.shape != (len(x0),):
         raise ValueError(
             f"timesteps: expected one for each of {len(x0)} rows, got {tuple(timesteps.shape)}"
@@ -265,7 +296,7 @@ def make_noisy_batch(
     )
 
 
-def denoising_loss(pred: Float[Tensor, "*shape"], batch: NoisyBatch) -> Float[Tensor, ""]:
+def denoising_loss(pred: Shaped[Tensor, "*shape"], batch: NoisyBatch) -> Float[Tensor, ""]:
     """Mean over rows of the weighted mean squared error. Ho et al. 2020, equation 14.
 
     Args:
@@ -273,9 +304,11 @@ def denoising_loss(pred: Float[Tensor, "*shape"], batch: NoisyBatch) -> Float[Te
         batch: from `make_noisy_batch`.
 
     Raises:
-        ValueError: for another shape.
+        ValueError: for integers, or another shape of the prediction or of the weights.
     """
-    check_same_shape("pred", pred, "x_t", batch.target)
+    check_like("pred", pred, "x_t", batch.target)
+    expected, shape = f"a weight for each of {len(pred)} rows", tuple(batch.weight.shape)
+    require(shape == (len(pred),), "batch", expected, f"weights of shape {shape}")
     # Under autocast the prediction is bfloat16, but the loss is not
     error = (pred.to(batch.target.dtype) - batch.target).square()
     return (batch.weight * error.flatten(1).mean(dim=1)).mean()

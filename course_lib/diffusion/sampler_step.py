@@ -1,6 +1,7 @@
 """What all samplers share: the state they yield, the hook, the scheduler's timesteps, clipping."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from course_lib import runtime
 from course_lib.diffusion.guidance import dynamic_thresholding
+from course_lib.diffusion.objective import check_like
 from course_lib.diffusion.schedule import train_timesteps
-from course_lib.validation import check_int, check_same_shape
+from course_lib.validation import check_float, check_int, check_number
 
 
 class SamplerStep(NamedTuple):
@@ -41,7 +43,7 @@ def apply_hook(step: SamplerStep, on_step: OnStep | None) -> SamplerStep:
     replacement = None if on_step is None else on_step(step)
     if replacement is None:
         return step
-    check_same_shape("on_step", replacement, "x", step.x)
+    check_like("on_step", replacement, "x", step.x)
     return step._replace(x=replacement.detach().to(step.x))
 
 
@@ -49,10 +51,12 @@ def prepare_scheduler(scheduler: SchedulerMixin, num_inference_steps: Any, x: Te
     """A copy of the scheduler with its timesteps set (schedulers count their steps in themselves).
 
     Raises:
-        ValueError: unless num_inference_steps is an integer of 1 to T, and for numbers that make
-            diffusers produce invalid timesteps: 61 with "trailing" spacing yields 62 timesteps, the
-            last one -1.
+        ValueError: unless x has floats and num_inference_steps is an integer of 1 to T; for a
+            config whose clipping has no valid bounds; and for numbers that make diffusers produce
+            invalid timesteps: 61 with "trailing" spacing yields 62 timesteps, the last one -1.
     """
+    check_float("x", x)
+    _check_clipping(scheduler.config)
     check_int("num_inference_steps", num_inference_steps, 1, scheduler.config.num_train_timesteps)
     runtime.tune_glibc_malloc()  # all samplers pass here
     scheduler = copy.deepcopy(scheduler)
@@ -69,6 +73,21 @@ def prepare_scheduler(scheduler: SchedulerMixin, num_inference_steps: Any, x: Te
             f"timesteps {low:g} to {high:g}, not 0 to {last}"
         )
     return scheduler
+
+
+def _check_clipping(config: Mapping[str, Any]) -> None:
+    """Refuses bounds of a scheduler's config that no x0 can be clipped to."""
+    if config.get("thresholding"):
+        check_number(
+            "dynamic_thresholding_ratio",
+            config["dynamic_thresholding_ratio"],
+            at_least=0.0,
+            at_most=1.0,
+        )
+        if config["sample_max_value"] != math.inf:
+            check_number("sample_max_value", config["sample_max_value"], above=0.0)
+    elif config.get("clip_sample"):
+        check_number("clip_sample_range", config["clip_sample_range"], above=0.0)
 
 
 def clips_x0(config: Mapping[str, Any]) -> bool:

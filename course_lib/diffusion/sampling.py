@@ -10,6 +10,7 @@ copy of the scheduler, check their arguments when they are called (not at the fi
 record no gradients.
 """
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,16 +18,23 @@ from typing import Any
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
+    DDIMInverseScheduler,
     DDIMParallelScheduler,
     DDIMScheduler,
+    PNDMScheduler,
     SchedulerMixin,
 )
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from course_lib.diffusion.ancestral import ddim
 from course_lib.diffusion.noise import Generators, check_noise_args
-from course_lib.diffusion.objective import Model, convert_prediction
+from course_lib.diffusion.objective import (
+    Model,
+    check_like,
+    convert_prediction,
+    evaluate_model,
+)
 from course_lib.diffusion.sampler_step import (
     OnStep,
     SamplerStep,
@@ -42,18 +50,20 @@ from course_lib.diffusion.schedule import (
     has_zero_terminal_snr,
     is_flow_matching,
 )
+from course_lib.validation import check_number
 
 # Arguments of a scheduler's step that `sample` fills in
 _RESERVED_STEP_ARGS = ("model_output", "timestep", "sample", "generator", "return_dict")
 
-# Their step leads T // num_inference_steps down, wherever the next timestep is
-_FIXED_STRIDE_SCHEDULERS = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler)
+# Their step leads T // num_inference_steps down (or up), wherever the next timestep is
+_DDIM_SCHEDULERS = (DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler)
+_FIXED_STRIDE_SCHEDULERS = (*_DDIM_SCHEDULERS, DDIMInverseScheduler, PNDMScheduler)
 
 
 def sample(
     model: Model,
     scheduler: SchedulerMixin,
-    x: Float[Tensor, "b *axes"],
+    x: Shaped[Tensor, "b *axes"],
     cond: Any = None,
     *,
     num_inference_steps: int,
@@ -64,8 +74,9 @@ def sample(
     """Samples with a diffusers scheduler: DDPM, DDIM, Euler, DPM-Solver++, flow matching, others.
 
     DDIMScheduler.step goes T // num_inference_steps down. Where that misses the next timestep of
-    the list ("linspace" spacing, or "trailing" with a number that does not divide T), the steps are
-    those of `ddim`, which leads to it.
+    the list ("linspace" spacing, or "trailing" with a number that does not divide T) or, after the
+    last one, the clean data (`steps_offset` of a stride or more), the steps are those of `ddim`,
+    which leads there. PNDMScheduler and DDIMInverseScheduler are refused in these cases.
 
     Args:
         model: (x, t, cond) to a prediction of the scheduler's prediction type. Its x has the scale
@@ -85,16 +96,17 @@ def sample(
         The state after every step.
 
     Raises:
-        ValueError: for num_inference_steps, generators or step_kwargs that do not fit; for a
-            scheduler whose `step` needs more than a prediction; for eta = 1 with zero terminal SNR,
-            where diffusers may give NaN; and as `get_prediction_type`.
+        ValueError: for x, num_inference_steps, generators or step_kwargs that do not fit; for a
+            scheduler whose `step` needs more than a prediction, lacks the prediction type or misses
+            its timesteps; for eta = 1 with zero terminal SNR, where diffusers may give NaN; and as
+            `get_prediction_type`. At a step, for a prediction or a replacement of another shape.
     """
     prediction_type = get_prediction_type(scheduler)
     _check_step_supports(scheduler, prediction_type)
-    check_noise_args(x.shape, generator, 0.0)
+    step_params = inspect.signature(scheduler.step).parameters
+    _check_step_kwargs(scheduler, step_params, step_kwargs, x)
     prepared = prepare_scheduler(scheduler, num_inference_steps, x)
-    step_params = inspect.signature(prepared.step).parameters
-    _check_step_kwargs(prepared, step_params, step_kwargs)
+    check_noise_args(x.shape, generator, 0.0)
     if _misses_next_timestep(prepared):
         return ddim(
             model,
@@ -110,6 +122,7 @@ def sample(
         step_kwargs["generator"] = generator
     if "use_clipped_model_output" in step_params and clips_x0(prepared.config):
         step_kwargs.setdefault("use_clipped_model_output", True)
+    _try_step(prepared, x, step_kwargs)
     return _sample(model, prepared, prediction_type, x, cond, on_step, step_kwargs)
 
 
@@ -130,14 +143,16 @@ def _sample(
         with torch.no_grad():
             scaled = scale_model_input(x, t)
             # Under autocast the prediction is bfloat16; x and the noise keep their dtype
-            pred = model(scaled, t.expand(len(x)), cond).to(x.dtype)
+            pred = evaluate_model(model, scaled, t.expand(len(x)), cond).to(x.dtype)
             result = scheduler.step(pred, t, x, **step_kwargs)
             x0 = getattr(result, "pred_original_sample", None)
             if x0 is None:
                 level = _alpha_sigma_of_step(scheduler, i, t)
                 x0 = convert_prediction(pred, scaled, level, prediction_type).x0
                 x0 = clip_x0(x0, scheduler.config)
-            step = apply_hook(SamplerStep(i + 1, t.item(), result.prev_sample, x0), on_step)
+            # Euler's x0 is float32 where x is not
+            prev, x0 = result.prev_sample.to(x.dtype), x0.to(x.dtype)
+            step = apply_hook(SamplerStep(i + 1, t.item(), prev, x0), on_step)
         x = step.x
         yield step
 
@@ -154,11 +169,45 @@ def _check_step_supports(scheduler: SchedulerMixin, prediction_type: str) -> Non
 
 
 def _misses_next_timestep(scheduler: Any) -> bool:
-    """Whether the scheduler's step leads elsewhere than to the next timestep of its list."""
+    """Whether DDIM's step leads elsewhere than to the next timestep of the list, or to clean data.
+
+    Raises:
+        ValueError: where it does in a scheduler for which `ddim` is no replacement.
+    """
     if not isinstance(scheduler, _FIXED_STRIDE_SCHEDULERS):
         return False
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    return bool((scheduler.timesteps[:-1] - stride != scheduler.timesteps[1:]).any())
+    # PNDM visits timesteps twice, and halves of a stride in its Runge-Kutta steps
+    strides = torch.tensor([stride, stride // 2, stride - stride // 2])
+    visited = scheduler.timesteps.unique().cpu()
+    misses = bool(visited[0] >= stride or not torch.isin(visited.diff(), strides).all())
+    if misses and not isinstance(scheduler, _DDIM_SCHEDULERS):
+        raise ValueError(
+            f"scheduler: {type(scheduler).__name__}.step goes by {stride} timesteps, but its list "
+            "does not; expected timestep_spacing='leading', a num_inference_steps that divides "
+            f"{scheduler.config.num_train_timesteps} with 'trailing', or `ddim`"
+        )
+    return misses
+
+
+def _try_step(scheduler: Any, x: Tensor, step_kwargs: Mapping[str, Any]) -> None:
+    """Refuses now what the first step of the scheduler would refuse after a forward pass.
+
+    That is a prediction type which it lacks, or a generator of another device; and settings that
+    give NaN. The step is taken with few values by a copy, with copies of the generators.
+    """
+    name = type(scheduler).__name__
+    scheduler, step_kwargs = copy.deepcopy((scheduler, dict(step_kwargs)))
+    zeros = x.new_zeros(len(x), *[1] * (x.ndim - 1))
+    t = scheduler.timesteps[0]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            getattr(scheduler, "scale_model_input", lambda x, t: x)(zeros, t)
+            out = scheduler.step(zeros, t, zeros, **step_kwargs).prev_sample
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(f"scheduler: {name}.step refuses its arguments: {error}") from error
+    if not out.isfinite().all():
+        raise ValueError(f"scheduler: {name}.step gives NaN with these settings at timestep {t:g}")
 
 
 def _ddim_kwargs(step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,13 +219,22 @@ def _ddim_kwargs(step_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_step_kwargs(
-    scheduler: Any, step_params: Mapping[str, inspect.Parameter], step_kwargs: dict[str, Any]
+    scheduler: Any,
+    step_params: Mapping[str, inspect.Parameter],
+    step_kwargs: dict[str, Any],
+    x: Tensor,
 ) -> None:
-    """Refuses unknown arguments of the scheduler's step, and schedulers that need more of them."""
+    """Refuses bad arguments of the scheduler's step, and schedulers that need more of them."""
     name = type(scheduler).__name__
-    for key in step_kwargs:
+    for key, value in step_kwargs.items():
         if key not in step_params or key in _RESERVED_STEP_ARGS:
             raise ValueError(f"{key}: {name}.step takes no such argument")
+        if key == "eta":
+            check_number("eta", value, at_least=0.0, at_most=1.0)
+        elif isinstance(value, float | int) and not value >= 0:  # s_tmax may be infinite
+            raise ValueError(f"{key}: expected a number of at least 0, got {value}")
+        elif isinstance(value, Tensor):
+            check_like(key, value, "x", x)
     unsupported = [
         key
         for key, param in step_params.items()

@@ -28,10 +28,13 @@ from diffusers import (
     FlowMatchLCMScheduler,
     SchedulerMixin,
 )
-from jaxtyping import Float, Real
+from jaxtyping import Float, Real, Shaped
 from torch import Tensor
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+from course_lib.validation import check_float, require
+
+VP_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # of schedulers with betas
+PREDICTION_TYPES = (*VP_PREDICTION_TYPES, "flow_prediction")
 
 _FLOW_MATCHING = (
     FlowMatchEulerDiscreteScheduler,
@@ -51,7 +54,7 @@ class AlphaSigma(NamedTuple):
     alpha: Float[Tensor, "n"]
     sigma: Float[Tensor, "n"]
 
-    def like(self, x: Float[Tensor, "b *axes"]) -> tuple[Tensor, Tensor]:
+    def like(self, x: Shaped[Tensor, "b *axes"]) -> tuple[Tensor, Tensor]:
         """Alpha and sigma that broadcast against `x`, in its dtype and on its device.
 
         Args:
@@ -61,12 +64,16 @@ class AlphaSigma(NamedTuple):
             alpha and sigma, each (n, 1, …).
 
         Raises:
-            ValueError: for another number of rows.
+            ValueError: for integers, another number of rows, or a level that is not finite.
         """
-        if len(self.alpha) not in (1, len(x)):
-            raise ValueError(
-                f"t: expected 1 timestep, or one for each of {len(x)} rows, got {len(self.alpha)}"
-            )
+        check_float("x", x)
+        for part in self:
+            if part.ndim != 1 or len(part) not in (1, len(x)):
+                raise ValueError(
+                    f"t: expected 1 timestep, or one for each of {len(x)} rows, "
+                    f"got {len(part) if part.ndim == 1 else tuple(part.shape)}"
+                )
+            require(part.isfinite().all(), "level", "finite alpha and sigma", part.tolist())
         alpha, sigma = (append_dims(part, x) for part in self)
         return alpha, sigma
 
@@ -108,7 +115,7 @@ def train_timesteps(scheduler: SchedulerMixin) -> range:
     return range(len(_alphas_cumprod(scheduler)))
 
 
-def alpha_sigma_at(scheduler: SchedulerMixin, t: Real[Tensor, "n"]) -> AlphaSigma:
+def alpha_sigma_at(scheduler: SchedulerMixin, t: Shaped[Tensor, "*n"]) -> AlphaSigma:
     """Noise level of timesteps `t`.
 
     Between two timesteps of a variance-preserving schedule (Euler's may be fractional)
@@ -119,11 +126,14 @@ def alpha_sigma_at(scheduler: SchedulerMixin, t: Real[Tensor, "n"]) -> AlphaSigm
         t: (n,) timesteps, 0 to T - 1, or 0 to T with flow matching.
 
     Raises:
-        ValueError: for another scheduler, or a timestep outside the schedule.
+        ValueError: for another scheduler, no timestep, another rank, or a timestep that is NaN or
+            outside the schedule.
     """
     last = train_timesteps(scheduler)[-1]
+    is_list = t.dtype != torch.bool and not t.is_complex() and t.ndim == 1 and len(t) > 0
+    require(is_list, "t", "(n,) timesteps", f"{t.dtype} of shape {tuple(t.shape)}")
     t = t.cpu().double()
-    if t.min() < 0 or t.max() > last:
+    if not (t.min() >= 0 and t.max() <= last):
         raise ValueError(f"t: expected timesteps from 0 to {last}, got {t.min():g} to {t.max():g}")
     if is_flow_matching(scheduler):
         sigma = t / last
@@ -137,7 +147,7 @@ def alpha_sigma_at(scheduler: SchedulerMixin, t: Real[Tensor, "n"]) -> AlphaSigm
     return AlphaSigma(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
 
-def snr(scheduler: SchedulerMixin, t: Real[Tensor, "b"]) -> Float[Tensor, "b"]:
+def snr(scheduler: SchedulerMixin, t: Shaped[Tensor, "*b"]) -> Float[Tensor, "b"]:
     """Signal-to-noise ratio alpha² / sigma², float64 on the CPU.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from course_lib.lab import encode, page_layout, style
 from course_lib.lab.show import PngImage
-from course_lib.validation import require, to_uint8
+from course_lib.validation import check_int, check_number, check_tensor, require, to_uint8
 
 BLUE, ORANGE = (
     np.array([round(255 * c) for c in to_rgb(name)]) for name in (style.BLUE, style.VERMILION)
@@ -117,7 +117,7 @@ def _show_animation(frames: list[np.ndarray], fps: int, alt: str) -> None:
 
 
 def _check_fit(size: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> None:
-    require(stride >= 1, "stride", "at least 1", stride)
+    check_int("stride", stride, 1)
     fits = all(k <= n for k, n in zip(kernel, size, strict=True))
     require(fits, "kernel", f"at most shape {tuple(size)}", tuple(kernel))
 
@@ -133,7 +133,13 @@ def signed_colours(
 
     Returns:
         Red, green, blue in [-1, 1].
+
+    Raises:
+        ValueError: values that are not (b, 1, f, h, w) finite floats, or a gain not above 0.
     """
+    check_tensor("values", values, "(b, 1, f, h, w)")
+    require(values.shape[1] == 1, "values", "one channel", values.shape[1])
+    check_number("gain", gain, above=0)
     scaled = gain * values / values.abs().max().clamp(min=1e-8)
     rgb = _signed_rgb(scaled.clamp(-1, 1)[:, 0].cpu(), max_value=1.0)
     return torch.from_numpy(rgb).movedim(-1, 1).float().div(127.5).sub(1)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
-from course_lib.validation import require
+from course_lib.validation import check_int, check_number, require
 
 MAX_COLOURS = 255  # one of 256 palette entries means "as in the last frame"
 UNCHANGED = 255
@@ -23,6 +23,9 @@ def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
     Args:
         image: 0 to 255; exact up to 255 colours.
+
+    Raises:
+        ValueError: for anything else.
     """
     return encode_apng(image[None], fps=1)
 
@@ -39,11 +42,15 @@ def encode_apng(
             an adaptive palette without dithering, which would flicker and compress badly.
 
     Raises:
-        ValueError: no frames, no pixels, or such an `fps` or `colours`.
+        ValueError: no frames, no pixels, no levels, or such an `fps` or `colours`.
     """
+    is_rgb = frames.ndim == 4 and frames.shape[-1] == 3
+    require(is_rgb, "frames", "(n, h, w, 3)", f"shape {frames.shape}")
     require(0 not in frames.shape, "frames", "no empty axis", f"shape {frames.shape}")
-    require(0.1 <= fps <= 100, "fps", "0.1 to 100", fps)
-    require(2 <= colours <= MAX_COLOURS, "colours", f"2 to {MAX_COLOURS}", colours)
+    # Floats would be cut off, and NaN become any level
+    require(frames.dtype == np.uint8, "frames", "levels 0 to 255 as uint8", frames.dtype)
+    check_number("fps", fps, at_least=0.1, at_most=100.0)
+    check_int("colours", colours, 2, MAX_COLOURS)
     indices, palette = _shared_palette(frames, colours)
     is_repeated = indices[1:] == indices[:-1]  # (n - 1, h, w)
     changes = np.where(is_repeated, np.uint8(UNCHANGED), indices[1:])

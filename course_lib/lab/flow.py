@@ -5,6 +5,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
+from course_lib.validation import check_number
+
 
 def flow_to_rgb(
     flow: Float[Tensor, "n 2 h w"], max_flow: float | int | None = None
@@ -15,7 +17,12 @@ def flow_to_rgb(
         flow: (rightward, downward) pixels.
         max_flow: speed in pixels with full saturation, and of everything faster. None means the
             highest in `flow`.
+
+    Raises:
+        ValueError: `max_flow` is negative or not finite.
     """
+    if max_flow is not None:
+        check_number("max_flow", max_flow, at_least=0)
     flow = flow.float()
     if max_flow is None:
         return flow_to_image(flow)

@@ -17,13 +17,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
+from course_lib import files
+from course_lib.lab.offline_page import OfflineExporter
 from course_lib.runtime import machine_summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -74,6 +76,26 @@ class Lesson:
     error: str = ""
 
 
+def read_notebook(path: Path) -> NotebookNode:
+    """Read a notebook.
+
+    Args:
+        path: an .ipynb file.
+
+    Raises:
+        ValueError: there is no such file, or it is no notebook; the message names it.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except Exception as error:  # nbformat raises many
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: expected a notebook ({reason[:100]})") from error
+    return notebook
+
+
 def run_notebook(path: Path) -> Lesson:
     """Execute every cell of a notebook in a new kernel, in the notebook's own folder.
 
@@ -85,8 +107,11 @@ def run_notebook(path: Path) -> Lesson:
 
     Returns:
         The lesson with its outputs up to the error, if there was one.
+
+    Raises:
+        ValueError: the file is no notebook.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read_notebook(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
@@ -141,9 +166,8 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
 def save_notebook(lesson: Lesson) -> int:
     """Write a lesson to its own path atomically, and return its size in bytes."""
     nbformat.validate(lesson.notebook)
-    part = lesson.path.with_suffix(".part")
-    nbformat.write(lesson.notebook, part)
-    part.replace(lesson.path)
+    with files.replace_atomically(lesson.path) as part:
+        nbformat.write(lesson.notebook, part)
     return lesson.path.stat().st_size
 
 
@@ -175,8 +199,11 @@ def lesson_title(notebook: NotebookNode) -> tuple[str, str]:
 
 
 def to_html(notebook: NotebookNode) -> str:
-    """The notebook as one page, with the alternative texts that nbconvert's template drops."""
-    page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    """The notebook as one page, with the alternative texts that nbconvert's template drops.
+
+    It loads nothing from the network, see `offline_page`.
+    """
+    page, _ = OfflineExporter().from_notebook_node(notebook)
     alts = [alt for _, alt in output_images(notebook)]
     if page.count(NO_ALT) != len(alts):
         return page
@@ -194,18 +221,18 @@ def lesson_card(lesson: Lesson, folder: Path) -> str:
     Returns:
         The lesson's entry of the index page.
     """
-    page = folder / f"{lesson.path.stem}.html"
-    page.write_text(to_html(lesson.notebook), encoding="utf-8")
+    files.write_text(folder / f"{lesson.path.stem}.html", to_html(lesson.notebook))
+    link = quote(lesson.path.stem)
     title, line = lesson_title(lesson.notebook)
     image = ""
     for data, alt in output_images(lesson.notebook)[:1]:
         (folder / f"{lesson.path.stem}.png").write_bytes(data)
-        image = f'<img src="{lesson.path.stem}.png" alt="{html.escape(alt)}">'
+        image = f'<img src="{link}.png" alt="{html.escape(alt)}">'
     status = f"ran in {lesson.minutes:.1f} minutes"
     if lesson.error:
         status = f'<span class="failed">failed: {html.escape(lesson.error)}</span>'
     texts = {"title": html.escape(title), "line": html.escape(line)}
-    return CARD.format(page=page.name, image=image, status=status, **texts)
+    return CARD.format(page=f"{link}.html", image=image, status=status, **texts)
 
 
 def write_gallery(lessons: list[Lesson], folder: Path, machine: str) -> Path:
@@ -228,7 +255,7 @@ def write_gallery(lessons: list[Lesson], folder: Path, machine: str) -> Path:
     summary = f"{len(lessons)} lessons, run from top to bottom in {minutes} on: "
     index = folder / "index.html"
     page = PAGE.format(summary=summary + html.escape(machine), cards=cards)
-    index.write_text(page, encoding="utf-8")
+    files.write_text(index, page)
     return index
 
 
@@ -255,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: None means those of the process.
 
     Returns:
-        1 if a cell of any lesson failed, else 0.
+        1 if a cell of any lesson failed, else 0. A wrong option ends the process with 2.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -271,6 +298,17 @@ def main(arguments: list[str] | None = None) -> int:
     paths = options.notebooks or sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
     if not paths:
         parser.error("there is no notebook in notebooks/")
+    try:
+        machine = machine_summary()
+    except (ValueError, RuntimeError, AssertionError) as error:
+        parser.error(str(error))  # of the profile or the device
+    try:
+        for path in paths:  # all of them, before hours of work
+            read_notebook(path)
+        if not options.in_place:
+            options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     lessons = []
     for path in paths:
         print(f"{path.name} ...", flush=True)
@@ -280,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
             save_notebook(lesson)
         print(report(lesson, len(nbformat.writes(lesson.notebook).encode())), flush=True)
     if not options.in_place:
-        print(f"gallery: {write_gallery(lessons, options.out, machine_summary())}")
+        print(f"gallery: {write_gallery(lessons, options.out, machine)}")
     return int(any(lesson.error for lesson in lessons))
 
 

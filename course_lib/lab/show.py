@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 from PIL import Image
 
 from course_lib.lab import encode, page_layout, style
 from course_lib.lab.flow import flow_to_rgb
-from course_lib.validation import Array, clips_to_uint8, images_to_uint8, require, to_numpy
+from course_lib.lab.pipeline_output import images_to_rgb, is_clip_of_images, videos_to_rgb
+from course_lib.validation import Array, check_int, check_number, require, to_numpy
 
-Videos = Array | Mapping[str, Array] | Sequence[Array]
+Videos = Any  # forms: see `show_video`
 Captions = str | Sequence[str] | Mapping[str, Sequence[str]] | None
 
 MAX_MARKED_POINTS = 12  # curves of more points have no markers
@@ -66,6 +69,9 @@ def show_video(
         video: one clip (c, f, h, w), clips (b, c, f, h, w), or rows of either as a list or as
             {title: row}; floats in [-1, 1], 1 or 3 channels. Rows of one clip each are put side by
             side with their titles as captions. Rows of different length start and end together.
+            Also, in each of these places, what a pipeline of diffusers returns: its output with
+            `frames`, or the frames themselves as a list of PIL images for each clip, as one such
+            list, or as a NumPy array ([b,] f, h, w, 3) of floats in [0, 1] or of uint8 levels.
         captions: one text per clip of a row (the same for every row), or {title: texts}.
         titles: headings of a list of rows.
         fps: frames per second.
@@ -80,8 +86,9 @@ def show_video(
         ValueError: anything else.
     """
     rows = _clip_rows(video, captions, titles)
-    require(scale is None or scale >= 1, "scale", "a whole number of at least 1", scale)
-    require(strip_frames >= 1, "strip_frames", "at least 1", strip_frames)
+    if scale is not None:
+        check_int("scale", scale, 1)
+    check_int("strip_frames", strip_frames, 1)
     names = [
         ": ".join(text for text in (row.title, caption) if text)
         for row in rows
@@ -108,6 +115,8 @@ def _clip_rows(
     video: Videos, captions: Captions, titles: Sequence[str] | None
 ) -> list[page_layout.ClipRow]:
     """The rows of a call of `show_video`, checked."""
+    if hasattr(video, "frames") or is_clip_of_images(video):  # an output is a mapping, too
+        video = [video]
     if isinstance(video, Mapping):
         require(titles is None, "titles", "None with a dict, whose keys are the titles", titles)
         titles = [str(key) for key in video]
@@ -119,8 +128,9 @@ def _clip_rows(
         titles = [""] * len(video) if titles is None else list(titles)
     require(len(video) > 0, "video", "at least one row", "none")
     require(len(titles) == len(video), "titles", f"one for each of {len(video)} rows", len(titles))
-    clips = [clips_to_uint8(row, name) for row, name in zip(video, names, strict=True)]
-    is_single = len(video) > 1 and all(row.ndim == 4 for row in video)
+    rows = [videos_to_rgb(row, name) for row, name in zip(video, names, strict=True)]
+    clips = [row for row, _ in rows]
+    is_single = len(video) > 1 and not any(is_batch for _, is_batch in rows)
     if is_single and len({row.shape for row in clips}) == 1 and not (captions and any(titles)):
         # side by side, not one on top of the other
         texts = tuple(titles) if any(titles) else _captions(captions, "", len(video))
@@ -145,7 +155,7 @@ def _captions(captions: Captions, title: str, num_clips: int) -> tuple[str, ...]
 
 
 def show_images(
-    images: Array,
+    images: Any,
     captions: Captions = None,
     columns: int | None = None,
     *,
@@ -155,7 +165,9 @@ def show_images(
     """Show images with their captions.
 
     Args:
-        images: (b, c, h, w), floats in [-1, 1], 1 or 3 channels.
+        images: (b, c, h, w), floats in [-1, 1], 1 or 3 channels. Also what a pipeline of diffusers
+            returns: its output with `images`, or the images themselves as a list of PIL images or
+            as a NumPy array (b, h, w, 3) of floats in [0, 1] or of uint8 levels.
         captions: one text per image.
         columns: images per line; None means as many as fit in 720 pixels.
         scale: factor of enlargement; None makes images at least 128 pixels wide.
@@ -164,8 +176,10 @@ def show_images(
     Raises:
         ValueError: anything else.
     """
-    clips = images_to_uint8(images)[:, None]  # (b, 1, h, w, 3)
-    require(columns is None or columns >= 1, "columns", "at least 1", columns)
+    clips = images_to_rgb(images, "images")[:, None]  # (b, 1, h, w, 3)
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None:
+            check_int(name, value, 1)
     row = page_layout.ClipRow(clips, _captions(captions, "", len(clips)))
     sheet = page_layout.animation([row], scale, columns)[0]
     display(PngImage(encode.encode_png(sheet), alt or _describe("image", row.captions)))
@@ -202,6 +216,8 @@ def show_flow(
     field = torch.from_numpy(array if array.ndim == 5 else array[None])  # (b, 2, f, h, w)
     if max_flow is None:
         max_flow = float(field.square().sum(1).max().sqrt())
+    else:
+        check_number("max_flow", max_flow, above=0.0)
     rgb = torch.stack([flow_to_rgb(clip.transpose(0, 1), max_flow) for clip in field])
     clips = rgb.movedim(2, -1).numpy()  # (b, f, h, w, 3)
     rows = [page_layout.ClipRow(clips, _captions(captions, "", len(clips)))]
@@ -267,8 +283,9 @@ def show_curves(
         alt: description for readers who cannot see it.
 
     Raises:
-        ValueError: a curve with another number of parts, or parts of unequal length.
+        ValueError: no curve, one with another number of parts, or parts of unequal length.
     """
+    require(len(curves) > 0, "curves", "at least one", "none")
     with plt.style.context(style.STYLE_SHEET):
         figure, axes = plt.subplots()
         for label, curve in curves.items():
@@ -319,8 +336,9 @@ def show_bars(
         alt: description for readers who cannot see it.
 
     Raises:
-        ValueError: a bar without low <= value <= high.
+        ValueError: no bar, or one without low <= value <= high.
     """
+    require(len(bars) > 0, "bars", "at least one", "none")
     intervals = {label: _bar_interval(label, bar) for label, bar in bars.items()}
     with plt.style.context(style.STYLE_SHEET):
         figure, axes = plt.subplots(figsize=(7.2, 1.3 + 0.55 * max(2, len(intervals))))
@@ -354,11 +372,26 @@ def show_figure(figure: Figure, alt: str) -> None:
     """Display a matplotlib figure once, as a small PNG of at most 255 colours, and close it.
 
     Args:
-        figure: any.
+        figure: any. A text between dollar signs that is no formula is shown as it is.
         alt: description for readers who cannot see it.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
+    try:
+        _leave_unreadable_formulas(figure)
+        figure.savefig(buffer, format="png")
+    finally:
+        plt.close(figure)
     pixels = np.asarray(Image.open(buffer).convert("RGB"))
     display(PngImage(encode.encode_png(pixels), alt))
+
+
+def _leave_unreadable_formulas(figure: Figure) -> None:
+    """Keep matplotlib from reading a text as a formula where it would raise an error."""
+    for axes in figure.axes:  # creates the labels of the ticks
+        axes.get_xticklabels(), axes.get_yticklabels()
+    for text in figure.findobj(Text):
+        try:
+            if "$" in text.get_text():
+                MathTextParser("agg").parse(text.get_text())
+        except ValueError:
+            text.set_parse_math(False)

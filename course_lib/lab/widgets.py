@@ -1,5 +1,6 @@
 """`explore`: sliders in a live notebook, a row of examples everywhere else."""
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,8 @@ def explore(f: Callable[..., Any], /, **choices: Any) -> None:
 
     Args:
         f: displays something, or returns an image (c, h, w), a clip (c, f, h, w), clips
-            (b, c, f, h, w), a figure or anything else that a notebook can display.
+            (b, c, f, h, w), a video pipeline's output, a figure or anything else that a notebook
+            can display.
         **choices: each becomes a control. A list is a menu, which starts at its first entry. A
             tuple (low, high) or (low, high, step) of numbers is a slider, which starts in the
             middle and has steps of 1, or a twentieth of the range if an end is a float. A bool is a
@@ -68,6 +70,7 @@ def _check_choice(name: str, choice: Any) -> None:
     is_valid = isinstance(choice, bool) or (isinstance(choice, list) and len(choice) > 0)
     if isinstance(choice, tuple) and len(choice) in (2, 3):
         is_numeric = all(isinstance(n, int | float) and not isinstance(n, bool) for n in choice)
+        is_numeric = is_numeric and all(map(math.isfinite, choice))
         is_valid = is_numeric and choice[0] < choice[1] and (len(choice) == 2 or choice[2] > 0)
     expected = "a bool, a list with entries, (low, high) or (low, high, step) with low < high"
     require(is_valid, name, f"{expected} and step > 0", repr(choice))
@@ -162,7 +165,7 @@ def _show_result(result: Any, label: str, strip: bool) -> None:
     is_figures = isinstance(result, list) and all(isinstance(item, Figure) for item in result)
     if isinstance(result, Tensor) and result.ndim == 3:
         show.show_images(result[None], alt=label)
-    elif isinstance(result, Tensor) and result.ndim in (4, 5):
+    elif hasattr(result, "frames") or (isinstance(result, Tensor) and result.ndim in (4, 5)):
         show.show_video(result, strip=strip, alt=label)
     elif is_figures or isinstance(result, Figure):
         for figure in result if is_figures else [result]:

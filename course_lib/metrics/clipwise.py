@@ -11,21 +11,25 @@ from torch import Tensor
 from course_lib.metrics.features import cat_rows
 from course_lib.metrics.intervals import CONFIDENCE, mean_interval
 from course_lib.metrics.score import Score, VideoMetric
-from course_lib.validation import check_count
+from course_lib.validation import check_count, check_float, check_int
 
 
-def mean_score(name: str, values: Float[Tensor, "n"], unit: str = "") -> Score:
+def mean_score(name: str, values: Tensor, unit: str = "") -> Score:
     """Mean of independent values with its 95 % interval (Student's t).
 
     Args:
         name: name of the score.
-        values: one value per clip; NaN marks a clip without a value, which is left out.
+        values: (n,), one per clip; NaN marks a clip without a value, which is left out.
         unit: unit of the values.
 
     Returns:
         The score; `n` counts the values that are not NaN. With one value it has no interval,
         with none its value is NaN.
+
+    Raises:
+        ValueError: for integers, or several values per clip.
     """
+    check_float("values", values, "(n)")
     values = values[~values.isnan()].cpu().double()
     n = len(values)
     if n < 2:
@@ -43,9 +47,11 @@ def proportion_score(name: str, hits: int, n: int) -> Score:
         n: number of independent trials.
 
     Raises:
-        ValueError: for no trials, or more hits than trials.
+        ValueError: for no trials, more hits than trials, or fractions of them.
     """
+    check_int("n", n, 0)
     check_count(name, n, 1)
+    check_int("hits", hits, 0, n)
     interval = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return Score(name, hits / n, n, (float(interval.low), float(interval.high)))
 
@@ -66,11 +72,12 @@ class PerClipMetric(VideoMetric):
         self.names = dict(names)
         self.units = dict(units or {})
         self.add_state("rows", [], "cat")
+        self._separate(", ".join(self.names.values()))
 
     def _append(self, **values: Float[Tensor, "b"]) -> None:
         """Store the numbers of a batch, under the keys of `names`."""
         columns = [values[key].to(self.device).double() for key in self.names]
-        self.rows.append(torch.stack(columns, dim=1))
+        self.rows = [*self.rows, torch.stack(columns, dim=1)]
 
     def per_clip(self) -> dict[str, Float[Tensor, "n"]]:
         """Numbers of every clip, in the order of the updates.

@@ -12,15 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.metrics.clipwise import PerClipMetric
-from course_lib.metrics.text import encode_frames
-from course_lib.validation import check_count, check_net, check_video
+from course_lib.metrics.text import check_directions, encode_frames
+from course_lib.validation import check_count, check_net, check_tensor, check_video
 
 
-def frame_consistency(frames: Float[Tensor, "b f d"]) -> dict[str, Float[Tensor, "b"]]:
+def frame_consistency(frames: Tensor) -> dict[str, Float[Tensor, "b"]]:
     """Consistency of every clip, in float64.
 
     Args:
-        frames: embeddings of at least two frames; their length does not matter.
+        frames: embeddings (b, f, d) of at least two frames; their length does not matter.
 
     Returns:
         all_pairs: mean cosine over all pairs of different frames (Tune-A-Video: Wu et al. 2023;
@@ -31,10 +31,12 @@ def frame_consistency(frames: Float[Tensor, "b f d"]) -> dict[str, Float[Tensor,
             (VBench: Huang et al. 2024, subject and background consistency).
 
     Raises:
-        ValueError: for a single frame.
+        ValueError: for bad input, a single frame, or an embedding that is zero.
     """
+    check_tensor("frames", frames, "(b, f, d)")
     num_frames = frames.shape[1]
     check_count("frames", num_frames, 2)
+    check_directions("frames", frames)
     unit = F.normalize(frames.double(), dim=-1)
     cosine = torch.einsum("bfd,bgd->bfg", unit, unit)
     previous = cosine.diagonal(offset=1, dim1=1, dim2=2)  # (b, f-1)

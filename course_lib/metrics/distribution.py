@@ -6,10 +6,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from course_lib.metrics.features import FeatureBank, VideoNet, cat_rows, extract_features
+from course_lib.metrics.features import (
+    FeatureBank,
+    VideoNet,
+    cat_rows,
+    check_feature_sets,
+    check_width,
+    extract_features,
+)
 from course_lib.metrics.frechet import frechet_distance
 from course_lib.metrics.score import Score, VideoMetric
-from course_lib.validation import check_count, check_net, check_tensor, require
+from course_lib.validation import check_count, check_int, check_net, check_number, check_tensor
 
 ROW_BLOCK = 1024  # rows of a kernel or distance matrix that are computed at a time
 
@@ -41,12 +48,15 @@ def kernel_distance(
             one distribution is then 0 on average for any n, and often a little below 0.
 
     Raises:
-        ValueError: for bad input, fewer than 2 samples, different d, or a degree below 1.
+        ValueError: for bad input, fewer than 2 samples, different d, a degree that is no integer
+            of at least 1, a coef that is not finite, or a gamma that is not positive.
     """
-    _check_two(real, generated, min_samples=2)
-    check_count("degree", degree, 1)
+    check_feature_sets(real, generated, min_samples=2)
+    check_int("degree", degree, 1)
+    check_number("coef", coef)
     real, generated = real.double(), generated.double()
     gamma = 1 / real.shape[1] if gamma is None else gamma
+    check_number("gamma", gamma, above=0.0)
 
     def mean_kernel(x: Tensor, y: Tensor, skip_diagonal: bool = False) -> Tensor:
         blocks = x.split(ROW_BLOCK)
@@ -82,10 +92,13 @@ def kernel_distance_subsets(
         Mean and standard deviation (ddof 0) over subsets.
 
     Raises:
-        ValueError: for bad input, or fewer samples than `subset_size`.
+        ValueError: for bad input, fewer than 2 samples per subset or 1 subset, or fewer samples
+            than `subset_size`.
     """
-    _check_two(real, generated, min_samples=max(subset_size, 2))
-    check_count("num_subsets", num_subsets, 1)
+    check_int("subset_size", subset_size, 2)
+    check_int("num_subsets", num_subsets, 1)
+    check_int("seed", seed, 0)
+    check_feature_sets(real, generated, min_samples=subset_size)
     generator = torch.Generator().manual_seed(seed)
     values = torch.zeros(num_subsets, dtype=torch.float64)
     for i in range(num_subsets):
@@ -132,13 +145,24 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float
     Raises:
         ValueError: for bad input, or fewer than k + 1 samples in a set.
     """
-    check_count("k", k, 1)
-    _check_two(real, generated, min_samples=k + 1)
-    center = real.double().mean(dim=0)  # smaller numbers have smaller rounding errors
+    check_int("k", k, 1)
+    check_feature_sets(real, generated, min_samples=k + 1)
+    center = _center(real.double())
     real, generated = real.double() - center, generated.double() - center
     precision = _in_manifold(generated, real, k).double().mean().item()
     recall = _in_manifold(real, generated, k).double().mean().item()
     return precision, recall
+
+
+def _center(features: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
+    """Means, rounded to a power of two below the standard deviation.
+
+    Smaller numbers have smaller rounding errors, and differences from this centre have none for
+    integers and other multiples of a power of two.
+    """
+    std, mean = torch.std_mean(features, dim=0)
+    step = std / torch.frexp(std).mantissa / 2
+    return torch.where(std > 0, (mean / step).round() * step, features[0])
 
 
 def _in_manifold(
@@ -146,22 +170,26 @@ def _in_manifold(
 ) -> Bool[Tensor, "n"]:
     """Which samples lie in a ball of the manifold."""
     radii = [
-        _squared_distances(rows, manifold).kthvalue(k + 1).values
+        _squared_distances(rows, manifold)[0].kthvalue(k + 1).values
         for rows in manifold.split(ROW_BLOCK)
     ]
     radii = torch.cat(radii)
-    inside = [
-        (_squared_distances(rows, manifold) <= radii).any(dim=1)
-        for rows in samples.split(ROW_BLOCK)
-    ]
+    inside = []
+    for rows in samples.split(ROW_BLOCK):
+        distances, rounding = _squared_distances(rows, manifold)
+        inside.append((distances <= radii + rounding).any(dim=1))  # a border belongs to its ball
     return torch.cat(inside)
 
 
-def _squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+def _squared_distances(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]
+) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
+    """Squared distances, and how far rounding may move them."""
     squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
     distances = squares - 2 * x @ y.T
     # Features that differ only by float32 rounding (another batch size) count as equal
-    return distances.where(distances > 1e-12 * squares, 0)
+    rounding = 4 * x.shape[1] ** 0.5 * torch.finfo(x.dtype).eps * squares
+    return distances.where(distances > 1e-12 * squares, 0), rounding
 
 
 class PrecisionRecall(FeatureBank):
@@ -217,7 +245,7 @@ def inception_score(
         ValueError: for bad input, or fewer than 2 samples per split.
     """
     check_tensor("logits", logits, "(n, d)")
-    check_count("num_splits", num_splits, 1)
+    _check_splits(num_splits, seed)
     check_count("logits: samples", len(logits), 2 * num_splits)
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     values = []
@@ -239,13 +267,13 @@ class InceptionScore(VideoMetric):
         seed: see `inception_score`.
 
     Raises:
-        ValueError: for a net in training mode, or less than one split.
+        ValueError: for a net in training mode, less than one split, or a seed below 0.
     """
 
     def __init__(self, net: VideoNet, name: str, *, num_splits: int = 1, seed: int = 0) -> None:
         super().__init__()
         check_net("net", net)
-        check_count("num_splits", num_splits, 1)
+        _check_splits(num_splits, seed)
         self.net = net
         self.num_splits = num_splits
         self.seed = seed
@@ -259,9 +287,11 @@ class InceptionScore(VideoMetric):
             video: (b, c, f, h, w) in [-1, 1].
 
         Raises:
-            ValueError: see `extract_features`.
+            ValueError: see `extract_features`; or for another number of classes than before.
         """
-        self.logits.append(extract_features(self.net, video).to(self.device))
+        logits = extract_features(self.net, video).to(self.device)
+        check_width(logits, self.logits)
+        self.logits = [*self.logits, logits]
 
     def compute(self) -> dict[str, Score]:
         """Scores under the keys "mean" and, for several splits, "std" (ddof 0; torchmetrics: 1).
@@ -278,9 +308,6 @@ class InceptionScore(VideoMetric):
         return scores
 
 
-def _check_two(real: Tensor, generated: Tensor, min_samples: int) -> None:
-    for name, features in (("real", real), ("generated", generated)):
-        check_tensor(name, features, "(n, d)")
-        check_count(f"{name}: samples", len(features), min_samples)
-    d = real.shape[1]
-    require(generated.shape[1] == d, "generated", f"the width of real, {d}", generated.shape[1])
+def _check_splits(num_splits: int, seed: int) -> None:
+    check_int("num_splits", num_splits, 1)
+    check_int("seed", seed, 0)

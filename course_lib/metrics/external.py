@@ -9,6 +9,8 @@ these files, and with equal numbers of clips and frames at equal size.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,13 +43,13 @@ def inception_features(path: str | Path, *, device: str | torch.device = "cpu") 
     _check_file(path, f"{INCEPTION_FILE} from torch-fidelity's releases")
     torch.load(path, weights_only=True)  # torch-fidelity's own loader would run pickled code
     net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path), antialias=False).to(device)
+    return partial(_inception_features, net, device)
 
-    def features(images: Tensor) -> Tensor:
-        check_images("images", images)
-        _check_rgb("images", images)
-        return net(to_uint8(images.to(device)))
 
-    return features
+def _inception_features(net: Callable, device: str | torch.device, images: Tensor) -> Tensor:
+    check_images("images", images)
+    _check_rgb("images", images)
+    return net(to_uint8(images.to(device)))
 
 
 def i3d_features(path: str | Path, *, device: str | torch.device = "cpu") -> VideoNet:
@@ -69,13 +71,13 @@ def i3d_features(path: str | Path, *, device: str | torch.device = "cpu") -> Vid
         # torch.jit is deprecated, but FVD's network exists only in this format
         warnings.simplefilter("ignore", DeprecationWarning)
         net = torch.jit.load(str(path), map_location=device).eval()
+    return partial(_i3d_features, net, device)
 
-    def features(video: Tensor) -> Tensor:
-        check_video("video", video, min_frames=I3D_MIN_FRAMES)
-        _check_rgb("video", video)
-        return net(to_uint8(video.to(device)), rescale=True, resize=True, return_features=True)
 
-    return features
+def _i3d_features(net: Callable, device: str | torch.device, video: Tensor) -> Tensor:
+    check_video("video", video, min_frames=I3D_MIN_FRAMES)
+    _check_rgb("video", video)
+    return net(to_uint8(video.to(device)), rescale=True, resize=True, return_features=True)
 
 
 def _check_file(path: str | Path, expected: str) -> None:

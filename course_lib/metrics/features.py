@@ -5,9 +5,12 @@ A video feature net is any callable from videos (b, c, f, h, w) to features (b, 
 between such features: of Inception and I3D (see `external`), or of the course's own networks.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
@@ -15,7 +18,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from course_lib.metrics.score import Score, VideoMetric
 from course_lib.nn.utils import fold_frames
-from course_lib.validation import check_count, check_net, check_tensor, check_video
+from course_lib.validation import check_count, check_net, check_tensor, check_video, require
 
 VideoNet = Callable[
     [Tensor], Tensor
@@ -36,7 +39,11 @@ def frame_features(net: ImageNet) -> VideoNet:
         ValueError: for a net in training mode.
     """
     check_net("net", net)
-    return lambda video: net(fold_frames(video))
+    return partial(_frame_features, net)  # not a lambda, which pickle refuses
+
+
+def _frame_features(net: ImageNet, video: Tensor) -> Tensor:
+    return net(fold_frames(video))
 
 
 def mean_frame_features(net: ImageNet) -> VideoNet:
@@ -51,8 +58,12 @@ def mean_frame_features(net: ImageNet) -> VideoNet:
     Raises:
         ValueError: for a net in training mode.
     """
-    per_frame = frame_features(net)
-    return lambda video: per_frame(video).unflatten(0, (len(video), -1)).mean(1)
+    check_net("net", net)
+    return partial(_mean_frame_features, net)
+
+
+def _mean_frame_features(net: ImageNet, video: Tensor) -> Tensor:
+    return _frame_features(net, video).unflatten(0, (len(video), -1)).mean(1)
 
 
 def extract_features(net: VideoNet, video: Tensor) -> Float[Tensor, "n d"]:
@@ -74,6 +85,30 @@ def extract_features(net: VideoNet, video: Tensor) -> Float[Tensor, "n d"]:
         features = net(video)
     check_tensor("net(video)", features, "(n, d)")
     return features.cpu().double()
+
+
+def check_feature_sets(real: Tensor, generated: Tensor, min_samples: int) -> None:
+    """Check two feature sets.
+
+    Args:
+        real: expected to be (n, d), floating point and finite.
+        generated: expected to be (m, d), likewise.
+        min_samples: smallest n and m.
+
+    Raises:
+        ValueError: if one of them is anything else.
+    """
+    for name, features in (("real", real), ("generated", generated)):
+        check_tensor(name, features, "(n, d)")
+        check_count(f"{name}: samples", len(features), min_samples)
+    d = real.shape[1]
+    require(generated.shape[1] == d, "generated", f"the width of real, {d}", generated.shape[1])
+
+
+def check_width(rows: Float[Tensor, "n d"], previous: Sequence[Tensor]) -> None:
+    """Raises ValueError for rows of another width than those that a metric has."""
+    is_same = not len(previous) or previous[0].shape[-1] == rows.shape[1]
+    require(is_same, "net(video)", "features of one width in all batches", "another width")
 
 
 def cat_rows(rows: list[Tensor] | Tensor) -> Num[Tensor, "n d"]:
@@ -106,28 +141,47 @@ class RealVsGenerated(VideoMetric):
         self.add_state("real", [], "cat")
         self.add_state("generated", [], "cat")
 
-    def update(self, video: Tensor, real: bool) -> None:
+    def update(self, video: Tensor, real: Any) -> None:
         """Add a batch to one of the two sets.
+
+        A call, `metric(video, real)`, also returns the distance between this batch and all samples
+        of the other set.
 
         Args:
             video: (b, c, f, h, w) in [-1, 1].
-            real: whether the videos are real or generated.
+            real: True or False, whether the videos are real or generated.
 
         Raises:
-            ValueError: see `extract_features`.
+            ValueError: see `extract_features`; or for features of another width than before.
         """
-        features = extract_features(self.net, video).to(self.device)
-        self._append(self.real if real else self.generated, features)
+        require(isinstance(real, bool | np.bool_), "real", "True or False", repr(real))
+        features = self._rows(extract_features(self.net, video).to(self.device))
+        for previous in (self.real, self.generated):
+            check_width(features, previous)
+        name = "real" if real else "generated"
+        setattr(self, name, self._join([*getattr(self, name), features]))
 
-    def _append(self, rows: list[Tensor], features: Float[Tensor, "n d"]) -> None:
-        rows.append(features)
+    def _rows(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n r"]:
+        """What the state holds of a batch."""
+        return features
+
+    def _join(self, rows: list[Tensor]) -> list[Tensor]:
+        """The rows of one set, or fewer that serve as well."""
+        return rows
+
+    def _batch_value(self, batch: VideoMetric) -> Any:
+        batch = copy.copy(batch)
+        for name in ("real", "generated"):
+            if not getattr(batch, name):  # a batch has samples of one set only
+                setattr(batch, name, getattr(self, name))
+        return batch.compute()
 
     def _sides(self) -> dict[str, Float[Tensor, "n d"]]:
         return {"real samples": cat_rows(self.real), "generated samples": cat_rows(self.generated)}
 
     def reset(self) -> None:
         """Remove all samples, or with `cache_real` only the generated ones."""
-        real = list(self.real)
+        real = self.real
         super().reset()
         if self.cache_real:
             self.real = real

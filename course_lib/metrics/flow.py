@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from course_lib.nn.utils import fold_frames, unfold_frames
-from course_lib.validation import check_tensor, check_video, require
+from course_lib.validation import check_float, check_tensor, check_video, require
 from course_lib.world import Clips
 
 Estimator = Callable[[Tensor], Tensor]  # video (b, c, f, h, w) to forward flow
@@ -81,6 +81,7 @@ def raft_flow(weights: Path | str, *, large: bool = False) -> Estimator:
 @torch.no_grad()
 def _raft(net: torch.nn.Module, video: Tensor) -> Float[Tensor, "b 2 steps h w"]:
     check_video("video", video, min_frames=2)
+    require(video.shape[1] == 3, "video", "3 channels", video.shape[1])
     net.to(video.device)
     h, w = video.shape[-2:]
     large = [
@@ -102,7 +103,11 @@ def bidirectional_flow(
     Args:
         video: (b, c, f, h, w) in [-1, 1].
         estimator: video to forward flow.
+
+    Raises:
+        ValueError: for one clip without a batch axis, or what the estimator refuses.
     """
+    check_float("video", video, "(b, c, f, h, w)")  # another axis would be reversed
     return estimator(video), estimator(video.flip(2)).flip(2)
 
 
@@ -128,43 +133,76 @@ def check_flow(name: str, flow: Tensor, video: Tensor) -> None:
         ValueError: if `flow` is anything else.
     """
     b, _, f, h, w = video.shape
-    shape = (b, 2, f - 1, h, w)
+    _check_flow_shape(name, flow, (b, 2, f - 1, h, w))
+
+
+def _check_flow_shape(name: str, flow: Tensor, shape: tuple[int, ...]) -> None:
     require(flow.shape == shape, name, f"(b, 2, f-1, h, w) = {shape}", tuple(flow.shape))
     check_tensor(name, flow, "(b, 2, f-1, h, w)")
 
 
-def warp(frames: Float[Tensor, "b c steps h w"], flow: Float[Tensor, "b 2 steps h w"]) -> Tensor:
+def warp(frames: Tensor, flow: Tensor) -> Float[Tensor, "b c steps h w"]:
     """Sample every pixel at its position plus its flow, bilinearly (backward warping).
 
     Frame t + 1 warped by the forward flow is frame t. Beyond the border the border's value is used.
 
     Args:
-        frames: any channels, at least 2 x 2 pixels.
-        flow: one flow field per frame.
+        frames: (b, c, steps, h, w), any channels, at least 2 x 2 pixels.
+        flow: (b, 2, steps, h, w), one flow field per frame.
 
     Returns:
-        Warped frames, in the shape of `frames`.
+        Warped frames, in the shape and dtype of `frames`.
+
+    Raises:
+        ValueError: for other shapes, integers, or a flow that is not finite.
     """
+    check_float("frames", frames, "(b, c, steps, h, w)")
+    b, _, steps, h, w = frames.shape
+    require(min(h, w) >= 2, "frames", "at least 2x2 pixels", f"{h}x{w}")
+    _check_flow_shape("flow", flow, (b, 2, steps, h, w))
+    return _warp(frames, flow)
+
+
+def _warp(
+    frames: Float[Tensor, "b c steps h w"], flow: Float[Tensor, "b 2 steps h w"]
+) -> Float[Tensor, "b c steps h w"]:
     h, w = frames.shape[-2:]
-    flow = flow.to(frames.dtype)
+    # Half precision cannot tell neighbouring pixels apart: on a CPU, grid_sample reads beyond them
+    dtype = torch.promote_types(frames.dtype, torch.float32)
+    flow = flow.to(dtype)
     x = torch.arange(w, device=flow.device) + flow[:, 0]  # (b, steps, h, w)
     y = torch.arange(h, device=flow.device)[:, None] + flow[:, 1]  # (b, steps, h, w)
     grid = torch.stack([2 * x / (w - 1) - 1, 2 * y / (h - 1) - 1], dim=-1).flatten(0, 1)
-    flat = fold_frames(frames)
+    flat = fold_frames(frames.to(dtype))
     warped = F.grid_sample(flat, grid, padding_mode="border", align_corners=True)
-    return unfold_frames(warped, frames.shape[2])
+    warped = unfold_frames(warped, frames.shape[2])
+    if dtype == frames.dtype:
+        return warped
+    still = (flow == 0).all(dim=1, keepdim=True)  # exactly the same there, not up to 1e-7
+    return torch.where(still, frames, warped.to(frames.dtype))
 
 
-def non_occluded_mask(
-    forward: Float[Tensor, "b 2 steps h w"], backward: Float[Tensor, "b 2 steps h w"]
-) -> Bool[Tensor, "b 1 steps h w"]:
+def non_occluded_mask(forward: Tensor, backward: Tensor) -> Bool[Tensor, "b 1 steps h w"]:
     """Pixels of frame t that are visible in frame t + 1, and not at a motion boundary.
 
     Occluded: forward flow f and backward flow b, sampled where f points to, do not cancel:
     |f + b|² > 0.01 (|f|² + |b|²) + 0.5. Motion boundary: |∇f|² > 0.01 |f|² + 0.002. Lai et al.
     2018, as in their `detect_occlusion`, after Ruder et al. 2016.
+
+    Args:
+        forward: forward flow (b, 2, steps, h, w).
+        backward: backward flow, in the same shape.
+
+    Raises:
+        ValueError: for other shapes, integers, or a flow that is not finite.
     """
-    back = warp(backward, forward)
+    check_tensor("forward", forward, "(b, 2, steps, h, w)")
+    _check_flow_shape("forward", forward, (len(forward), 2, *forward.shape[2:]))
+    require(min(forward.shape[-2:]) >= 2, "forward", "at least 2x2 pixels", tuple(forward.shape))
+    _check_flow_shape("backward", backward, tuple(forward.shape))
+    dtype = torch.promote_types(forward.dtype, torch.float32)
+    forward, backward = forward.to(dtype), backward.to(dtype)
+    back = _warp(backward, forward)
     energy = forward.square().sum(dim=1, keepdim=True)
     energy_back = back.square().sum(dim=1, keepdim=True)
     residual = (forward + back).square().sum(dim=1, keepdim=True)

@@ -12,7 +12,7 @@ accurately. Two forms of the last trace avoid it:
   features over √(n - ddof). Exact for any n, also for singular Σ; A₁A₂ᵀ is small for n ≤ d.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from jaxtyping import Float
 from scipy import linalg
 from torch import Tensor
 
-from course_lib.metrics.features import RealVsGenerated, VideoNet
+from course_lib.metrics.features import RealVsGenerated, VideoNet, check_feature_sets
 from course_lib.metrics.intervals import mean_interval
 from course_lib.metrics.score import Score
-from course_lib.validation import check_count, check_tensor, require
+from course_lib.validation import check_count, check_int, check_tensor, require
 
 SPLITS = (1, 2, 3, 4, 6, 8)  # numbers of disjoint splits in `frechet_infinity`
 
@@ -47,7 +47,7 @@ def gaussian(features: Tensor, ddof: int = 1) -> Gaussian:
     """
     check_tensor("features", features, "(n, d)")
     check_count("features: samples", len(features), 2)
-    require(ddof in (0, 1), "ddof", "0 or 1", ddof)
+    check_int("ddof", ddof, 0, 1)
     features = features.detach().cpu().double()
     mean = features.mean(dim=0)
     return Gaussian(mean, (features - mean) / (len(features) - ddof) ** 0.5)
@@ -71,27 +71,32 @@ def frechet_between_gaussians(first: Gaussian, second: Gaussian) -> float:
     return _combine(first.mean - second.mean, traces.item(), trace)
 
 
-def frechet_from_moments(
-    mean_1: Float[Tensor, "d"],
-    cov_1: Float[Tensor, "d d"],
-    mean_2: Float[Tensor, "d"],
-    cov_2: Float[Tensor, "d d"],
-) -> float:
-    """Fréchet distance from means and covariances, by the symmetric form.
+def frechet_from_moments(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
+    """Fréchet distance from means (d,) and covariances (d, d), by the symmetric form.
 
     If Σ₁ is singular (n ≤ d, or a constant feature), its root comes from its eigenvalues, which
     turns rounding errors of 1e-16 into 1e-8: prefer `frechet_distance`.
 
     Raises:
-        ValueError: for a covariance that is not symmetric.
+        ValueError: for other shapes, or a matrix that is not symmetric or has a variance below 0.
     """
+    check_tensor("mean_1", mean_1, "(d)")
+    d = len(mean_1)
+    for name, moment, axes in (
+        ("mean_2", mean_2, "(d)"),
+        ("cov_1", cov_1, "(d, d)"),
+        ("cov_2", cov_2, "(d, d)"),
+    ):
+        check_tensor(name, moment, axes)
+        require(set(moment.shape) == {d}, name, f"{axes} with d = {d}", tuple(moment.shape))
     moments = (mean_1, cov_1, mean_2, cov_2)
     mean_1, cov_1, mean_2, cov_2 = (moment.detach().cpu().double() for moment in moments)
     for name, cov in (("cov_1", cov_1), ("cov_2", cov_2)):
         atol = 1e-8 * cov.abs().max().item()
-        require(
-            torch.allclose(cov, cov.T, rtol=1e-6, atol=atol), name, "a symmetric matrix", "another"
-        )
+        is_symmetric = torch.allclose(cov, cov.T, rtol=1e-6, atol=atol)
+        require(is_symmetric, name, "a symmetric matrix", "another")
+        lowest = cov.diagonal().min().item()
+        require(lowest >= -atol, name, "variances of at least 0", lowest)
     trace = _symmetric_trace(cov_1.numpy(), cov_2.numpy())
     if trace is None:
         values, vectors = torch.linalg.eigh(cov_1)
@@ -144,6 +149,7 @@ def frechet_distance(real: Tensor, generated: Tensor, ddof: int = 1) -> float:
     Raises:
         ValueError: for bad input.
     """
+    check_feature_sets(real, generated, min_samples=2)
     return frechet_between_gaussians(gaussian(real, ddof), gaussian(generated, ddof))
 
 
@@ -169,13 +175,20 @@ class FrechetDistance(RealVsGenerated):
         self, net: VideoNet, name: str, *, ddof: int = 1, cache_real: bool = False
     ) -> None:
         super().__init__(net, name, cache_real=cache_real)
-        require(ddof in (0, 1), "ddof", "0 or 1", ddof)
+        check_int("ddof", ddof, 0, 1)
         self.ddof = ddof
 
-    def _append(self, rows: list[Tensor], features: Float[Tensor, "n d"]) -> None:
-        rows.append(torch.cat([features.new_ones(len(features), 1), features], dim=1))
-        if sum(map(len, rows)) > 2 * rows[0].shape[1]:
-            rows[:] = [_qr_root(torch.cat(rows))]
+    def _rows(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
+        return torch.cat([features.new_ones(len(features), 1), features], dim=1)
+
+    def _join(self, rows: list[Tensor]) -> list[Tensor]:
+        if rows and sum(map(len, rows)) > 2 * rows[0].shape[1]:
+            return [_qr_root(torch.cat(rows).double())]
+        return rows
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        self.real, self.generated = self._join(self.real), self._join(self.generated)
 
     def compute(self) -> Score:
         """The distance of all samples so far.
@@ -186,9 +199,10 @@ class FrechetDistance(RealVsGenerated):
         gaussians = []
         counts = []
         for name, rows in self._sides().items():
+            rows = rows.cpu().double()  # after `set_dtype`, it may be another
             n = round(rows[:, :1].square().sum().item())
             check_count(name, n, 2)
-            triangle = torch.linalg.qr(rows.cpu(), mode="r").R  # (d+1, d+1)
+            triangle = torch.linalg.qr(rows, mode="r").R  # (d+1, d+1)
             mean = triangle[0, 1:] / triangle[0, 0]
             gaussians.append(Gaussian(mean, triangle[1:, 1:] / (n - self.ddof) ** 0.5))
             counts.append(n)
@@ -235,15 +249,11 @@ def frechet_infinity(
     Raises:
         ValueError: for bad input, or fewer than 2d samples.
     """
-    check_tensor("real", real, "(n, d)")
-    check_tensor("generated", generated, "(n, d)")
-    require(
-        jackknife_groups == 0 or jackknife_groups >= 2,
-        "jackknife_groups",
-        "0 or at least 2",
-        jackknife_groups,
-    )
+    check_feature_sets(real, generated, min_samples=1)
     n = min(len(real), len(generated))
+    check_int("jackknife_groups", jackknife_groups, 0, n)
+    require(jackknife_groups != 1, "jackknife_groups", "0 or at least 2", jackknife_groups)
+    check_int("seed", seed, 0)
     d = real.shape[1]
     min_samples = max(2 * d, 16)
     check_count(f"real, generated: samples of each for features of width {d}", n, min_samples)

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from course_lib.metrics.score import Score, VideoMetric
 from course_lib.nn.utils import fold_frames
-from course_lib.validation import check_count, check_net, check_pair, require
+from course_lib.validation import (
+    check_count,
+    check_float,
+    check_images,
+    check_net,
+    check_number,
+    check_pair,
+    check_same_shape,
+    require,
+)
 
 PEAK_TO_PEAK = 2  # largest difference of two values in [-1, 1]
 SSIM_WINDOW = 11  # pixels
@@ -58,16 +67,18 @@ class PSNR(VideoMetric):
             makes frame_mean infinite. Code that sets MSE < 1e-10 to 100 dB has `cap=100`.
 
     Raises:
-        ValueError: unless `cap` is positive or None.
+        ValueError: unless `cap` is None, or positive and finite.
     """
 
     def __init__(self, cap: float | int | None = None) -> None:
         super().__init__()
-        require(cap is None or cap > 0, "cap", "a positive number of dB or None", cap)
+        if cap is not None:
+            check_number("cap", cap, above=0.0)
         self.cap = cap
         for state in ("decibels", "squares", "values"):
             self.add_state(state, torch.zeros((), dtype=torch.float64), "sum")
         self.add_state("frames", torch.tensor(0), "sum")
+        self._separate(f"cap {cap}")
 
     def update(self, video: Tensor, reference: Tensor) -> None:
         """Add a batch.
@@ -81,10 +92,11 @@ class PSNR(VideoMetric):
         """
         mse = _frame_mse(video.detach().to(self.device), reference.detach().to(self.device))
         decibels = _to_decibels(mse)
-        self.decibels += decibels.sum() if self.cap is None else decibels.clamp(max=self.cap).sum()
-        self.squares += mse.sum() * (video.numel() / mse.numel())
-        self.values += video.numel()
-        self.frames += mse.numel()
+        decibels = decibels if self.cap is None else decibels.clamp(max=self.cap)
+        self.decibels = self.decibels + decibels.sum()
+        self.squares = self.squares + mse.sum() * (video.numel() / mse.numel())
+        self.values = self.values + video.numel()
+        self.frames = self.frames + mse.numel()
 
     def compute(self) -> dict[str, Score]:
         """Scores under the keys "frame_mean" and "pooled".
@@ -102,9 +114,7 @@ class PSNR(VideoMetric):
         }
 
 
-def ssim_map(
-    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h-10 w-10"]:
+def ssim_map(images: Tensor, reference: Tensor) -> Float[Tensor, "b c h_valid w_valid"]:
     """Structural similarity of every 11 x 11 window inside the image, in [-1, 1], float64.
 
     Wang et al. 2004 as published: Gaussian window with sigma 1.5, population covariance, K1 = 0.01,
@@ -112,9 +122,23 @@ def ssim_map(
     (L = 1) first: on [-1, 1] with L = 2, white and black would have -0.9996 instead of 0.0001.
 
     Args:
-        images: in [-1, 1], at least 11 x 11 pixels (`ssim` checks that).
-        reference: the same.
+        images: (b, c, h, w) in [-1, 1], at least 11 x 11 pixels.
+        reference: the same shape and range.
+
+    Raises:
+        ValueError: for bad input.
     """
+    check_images("images", images)
+    check_images("reference", reference)
+    check_same_shape("reference", reference, "images", images)
+    h, w = images.shape[-2:]
+    require(min(h, w) >= SSIM_WINDOW, "images", "at least 11x11 pixels", f"{h}x{w}")
+    return _ssim_map(images, reference)
+
+
+def _ssim_map(
+    images: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c h_valid w_valid"]:
     x, y = (images.double() + 1) / 2, (reference.double() + 1) / 2
     mean_x, mean_y, xx, yy, xy = _window_means(torch.stack([x, y, x * x, y * y, x * y]))
     variances = xx - mean_x**2 + yy - mean_y**2
@@ -157,23 +181,23 @@ def ssim(video: Tensor, reference: Tensor) -> Float[Tensor, "b f"]:
     check_pair(("video", "reference"), video, reference, min_size=SSIM_WINDOW)
     frames = [x.transpose(1, 2) for x in (video, reference)]  # b f c h w
     # Clip by clip: the five products of a whole batch would not fit the cache
-    maps = [ssim_map(*clips).mean(dim=(1, 2, 3)) for clips in zip(*frames, strict=True)]
+    maps = [_ssim_map(*clips).mean(dim=(1, 2, 3)) for clips in zip(*frames, strict=True)]
     return torch.stack(maps)
 
 
 class _FrameMean(VideoMetric):
     """Base class: mean over frames of one number per frame, under `name`; `n` counts frames."""
 
-    name: str
-
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
+        self._separate(name)
         self.add_state("total", torch.zeros((), dtype=torch.float64), "sum")
         self.add_state("frames", torch.tensor(0), "sum")
 
     def _append(self, values: Float[Tensor, "*n"]) -> None:
-        self.total += values.sum()
-        self.frames += values.numel()
+        self.total = self.total + values.sum()
+        self.frames = self.frames + values.numel()
 
     def compute(self) -> Score:
         """The mean over frames.
@@ -189,7 +213,8 @@ class _FrameMean(VideoMetric):
 class SSIM(_FrameMean):
     """Mean over frames of `ssim`; `n` counts frames."""
 
-    name = "ssim_gauss11_valid"
+    def __init__(self) -> None:
+        super().__init__("ssim_gauss11_valid")
 
     def update(self, video: Tensor, reference: Tensor) -> None:
         """Add a batch; arguments and errors as in `ssim`."""
@@ -197,8 +222,8 @@ class SSIM(_FrameMean):
 
 
 def perceptual_distance(
-    features: Sequence[Float[Tensor, "b ..."]],
-    reference: Sequence[Float[Tensor, "b ..."]],
+    features: Sequence[Tensor],
+    reference: Sequence[Tensor],
     weights: Sequence[Float[Tensor, "_"]] | None = None,
 ) -> Float[Tensor, "b"]:
     """LPIPS formula: sum over layers of the mean over positions of w · (f̂ - ĝ)².
@@ -213,7 +238,7 @@ def perceptual_distance(
         weights: one (c,) per layer; None is all ones.
 
     Raises:
-        ValueError: if the numbers of layers or channels differ.
+        ValueError: if the numbers of layers or channels differ, or for integers.
     """
     num_layers = len(features)
     num_weights = num_layers if weights is None else len(weights)
@@ -225,6 +250,8 @@ def perceptual_distance(
     )
     total = 0
     for layer, (first, second) in enumerate(zip(features, reference, strict=True)):
+        check_float(f"features[{layer}]", first)
+        check_float(f"reference[{layer}]", second)
         weight = first.new_ones(first.shape[1]) if weights is None else weights[layer].to(first)
         require(
             first.shape == second.shape and weight.shape == first.shape[1:2],
@@ -261,11 +288,10 @@ class PerceptualDistance(_FrameMean):
         name: str,
         weights: Sequence[Float[Tensor, "_"]] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(f"perceptual{'' if weights is None else '_weighted'}[{name}]")
         check_net("net", net)
         self.net = net
         self.weights = weights
-        self.name = f"perceptual{'' if weights is None else '_weighted'}[{name}]"
 
     def update(self, video: Tensor, reference: Tensor) -> None:
         """Add a batch.

@@ -20,7 +20,7 @@ from course_lib.metrics.flow import (
     warp,
 )
 from course_lib.metrics.score import Score
-from course_lib.validation import check_provided, check_video, require
+from course_lib.validation import check_number, check_provided, check_tensor, check_video, require
 
 PROVIDED = "exact"  # value of `flow` if the caller of `update` provides the flow
 IF_PROVIDED = f"flow={PROVIDED!r}"
@@ -42,9 +42,7 @@ def _resolve_estimator(flow: str | Estimator, name: str | None) -> tuple[Estimat
     return partial(estimate_flow, method=flow), name or flow
 
 
-def warping_error(
-    video: Tensor, forward: Float[Tensor, "b 2 steps h w"], backward: Float[Tensor, "b 2 steps h w"]
-) -> Float[Tensor, "b"]:
+def warping_error(video: Tensor, forward: Tensor, backward: Tensor) -> Float[Tensor, "b"]:
     """Mean squared difference of frame t and the warped frame t + 1, over non-occluded pixels.
 
     E = mean over t of Σ M |warp(V_{t+1}, f_t) - V_t|² / Σ M, with sums over pixels and channels and
@@ -165,9 +163,7 @@ class Smoothness(PerClipMetric):
 
 
 def dynamic_degree(
-    flow: Float[Tensor, "b 2 steps h w"],
-    fps: float | int = VBENCH_FPS,
-    min_speed: float | int = VBENCH_SPEED,
+    flow: Tensor, fps: float | int = VBENCH_FPS, min_speed: float | int = VBENCH_SPEED
 ) -> tuple[Bool[Tensor, "b"], Float[Tensor, "b"]]:
     """Whether each clip moves, and how fast.
 
@@ -180,7 +176,7 @@ def dynamic_degree(
     everything that moves from static subjects.
 
     Args:
-        flow: forward flow of at least 2 steps and 20 pixels.
+        flow: forward flow (b, 2, steps, h, w) of at least 2 steps and 20 pixels.
         fps: frame rate, below 12; VBench takes only every round(fps/8)-th frame.
         min_speed: pixels per frame on a frame with a shorter side of 256.
 
@@ -188,8 +184,11 @@ def dynamic_degree(
         Whether each clip moves, and the mean speed of its steps in pixels per frame.
 
     Raises:
-        ValueError: for a smaller flow, another fps, or a speed that is not positive.
+        ValueError: for a smaller flow, integers, NaN, another fps, or a speed that is not
+            positive.
     """
+    check_tensor("flow", flow, "(b, 2, steps, h, w)")
+    require(flow.shape[1] == 2, "flow", "(x, y) in dim 1", tuple(flow.shape))
     steps, h, w = flow.shape[2:]
     threshold = _speed_threshold(fps, min_speed) * min(h, w) / VBENCH_SIDE
     top = int(h * w * VBENCH_TOP_FRACTION)
@@ -207,13 +206,8 @@ def dynamic_degree(
 
 def _speed_threshold(fps: float | int, min_speed: float | int) -> float:
     """Smallest speed of a moving step, in pixels per step on a frame with a shorter side of 256."""
-    require(
-        0 < fps < 1.5 * VBENCH_FPS,
-        "fps",
-        "above 0 and below 12, as VBench subsamples videos to about 8",
-        fps,
-    )
-    require(min_speed > 0, "min_speed", "a positive number of pixels per frame", min_speed)
+    check_number("fps", fps, above=0.0, below=1.5 * VBENCH_FPS)  # VBench subsamples to about 8
+    check_number("min_speed", min_speed, above=0.0)
     return max(1.0, VBENCH_FPS / fps) * min_speed
 
 
@@ -246,6 +240,7 @@ class DynamicDegree(PerClipMetric):
         rule = "vbench" if min_speed == VBENCH_SPEED else f"speed{min_speed:g}"
         names = {"moving": f"dynamic_degree_{rule}[{label}]", "speed": f"flow_top5_mean[{label}]"}
         super().__init__(names, {"speed": "px/frame"})
+        self._separate(f"fps {fps:g}")
         self.estimator = estimator
         self.fps = fps
         self.min_speed = min_speed

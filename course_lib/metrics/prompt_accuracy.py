@@ -18,7 +18,9 @@ from course_lib.metrics.clipwise import proportion_score
 from course_lib.metrics.features import cat_rows
 from course_lib.metrics.score import Score, VideoMetric
 from course_lib.validation import (
+    check_choice,
     check_count,
+    check_int,
     check_net,
     check_prompts,
     check_tensor,
@@ -116,6 +118,7 @@ class PromptAccuracy(VideoMetric):
         self.judge_name = name
         self.add_state("target", [], "cat")
         self.add_state("predicted", [], "cat")
+        self._separate(name)
 
     def update(self, video: Tensor, prompts: Sequence[str]) -> None:
         """Add a batch.
@@ -142,8 +145,8 @@ class PromptAccuracy(VideoMetric):
             require(got == shape, "judge", f"logits of shape {shape} for {key}", got)
             check_tensor(f"judge(video)[{key!r}]", logits[key], "(b, classes)")
             predicted[:, column] = logits[key].argmax(dim=1).cpu()
-        self.target.append(target.to(self.device))
-        self.predicted.append(predicted.to(self.device))
+        self.target = [*self.target, target.to(self.device)]
+        self.predicted = [*self.predicted, predicted.to(self.device)]
 
     def compute(self) -> dict[str, Score]:
         """Score of every attribute that a prompt names, and of "all".
@@ -185,9 +188,10 @@ class PromptAccuracy(VideoMetric):
             top_k: largest number of confusions.
 
         Raises:
-            ValueError: for another attribute, or before the first video.
+            ValueError: for another attribute, a top_k below 0, or before the first video.
         """
-        require(attribute in CLASSES, "attribute", f"one of {', '.join(CLASSES)}", repr(attribute))
+        check_choice("attribute", attribute, CLASSES)
+        check_int("top_k", top_k, 0)
         classes = CLASSES[attribute]
         column = list(CLASSES).index(attribute)
         target, predicted = (labels[:, column].tolist() for labels in self._labels())
@@ -202,7 +206,8 @@ class PromptAccuracy(VideoMetric):
 
     def _labels(self) -> tuple[Int[Tensor, "n 3"], Int[Tensor, "n 3"]]:
         check_count("videos", len(self.target), 1)
-        return cat_rows(self.target), cat_rows(self.predicted)
+        # `set_dtype`, and a process without videos, make floats of them
+        return cat_rows(self.target).long(), cat_rows(self.predicted).long()
 
     def _scores(
         self, target: Int[Tensor, "n 3"], predicted: Int[Tensor, "n 3"], suffix: str
@@ -231,7 +236,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
     Args:
         probabilities: (n, k), with rows that sum to 1.
-        labels: (n,), true classes.
+        labels: (n,) integers, true classes.
         bins: number of bins.
 
     Returns:
@@ -241,7 +246,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
         ValueError: for bad input.
     """
     check_tensor("probabilities", probabilities, "(n, d)")
-    check_count("bins", bins, 1)
+    check_int("bins", bins, 1)
     probabilities = probabilities.detach().cpu().double()
     require(
         probabilities.min() >= 0 and (probabilities.sum(dim=1) - 1).abs().max() <= 1e-3,
@@ -251,11 +256,13 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     )
     labels = labels.cpu()
     n, num_classes = probabilities.shape
+    is_index = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    is_valid = is_index and labels.shape == (n,) and 0 <= labels.min() <= labels.max() < num_classes
     require(
-        len(labels) == n and labels.min() >= 0 and labels.max() < num_classes,
+        is_valid,
         "labels",
         f"{n} class indices from 0 to {num_classes - 1}",
-        f"{tuple(labels.shape)} from {labels.min()} to {labels.max()}",
+        f"{labels.dtype} of shape {tuple(labels.shape)}, {labels.unique()[:9].tolist()}",
     )
     confidence, predicted = probabilities.max(dim=1)
     gap = (predicted == labels).double() - confidence
@@ -276,8 +283,11 @@ def auroc(values: Tensor, positive: Tensor) -> Score:
         positive: (n,) bool.
 
     Raises:
-        ValueError: for values that are not finite, or only one class.
+        ValueError: for values that are not finite, labels that are not bool, or only one class.
     """
+    is_bool = positive.dtype == torch.bool and positive.ndim == 1
+    got = f"{positive.dtype} of shape {tuple(positive.shape)}"
+    require(is_bool, "positive", "(n,) bool", f"{got}; convert with positive == 1")
     require(
         values.shape == positive.shape and values.isfinite().all(),
         "values",

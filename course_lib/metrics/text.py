@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.transforms.functional import normalize
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from course_lib import runtime
 from course_lib.metrics.clipwise import PerClipMetric
 from course_lib.metrics.score import Score
 from course_lib.nn.utils import fold_frames
-from course_lib.runtime import no_progress_bars
 from course_lib.validation import (
     check_images,
     check_net,
@@ -83,18 +83,22 @@ class ClipEncoder:
         """Load model, tokenizer and processor, in float32 and without gradients.
 
         Args:
-            folder: folder such as `zoo.path("mini-clip")`, or a name on the Hub.
+            folder: folder such as `zoo.path("mini-clip")`, or a name on the Hub: one that is
+                in its cache, or with `COURSE_HUB=1` any.
             truncate: see the class.
 
         Raises:
             OSError: from transformers, if there is no such folder.
         """
-        with no_progress_bars():
-            model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        is_local = Path(folder).is_dir() or not runtime.hub_available()
+        with runtime.no_progress_bars():
+            model = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=is_local
+            )
         return cls(
             model.eval().requires_grad_(False),
-            CLIPTokenizer.from_pretrained(folder),
-            CLIPImageProcessor.from_pretrained(folder),
+            CLIPTokenizer.from_pretrained(folder, local_files_only=is_local),
+            CLIPImageProcessor.from_pretrained(folder, local_files_only=is_local),
             truncate=truncate,
         )
 
@@ -184,14 +188,14 @@ def encode_prompts(
 def _unit_embeddings(name: str, embeddings: Tensor, num_rows: int) -> Float[Tensor, "n d"]:
     check_tensor(name, embeddings, "(n, d)")
     require(len(embeddings) == num_rows, name, f"{num_rows} rows", len(embeddings))
-    embeddings = embeddings.cpu().double()
-    require(
-        embeddings.any(dim=1).all(),
-        name,
-        "embeddings with a direction",
-        "one that is all zero",
-    )
-    return F.normalize(embeddings, dim=1)
+    check_directions(name, embeddings)
+    return F.normalize(embeddings.cpu().double(), dim=1)
+
+
+def check_directions(name: str, embeddings: Tensor) -> None:
+    """Raises ValueError if an embedding, along the last axis, is zero: it has no cosine."""
+    has_direction = embeddings.any(dim=-1).all()
+    require(has_direction, name, "embeddings with a direction", "one that is all zero")
 
 
 def clip_similarity(

@@ -18,6 +18,7 @@ GIVEN = "given"
 BORDER_WIDTH = 1 / 32  # of the frame; the border shows the background
 QUANT_LEVELS = 64  # border colours that agree to 1/64 count as one
 COLOUR_THRESHOLD = 0.06  # RGB distance in [0, 1]^3 of a subject's pixel from all border colours
+MAX_PATH = 2.0  # half a frame beyond the border; more is a path in pixels
 MIN_AREA = 0.01  # of the frame, for a piece of the subject
 MIN_PIECE_RATIO = 0.1  # of the largest piece, for a piece of the subject
 
@@ -66,11 +67,20 @@ def _drop_specks(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return (sizes >= max(MIN_AREA * mask.size, MIN_PIECE_RATIO * sizes.max()))[labels]
 
 
-def centres(masks: Bool[Tensor, "b 1 f h w"]) -> Float[Tensor, "b f 2"]:
+def centres(masks: Tensor) -> Float[Tensor, "b f 2"]:
     """Centre of the bounding box of every mask, (x, y) in [-1, 1], float64; NaN for an empty mask.
 
     The box, not the centre of mass: a path of the world moves the sprite's box.
+
+    Args:
+        masks: (b, 1, f, h, w) bool.
+
+    Raises:
+        ValueError: for another dtype or shape.
     """
+    is_mask = masks.dtype == torch.bool and masks.ndim == 5 and masks.shape[1] == 1
+    got = f"{masks.dtype} of {tuple(masks.shape)}"
+    require(is_mask and masks.numel() > 0, "masks", "bool of (b, 1, f, h, w)", got)
     coordinates = []
     for axis, size in ((-2, masks.shape[-1]), (-1, masks.shape[-2])):  # columns, then rows
         occupied = masks[:, 0].any(dim=axis).double()  # (b, f, size)
@@ -136,6 +146,13 @@ class TrajectoryError(PerClipMetric):
             tuple(path.shape),
         )
         check_tensor("path", path, "(b, f, 2)")
+        farthest = path[..., :2].abs().max().item()
+        require(
+            farthest <= MAX_PATH,
+            "path",
+            "x and y in [-1, 1]",
+            f"up to {farthest:.4g}; if it is in pixels, use 2 * path / size - 1",
+        )
         check_provided("masks", masks, f"masks={GIVEN!r}", self.masks_given)
         if masks is None:
             masks = subject_masks(video)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from course_lib.nn.convolution import group_norm
 from course_lib.nn.texture import laplacian_band_std
-from course_lib.nn.utils import fold_frames, unfold_frames
+from course_lib.nn.utils import check_sizes, fold_frames, unfold_frames
 from course_lib.nn.video_resnet import video_resnet
+from course_lib.validation import check_float, check_number
 
 
 class VideoClassifier(ModelMixin, ConfigMixin):
@@ -51,6 +52,8 @@ class VideoClassifier(ModelMixin, ConfigMixin):
         super().__init__()
         if not heads:
             raise ValueError(f"heads: expected at least one name and number, got {heads}")
+        check_sizes(size=size, **{f"heads[{name!r}]": number for name, number in heads.items()})
+        check_number("texture_weight", texture_weight)
         self.trunk = video_resnet(
             kind,
             1,
@@ -72,11 +75,11 @@ class VideoClassifier(ModelMixin, ConfigMixin):
         """The calibration temperature of a head, as a view that can be changed in place."""
         return self.temperatures[self.head_index[head]]
 
-    def features(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
+    def features(self, video: Tensor) -> Float[Tensor, "b d"]:
         """The input of the heads and, if `texture_weight` is not 0, the weighted texture.
 
         Args:
-            video: in [-1, 1], of any length and size.
+            video: (b, c, f, h, w) in [-1, 1], of any length and size.
         """
         video = self._resize(video)
         features = self.trunk.features(video)
@@ -85,7 +88,8 @@ class VideoClassifier(ModelMixin, ConfigMixin):
             return features
         return torch.cat([features, weight * laplacian_band_std(video)], dim=1)
 
-    def _resize(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h_new w_new"]:
+    def _resize(self, video: Tensor) -> Float[Tensor, "b c f h_new w_new"]:
+        check_float("video", video, "(b, c, f, h, w)")
         size = (self.config.size,) * 2
         if video.shape[3:] == size:
             return video
@@ -93,11 +97,11 @@ class VideoClassifier(ModelMixin, ConfigMixin):
         frames = F.interpolate(fold_frames(video), size, mode="bilinear", antialias=True)
         return unfold_frames(frames, video.shape[2])
 
-    def forward(self, video: Float[Tensor, "b c f h w"]) -> dict[str, Float[Tensor, "b classes"]]:
+    def forward(self, video: Tensor) -> dict[str, Float[Tensor, "b classes"]]:
         """Calibrated logits by head.
 
         Args:
-            video: in [-1, 1], of any length and size.
+            video: (b, c, f, h, w) in [-1, 1], of any length and size.
         """
         x = self.trunk.features(self._resize(video))
         return {name: layer(x) / self.temperature(name) for name, layer in self.head_layers.items()}

@@ -1,6 +1,7 @@
 """torch.compile for sampling: frozen weights and fused operations."""
 
 import copy
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -22,12 +23,21 @@ def compile_for_inference(model: M) -> M:
         RuntimeError: at the first call, without a C++ compiler (on a GPU: Triton).
     """
     compiled = copy.copy(model)
-    forward = torch.compile(compiled.forward, dynamic=False)
+    compiled.forward = _FrozenForward(compiled)
+    return compiled
 
-    def frozen_forward(*args: Any, **kwargs: Any) -> Any:
+
+class _FrozenForward:
+    """The compiled `forward` of a model; a copy of the model is compiled anew, for its weights."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.forward = torch.compile(MethodType(type(model).forward, model), dynamic=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Makes constants of the weights; as an option of torch.compile it would have no effect
         with torch._inductor.config.patch(freezing=True):
-            return forward(*args, **kwargs)
+            return self.forward(*args, **kwargs)
 
-    compiled.forward = frozen_forward
-    return compiled
+    def __reduce__(self) -> tuple:
+        return type(self), (self.model,)

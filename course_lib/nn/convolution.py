@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib.nn.kernels import conv_forward_safe
+from course_lib.nn.utils import check_sizes
+from course_lib.validation import check_float, check_int, require
 
 Triple = tuple[int, int, int]
 
@@ -27,7 +29,7 @@ Triple = tuple[int, int, int]
 def _triple(value: int | Triple, name: str = "kernel_size") -> Triple:
     """An int n becomes (n, n, n). Raises ValueError for sizes below 1."""
     sizes = (value,) * 3 if isinstance(value, int) else value
-    if min(sizes) < 1:
+    if len(sizes) != 3 or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ValueError(f"{name}: expected sizes of at least 1, got {value}")
     return sizes
 
@@ -46,8 +48,10 @@ def same_padding(kernel_size: Triple, dilation: Triple = (1, 1, 1)) -> Triple:
 def output_length(
     length: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> int:
-    """Number of outputs of a convolution along one axis with `length` inputs."""
-    return (length + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
+    """Number of outputs of a convolution along one axis; ValueError for a stride of 0, and such."""
+    check_sizes(length=length, kernel_size=kernel_size, stride=stride, dilation=dilation)
+    check_int("padding", padding, 0)
+    return max(0, (length + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1)
 
 
 class FrameConv2d(nn.Conv2d):
@@ -73,9 +77,9 @@ class FrameConv2d(nn.Conv2d):
         _, padding, _ = same_padding((1, kernel_size, kernel_size))
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
-    def forward(
-        self, video: Float[Tensor, "b c_in f h w"]
-    ) -> Float[Tensor, "b c_out f h_out w_out"]:
+    def forward(self, video: Tensor) -> Float[Tensor, "b c_out f h_out w_out"]:
+        """Takes a video (b, c_in, f, h, w); raises ValueError for another number of axes."""
+        check_float("video", video, "(b, c, f, h, w)")
         frames = conv_forward_safe(self, rearrange(video, "b c f h w -> (b f) c h w"))
         # Both sizes are given, since those of an empty batch cannot be inferred
         return rearrange(frames, "(b f) c h w -> b c f h w", b=video.shape[0], f=video.shape[2])
@@ -111,9 +115,9 @@ class Conv3d(nn.Conv3d):
         zeros = same_padding(kernel_size, dilation) if padding == "same" else padding
         super().__init__(in_channels, out_channels, kernel_size, stride, zeros, dilation, bias=bias)
 
-    def forward(
-        self, video: Float[Tensor, "b c_in f h w"]
-    ) -> Float[Tensor, "b c_out f_out h_out w_out"]:
+    def forward(self, video: Tensor) -> Float[Tensor, "b c_out f_out h_out w_out"]:
+        """Takes a video (b, c_in, f, h, w); raises ValueError for another number of axes."""
+        check_float("video", video, "(b, c, f, h, w)")
         return conv_forward_safe(self, video)  # not super().forward: see there
 
 
@@ -123,8 +127,10 @@ def r2plus1d_midplanes(
     """Middle channels M that give a (2+1)D convolution the parameters of the 3D one.
 
     3D has t d^2 Cin Cout weights, (2+1)D has d^2 Cin M + t M Cout; equate, solve for M, round down
-    (Tran et al. 2018, section 3.5).
+    (Tran et al. 2018, section 3.5). Raises ValueError for numbers below 1.
     """
+    check_sizes(in_channels=in_channels, out_channels=out_channels)
+    check_sizes(kernel_t=kernel_t, kernel_s=kernel_s)
     weights_3d = kernel_t * kernel_s**2 * in_channels * out_channels
     return weights_3d // (kernel_s**2 * in_channels + kernel_t * out_channels)
 
@@ -303,6 +309,7 @@ class CausalConv3d(nn.Module):
         super().__init__()
         if pad_mode not in ("replicate", "zeros"):
             raise ValueError(f"pad_mode: expected 'replicate' or 'zeros', got {pad_mode!r}")
+        check_sizes(stride=stride, dilation=dilation)
         kernel_t, rows, columns = _triple(kernel_size)
         _, pad_h, pad_w = same_padding((1, rows, columns))
         self.conv = Conv3d(
@@ -323,62 +330,64 @@ class CausalConv3d(nn.Module):
                 f"got {stride}"
             )
 
-    def forward(self, video: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f_out h w"]:
+    def forward(self, video: Tensor) -> Float[Tensor, "b c_out f_out h w"]:
+        """Takes a video (b, c_in, f, h, w); raises ValueError as `forward_chunk` does."""
         return self.forward_chunk(video, None)[0]
 
     def forward_chunk(
         self,
-        chunk: Float[Tensor, "b c_in f h w"],
+        chunk: Tensor,
         cache: Float[Tensor, "b c_in f_cache h w"] | None = None,
     ) -> tuple[Float[Tensor, "b c_out f_out h w"], Float[Tensor, "b c_in f_next h w"]]:
         """Processes the next frames of a video.
 
         Args:
-            chunk: the next frames.
+            chunk: the next frames, (b, c_in, f, h, w).
             cache: what the previous call returned; None at the start of a video.
 
         Returns:
             The outputs, and the cache for the next chunk.
 
         Raises:
-            ValueError: for no frames or, with a stride above 1, too few for one output.
+            ValueError: for no frames or, with a stride above 1, too few for one output; for another
+                number of axes, or a cache that is not of this layer and video.
         """
-        if chunk.shape[2] == 0:
-            raise ValueError(f"chunk: expected at least 1 frame, got shape {tuple(chunk.shape)}")
+        check_float("chunk", chunk, "(b, c, f, h, w)")
+        require(chunk.shape[2] > 0, "chunk", "at least 1 frame", f"shape {tuple(chunk.shape)}")
         if cache is None:
             frame = chunk[:, :, :1]
             frame = frame if self.pad_mode == "replicate" else torch.zeros_like(frame)
             cache = frame.expand(-1, -1, self.temporal_extent - 1, -1, -1)
+        lengths = range(max(0, self.temporal_extent - self.stride), self.temporal_extent)
+        require(cache.shape[2] in lengths, "cache", "that of the last call", tuple(cache.shape))
         context = torch.cat([cache, chunk], dim=2)  # b c (f_cache + f) h w
         num_outputs = output_length(context.shape[2], self.temporal_extent, self.stride)
-        if num_outputs < 1:
-            raise ValueError(
-                f"chunk: expected at least {self.temporal_extent - cache.shape[2]} frames after "
-                f"this cache, got {chunk.shape[2]}"
-            )
+        expected = f"at least {self.temporal_extent - cache.shape[2]} frames after this cache"
+        require(num_outputs > 0, "chunk", expected, chunk.shape[2])
         # The cache begins where the next output's window does
         return self.conv(context), context[:, :, num_outputs * self.stride :]
 
 
 def inflate_kernel(
-    weight: Float[Tensor, "o i h w"],
+    weight: Tensor,
     kernel_t: int,
     mode: Literal["center", "mean", "causal"] = "center",
 ) -> Float[Tensor, "o i t h w"]:
     """A 2D kernel as a 3D one that treats a still clip like the 2D kernel its image.
 
     Args:
-        weight: 2D kernel.
+        weight: 2D kernel, (o, i, h, w).
         kernel_t: number of taps in time.
         mode: "center" puts the kernel into the middle tap, exact on every frame of any clip;
             "causal" into the last tap, the same for CausalConv3d; "mean" puts 1/t of it into every
             tap (I3D), exact only for still clips, away from their ends.
 
     Raises:
-        ValueError: for an unknown mode, no taps, or an even number of taps with "center".
+        ValueError: for an unknown mode, another number of axes, no taps, or an even number of taps
+            with "center".
     """
-    if kernel_t < 1:
-        raise ValueError(f"kernel_t: expected at least 1, got {kernel_t}")
+    check_float("weight", weight, "(o, i, h, w)")
+    check_int("kernel_t", kernel_t, 1)
     if mode == "mean":
         return weight.unsqueeze(2).expand(-1, -1, kernel_t, -1, -1) / kernel_t
     if mode not in ("center", "causal"):

@@ -6,6 +6,7 @@ Measured in docs/decisions.md.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from diffusers.models.resnet import Upsample2D
@@ -13,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+M = TypeVar("M", bound=nn.Module)
 
 SDPA_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
@@ -86,6 +89,35 @@ def _kernel_exceeds_input(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
     return False
 
 
+class _SafeConv2d(nn.Conv2d):
+    def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
+        return conv_forward_safe(self, x)
+
+
+class _SafeConv3d(nn.Conv3d):
+    def forward(self, x: Float[Tensor, "b c_in f h w"]) -> Float[Tensor, "b c_out f_out h w"]:
+        return conv_forward_safe(self, x)
+
+
+def guard_convolutions(model: M) -> M:
+    """Makes all of a model's plain 2D and 3D convolutions call `conv_forward_safe`.
+
+    Weights, and results for ordinary sizes, stay the same. diffusers' stride-2 convolutions return
+    a wrong weight gradient in bfloat16 for features 1 pixel wide (measured: docs/decisions.md).
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        The model.
+    """
+    classes = {nn.Conv2d: _SafeConv2d, nn.Conv3d: _SafeConv3d}
+    for layer in model.modules():
+        if type(layer) in classes and not isinstance(layer.padding, str):
+            layer.__class__ = classes[type(layer)]
+    return model
+
+
 class FusedUpsample2D(Upsample2D):
     """diffusers' nearest-neighbour doubling and 3x3 convolution as one with 2x2 kernels.
 
@@ -104,7 +136,10 @@ class FusedUpsample2D(Upsample2D):
             output_size: (rows, columns), twice those of the images; one less for an odd size.
         """
         _, _, h, w = frames.shape
-        if tuple(output_size) != (2 * h, 2 * w):
+        is_odd, is_narrow = tuple(output_size) != (2 * h, 2 * w), min(h, w) < 2
+        if is_odd or (
+            is_narrow and frames.device.type == "cpu" and _in_bfloat16(self.conv, frames)
+        ):
             return super().forward(frames, output_size=tuple(output_size))
         kernels = _split_taps(_split_taps(self.conv.weight, 2), 4)  # row column c c_in 2 2
         kernels = kernels.transpose(0, 1).flatten(0, 2)  # (2 2 c) c_in 2 2

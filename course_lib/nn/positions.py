@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+from course_lib.nn.utils import check_sizes
+from course_lib.validation import check_float, check_int, require
+
 INDEXED_POSITIONS = ("rotary", "sinusoidal")  # these accept a `frame_index`
 POSITIONS = ("relative", *INDEXED_POSITIONS, "none")
 # Frequencies of `coord_features`, in half periods from the middle of the frame to its border
@@ -29,6 +32,8 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, num_heads: int, max_distance: int = 32):
         super().__init__()
+        check_int("max_distance", max_distance, 0)
+        check_sizes(num_heads=num_heads)
         self.max_distance = max_distance
         self.embedding = nn.Parameter(torch.zeros(num_heads, 2 * max_distance + 1))
 
@@ -52,7 +57,11 @@ def rotary_angles(
 
     Returns:
         The angles, in float64 if `ref` is float64, else in float32.
+
+    Raises:
+        ValueError: for an odd dimension, which has no pairs.
     """
+    require(dim % 2 == 0 and dim > 0, "dim", "an even number", dim)
     dtype = torch.float64 if ref.dtype == torch.float64 else torch.float32
     positions = torch.arange(positions) if isinstance(positions, int) else positions
     inv_freq = 10000.0 ** (-torch.arange(0, dim, 2, device=ref.device, dtype=dtype) / dim)
@@ -69,7 +78,15 @@ def apply_rotary_emb(
     Args:
         x: queries or keys, with time on the axis before the last; d is even.
         positions: positions of the frames in time; None means 0, 1, 2 ….
+
+    Raises:
+        ValueError: for integers as `x`, an odd d, or another number of positions than frames.
     """
+    check_float("x", x)
+    if positions is not None:
+        num_frames = x.shape[-2]
+        fits = positions.shape[-1] == num_frames
+        require(fits, "positions", f"{num_frames} of them", positions.shape[-1])
     theta = rotary_angles(x.shape[-2] if positions is None else positions, x.shape[-1], x)
     cos, sin = theta.cos().to(x.dtype), theta.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
@@ -98,7 +115,11 @@ def coord_features(h: int, w: int, ref: Tensor) -> Float[Tensor, "1 features h w
     Returns:
         Channels (frequency, axis, sin/cos): for each of `COORD_FREQUENCIES`, first the vertical
         and then the horizontal position.
+
+    Raises:
+        ValueError: for sizes below 1.
     """
+    check_sizes(h=h, w=w)
     vertical = _axis_features(h)[..., None].expand(-1, -1, -1, w)  # frequency 2 h w
     horizontal = _axis_features(w)[..., None, :].expand(-1, -1, h, -1)
     return torch.stack([vertical, horizontal], dim=1).flatten(0, 2)[None].to(ref)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from course_lib.nn.utils import check_sizes
+
 # The one fused attention that torch's counter has no formula for
 CPU_ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -30,7 +32,7 @@ def receptive_field(
         dilations: one per layer; 1 by default.
 
     Raises:
-        ValueError: if the lists differ in length.
+        ValueError: if the lists differ in length, or for numbers that are not integers above 0.
     """
     strides = [1] * len(kernel_sizes) if strides is None else strides
     dilations = [1] * len(kernel_sizes) if dilations is None else dilations
@@ -38,6 +40,7 @@ def receptive_field(
         raise ValueError(
             f"strides, dilations: expected {len(kernel_sizes)} each, got {strides} and {dilations}"
         )
+    check_sizes(kernel_sizes=kernel_sizes, strides=strides, dilations=dilations)
     field, jump = 1, 1
     for kernel_size, stride, dilation in zip(kernel_sizes, strides, dilations, strict=True):
         field += dilation * (kernel_size - 1) * jump
@@ -65,7 +68,12 @@ def conv_flops(
         output_size: (f, h, w) or (h, w).
         batch_size: number of clips or images.
         groups: groups of the convolution.
+
+    Raises:
+        ValueError: for numbers that are not integers above 0.
     """
+    check_sizes(channels=channels, kernel_size=kernel_size, output_size=output_size)
+    check_sizes(batch_size=batch_size, groups=groups)
     num_outputs = batch_size * math.prod(output_size)
     return 2 * num_outputs * math.prod(channels) // groups * math.prod(kernel_size)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from course_lib.nn.attention import CrossAttention, TemporalAttention, attention
 from course_lib.nn.kernels import TemporalConv1d
 from course_lib.nn.positions import COORD_FREQUENCIES, coord_features, sinusoidal_embedding
-from course_lib.nn.utils import zero_module
+from course_lib.nn.utils import check_conditioning, check_sizes, zero_module
 
 
 class SharedTextAttnProcessor:
@@ -92,6 +92,9 @@ class TemporalTransformer(nn.Module):
         max_frames: length of AnimateDiff's table of sinusoidal positions; None for no positions
             and clips of any length.
         num_layers: number of transformer blocks, each with two self-attentions.
+
+    Raises:
+        ValueError: for numbers below 1.
     """
 
     def __init__(
@@ -104,6 +107,8 @@ class TemporalTransformer(nn.Module):
         num_layers: int = 1,
     ):
         super().__init__()
+        check_sizes(num_heads=num_heads, head_dim=head_dim, num_layers=num_layers)
+        check_sizes(max_frames=max_frames)
         self.max_frames = max_frames
         dim = num_heads * head_dim
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
@@ -150,6 +155,7 @@ class TemporalResBlock(TemporalResnetBlock):
     def forward(
         self, video: Float[Tensor, "b c f h w"], temb: Float[Tensor, "b f d"], **_: object
     ) -> Float[Tensor, "b c f h w"]:
+        check_conditioning("temb", temb, (video.shape[0], video.shape[2], temb.shape[-1]))
         return super().forward(video, temb)
 
 
@@ -189,8 +195,13 @@ class TextCrossAttentionBlock(nn.Module):
             video: features.
             text: text embeddings per clip, (b, l, d), or per frame, (b, f, l, d).
             frame_index: positions of the frames in time; None means 0, 1, 2 ….
+
+        Raises:
+            ValueError: for another number of positions.
         """
         b, channels, f, h, w = video.shape
+        if frame_index is not None:
+            check_conditioning("frame_index", frame_index, (b, f))
         coords = coord_features(h, w, video).flatten(2).transpose(1, 2)  # 1 (h w) features
         times = torch.arange(f).expand(b, -1) if frame_index is None else frame_index
         temporal_pos = sinusoidal_embedding(times, channels, video)  # b f c
@@ -256,6 +267,8 @@ class FrameConditioningConv(nn.Module):
         cond_channels: Float[Tensor, "b c_cond f h w"],
         **_: object,
     ) -> Float[Tensor, "b c f h w"]:
+        shape = (video.shape[0], self.conv.in_channels, *video.shape[2:])
+        check_conditioning("cond_channels", cond_channels, shape)
         return video + self.conv(cond_channels)
 
 

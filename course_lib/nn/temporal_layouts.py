@@ -24,6 +24,8 @@ from course_lib.nn.temporal import (
     TemporalTextBlock,
     TemporalTransformer,
 )
+from course_lib.nn.utils import check_sizes
+from course_lib.validation import check_int
 
 SUPPORTED_BLOCKS = (
     "DownBlock2D",
@@ -131,7 +133,12 @@ def video_ldm(
         temporal_cross_attention_dim: dimension of the text embeddings that the temporal layers
             attend to, as in the paper's text-to-video model; None for no text.
         cond_channels: channels of given frames and their mask; 0 for none.
+
+    Raises:
+        ValueError: for sizes that no layer has.
     """
+    check_int("cond_channels", cond_channels, 0)
+    check_sizes(temporal_cross_attention_dim=temporal_cross_attention_dim)
     if point.kind == "conv_in" and cond_channels:
         return FrameConditioningConv(cond_channels, point.channels)
     if point.kind == "resnet":
@@ -151,12 +158,16 @@ def modelscope(point: InsertionPoint, head_dim: int | None = None) -> nn.Module 
     Args:
         point: insertion point.
         head_dim: channels per head of the temporal attention; None for the image model's.
+
+    Raises:
+        ValueError: for a `head_dim` from which no head can be made.
     """
     if point.kind == "resnet":
         return TemporalConvBlock(point.channels, point.norm_groups)
     if point.kind == "block":
         return None
-    head_dim = head_dim or point.head_dim
+    head_dim = point.head_dim if head_dim is None else head_dim
+    check_sizes(head_dim=head_dim)
     num_heads = 8 if point.kind == "conv_in" else point.channels // head_dim
     return TemporalTransformer(point.channels, num_heads, head_dim, point.norm_groups)
 
@@ -176,7 +187,12 @@ def animatediff(
         num_frames: length of the longest clip.
         use_mid_block: whether the middle block has a motion module (second version).
         num_layers: transformer blocks per motion module.
+
+    Raises:
+        ValueError: for numbers of which no layer can be made.
     """
+    check_int("num_heads", num_heads, 1, point.channels)
+    check_sizes(num_frames=num_frames)
     is_last = point.kind == "attention" or (point.kind == "resnet" and point.without_attention)
     if not is_last or (point.name.startswith("mid_block") and not use_mid_block):
         return None

@@ -10,22 +10,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_lib.nn.utils import fold_frames, unfold_frames
+from course_lib.validation import check_float
 
 NUM_BANDS = 3  # details of 1, 2 and 4 pixels
 
 
-def laplacian_band_std(video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
+def laplacian_band_std(video: Tensor) -> Float[Tensor, "b d"]:
     """Standard deviation of three bands of each channel, over all pixels of all frames.
 
     Args:
-        video: in [-1, 1]; h and w are multiples of 8.
+        video: (b, c, f, h, w) in [-1, 1]; h and w are multiples of 8.
 
     Returns:
         d = 3 c numbers per clip, the finest band first.
 
     Raises:
-        ValueError: for any other size.
+        ValueError: for any other size or number of axes, and for integers.
     """
+    check_float("video", video, "(b, c, f, h, w)")
     num_frames, h, w = video.shape[2:]
     if h % 2**NUM_BANDS or w % 2**NUM_BANDS:
         raise ValueError(

@@ -17,18 +17,27 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib.nn.attention import joint_training_mask
-from course_lib.nn.kernels import FusedUpsample2D
+from course_lib.nn.kernels import FusedUpsample2D, guard_convolutions
 from course_lib.nn.positions import COORD_FREQUENCIES, coord_features
 from course_lib.nn.unet_blocks import NORM_GROUPS, AttentionPool, PixelRefiner, UNetBlock
-from course_lib.nn.utils import fold_frames, unfold_frames, zero_module
+from course_lib.nn.utils import (
+    CheckpointingMixin,
+    check_conditioning,
+    check_is_image,
+    check_sizes,
+    fold_frames,
+    unfold_frames,
+    zero_module,
+)
+from course_lib.validation import check_float, check_int, require
 
 
-class VideoUNet(ModelMixin, ConfigMixin):
+class VideoUNet(CheckpointingMixin, ModelMixin, ConfigMixin):
     """(noisy video, timestep, text …) to a prediction, for any number of frames.
 
     Attributes:
@@ -53,10 +62,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         noise_aug_embedding: whether to embed the noise level of the conditioning channels.
 
     Raises:
-        ValueError: for levels that do not match, and invalid channels.
+        ValueError: for levels that do not match, and sizes that are not integers above 0.
     """
-
-    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -83,6 +90,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 f"attention_levels: expected one per level, {len(block_out_channels)}, "
                 f"got {len(attention_levels)}"
             )
+        self._check_sizes()
         optional = {
             "cond_channels": cond_channels,
             "fps": fps_embedding,
@@ -98,12 +106,20 @@ class VideoUNet(ModelMixin, ConfigMixin):
             nn.Conv2d(4 * len(COORD_FREQUENCIES), channels, 1) if coord_embedding else None
         )
         self._build_blocks()
-        out_channels = out_channels or self.config.in_channels
+        out_channels = self.config.in_channels if out_channels is None else out_channels
         self.norm_out = nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels)
         self.conv_out = nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1)
         self.refiner = None
         if refiner_channels is not None:
             self.refiner = PixelRefiner(in_channels, refiner_channels, out_channels, 2 * channels)
+        guard_convolutions(self)
+
+    def _check_sizes(self) -> None:
+        require(len(self.config.block_out_channels) > 0, "block_out_channels", "a level", "none")
+        names = ("block_out_channels", "in_channels", "out_channels", "layers_per_block")
+        names += ("cross_attention_dim", "head_dim", "patch_size")
+        check_sizes(**{name: self.config[name] for name in names})
+        check_int("cond_channels", self.config.cond_channels, 0)
 
     def _build_embeddings(self) -> None:
         """Layers of `_embed`; no module may have the name of a configuration entry."""
@@ -161,29 +177,29 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        sample: Float[Tensor, "b c f h w"],
-        timestep: Real[Tensor, "b"],
-        encoder_hidden_states: Float[Tensor, "b *frames l d"] | None = None,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
         *,
-        fps: Real[Tensor, "b"] | None = None,
-        cond_channels: Float[Tensor, "b c_cond f h w"] | None = None,
-        noise_aug_level: Real[Tensor, "b"] | None = None,
-        is_image: Bool[Tensor, "b f"] | None = None,
-        frame_index: Real[Tensor, "b positions"] | None = None,
+        fps: Tensor | None = None,
+        cond_channels: Tensor | None = None,
+        noise_aug_level: Tensor | None = None,
+        is_image: Tensor | None = None,
+        frame_index: Tensor | None = None,
     ) -> UNet3DConditionOutput:
         """Predicts; the output's `sample` is (b, c_out, f, h, w).
 
         Args:
-            sample: noisy video, h and w multiples of `patch_size`.
-            timestep: one per clip.
+            sample: noisy video, (b, c, f, h, w), h and w multiples of `patch_size`.
+            timestep: one per clip, (b,), like `fps` and `noise_aug_level`.
             encoder_hidden_states: text embeddings per clip, (b, l, d), or per frame, (b, f, l, d).
             fps: frames per second; None means unknown.
-            cond_channels: channels without noise, such as given frames and their mask, or an
-                upsampled video of lower resolution.
+            cond_channels: (b, c_cond, f, h, w), channels without noise, such as given frames and
+                their mask, or an upsampled video of lower resolution.
             noise_aug_level: timestep of the noise that was added to `cond_channels`.
-            is_image: frames that are independent images (joint training); temporal attention
-                neither reaches nor leaves them.
-            time of each frame (b, f), in the unit of training; fractions are
+            is_image: (b, f), frames that are independent images (joint training); temporal
+                attention neither reaches nor leaves them.
+            frame_index: time of each frame (b, f), in the unit of training; fractions are
                 allowed, None means 0, 1, 2 ….
 
         Raises:
@@ -191,7 +207,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
                 configuration needs or does not take.
         """
         given = {"fps": fps, "noise_aug_level": noise_aug_level, "frame_index": frame_index}
-        self._check(sample, encoder_hidden_states, cond_channels, given)
+        self._check(sample, timestep, encoder_hidden_states, cond_channels, is_image, given)
         num_frames = sample.shape[2]
         temb = self._embed(
             timestep, encoder_hidden_states, is_image, num_frames, given, sample.dtype
@@ -258,13 +274,16 @@ class VideoUNet(ModelMixin, ConfigMixin):
     def _check(
         self,
         sample: Tensor,
+        timestep: Tensor,
         text: Tensor | None,
         cond_channels: Tensor | None,
+        is_image: Tensor | None,
         given: dict[str, Tensor | None],
     ) -> None:
         config = self.config
+        check_float("sample", sample, "(b, c, f, h, w)")
         b, channels, f, h, w = sample.shape
-        if channels != config.in_channels or f < 1:
+        if channels != config.in_channels or min(sample.shape) < 1:
             raise ValueError(
                 f"sample: expected {config.in_channels} channels and frames, got {_shape(sample)}"
             )
@@ -272,6 +291,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"sample: expected height and width divisible by {config.patch_size}, got {h} x {w}"
             )
+        check_conditioning("timestep", timestep, (b,))
+        for name, value in (("encoder_hidden_states", text), ("cond_channels", cond_channels)):
+            if value is not None:
+                check_float(name, value)
+        if is_image is not None:
+            check_is_image(is_image, b, f)
         dim = config.cross_attention_dim
         fits = text is None or (text.shape[-1] == dim and text.shape[:-2] in ((b,), (b, f)))
         if (text is None) != (dim is None) or not fits:
@@ -281,9 +306,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
             if value is not None and name not in self.accepts:
                 expected = f"None, since this VideoUNet was built without {name}"
                 raise ValueError(f"{name}: expected {expected}; got {_shape(value)}")
-        index = given["frame_index"]
-        if index is not None and index.shape != (b, f):
-            raise ValueError(f"frame_index: expected ({b}, {f}), got {_shape(index)}")
+            if value is not None:
+                check_conditioning(name, value, (b, f) if name == "frame_index" else (b,))
         expected = (b, config.cond_channels, f, h, w) if config.cond_channels else None
         if _shape(cond_channels) != expected:
             raise ValueError(f"cond_channels: expected {expected}, got {_shape(cond_channels)}")

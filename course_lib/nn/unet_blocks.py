@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from course_lib.nn.attention import CrossAttention, SpatialAttention, TemporalAttention
 from course_lib.nn.utils import fold_frames, unfold_frames, zero_module
+from course_lib.validation import require
 
 NORM_GROUPS = 8  # of every GroupNorm, with statistics over one frame
 
@@ -99,11 +100,15 @@ class AttentionPool(nn.Module):
     Args:
         input_dim: dimension of the text embeddings.
         output_dim: dimension of the vector.
-        head_dim: dimension of each query.
+        head_dim: dimension of each query, a divisor of `output_dim`.
+
+    Raises:
+        ValueError: if it is no divisor.
     """
 
     def __init__(self, input_dim: int, output_dim: int, head_dim: int):
         super().__init__()
+        require(output_dim % head_dim == 0, "head_dim", f"a divisor of {output_dim}", head_dim)
         self.query = nn.Parameter(torch.randn(output_dim // head_dim, 1, head_dim))  # heads 1 d
         self.norm = nn.LayerNorm(input_dim)
         self.to_kv = nn.Linear(input_dim, 2 * output_dim, bias=False)

@@ -24,6 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course_lib.nn.convolution import Conv3d, R2Plus1DConv
+from course_lib.nn.utils import check_sizes
+from course_lib.validation import check_float
 
 Kind = Literal["f-r2d", "r2d", "mc3", "rmc3", "r3d", "r2plus1d", "r2plus1d_narrow"]
 Norm = Callable[[int], nn.Module]
@@ -141,8 +143,9 @@ class VideoResNet(nn.Module):
         nn.init.normal_(self.fc.weight, 0, 0.01)
         nn.init.zeros_(self.fc.bias)
 
-    def features(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b d"]:
+    def features(self, video: Tensor) -> Float[Tensor, "b d"]:
         """The input of the last layer: `channels[-1]` numbers per clip, means over f, h and w."""
+        check_float("video", video, "(b, c, f, h, w)")
         if video.shape[1] != self.in_channels:
             raise ValueError(
                 f"video: expected {self.in_channels} channels, got shape {tuple(video.shape)}"
@@ -161,7 +164,7 @@ class VideoResNet(nn.Module):
         x = self.layer4(x)  # b channels[3] f/8 h/16 w/16
         return x.mean(dim=(2, 3, 4))
 
-    def forward(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, video: Tensor) -> Float[Tensor, "b classes"]:
         return self.fc(self.features(video))
 
 
@@ -192,8 +195,8 @@ def video_resnet(
             of a clip does not depend on its batch.
 
     Raises:
-        ValueError: for an unknown kind, not four channels and blocks, or `num_frames` missing or
-            superfluous.
+        ValueError: for an unknown kind, not four channels and blocks, `num_frames` missing or
+            superfluous, or numbers that are not integers above 0.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
@@ -205,6 +208,8 @@ def video_resnet(
     if (kind == "r2d") != (num_frames is not None):
         expected = "the clip length for 'r2d'" if kind == "r2d" else f"None for {kind!r}"
         raise ValueError(f"num_frames: expected {expected}, got {num_frames}")
+    check_sizes(channels=channels, blocks_per_stage=blocks_per_stage, stem_stride=stem_stride)
+    check_sizes(num_classes=num_classes, in_channels=in_channels, num_frames=num_frames)
     return VideoResNet(
         STAGE_TYPES[kind],
         num_classes,

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course_lib.diffusion import Model, NoisyBatch, drop_conditioning, make_noisy_batch
+from course_lib.diffusion.schedule import VP_PREDICTION_TYPES
+from course_lib.validation import check_choice, check_float, check_int, check_number, require
 
 PATCH_SIZE = 2  # 2 x 2 RGB pixels become 12 channels: a quarter of the work
 
@@ -31,8 +33,11 @@ def build_unet(
             every level but the last halves the resolution.
 
     Raises:
-        ValueError: `sample_size` is not a multiple of `PATCH_SIZE`.
+        ValueError: numbers that are no integers above 0, or `sample_size` is not a multiple of
+            `PATCH_SIZE`.
     """
+    check_int("num_classes", num_classes, 1)
+    check_int("sample_size", sample_size, 1)
     if sample_size % PATCH_SIZE:
         raise ValueError(f"sample_size: expected a multiple of {PATCH_SIZE}, got {sample_size}")
     num_attn_levels = len(block_out_channels) - 1
@@ -54,8 +59,9 @@ def build_scheduler(prediction_type: str = "v_prediction") -> SchedulerMixin:
     """The cosine schedule with 1,000 timesteps; x0 is clipped to [-1, 1] while sampling.
 
     Args:
-        prediction_type: "epsilon", "sample" or "v_prediction".
+        prediction_type: "epsilon", "sample" or "v_prediction"; ValueError for others.
     """
+    check_choice("prediction_type", prediction_type, VP_PREDICTION_TYPES)
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type=prediction_type,
@@ -87,7 +93,7 @@ def training_batch(
     classes: Int[Tensor, "b"],
     null_class: Int[Tensor, "1"],
     generator: torch.Generator,
-    cond_drop_prob: float = 0.1,
+    cond_drop_prob: float | int = 0.1,
 ) -> tuple[NoisyBatch, Int[Tensor, "b"]]:
     """Noisy images and their classes, some replaced by the null class.
 
@@ -100,6 +106,19 @@ def training_batch(
         null_class: see `null_class`.
         generator: draws timesteps, noise and which classes are dropped, in this order.
         cond_drop_prob: probability of dropping a class, 0 to 1.
+
+    Raises:
+        ValueError: for images that are not floats, classes that are not integers, one for each
+            image, or beyond the null class, and another probability.
     """
+    check_float("images", images, "(b, c, h, w)")
+    check_number("cond_drop_prob", cond_drop_prob, at_least=0.0, at_most=1.0)
+    is_integer = not (classes.is_floating_point() or classes.dtype == torch.bool)
+    got, num_images = f"{tuple(classes.shape)} {classes.dtype}", len(images)
+    is_valid = is_integer and classes.shape == (num_images,)
+    require(is_valid, "classes", f"integers ({num_images},), one for each image", got)
+    last = int(null_class)
+    in_range = ((classes >= 0) & (classes <= last)).all()
+    require(in_range, "classes", f"0 to {last}, the null class", classes.tolist())
     batch = make_noisy_batch(scheduler, images, generator)
     return batch, drop_conditioning(classes, null_class, cond_drop_prob, generator)

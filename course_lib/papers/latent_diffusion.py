@@ -1,15 +1,14 @@
 """Latent diffusion: an autoencoder compresses images, a text-conditional U-Net denoises latents.
 
 Every part is a class of diffusers or transformers, so the whole is an ordinary
-StableDiffusionPipeline, and the functions take Stable Diffusion's own parts as well. Reads top to
-bottom: autoencoder, U-Net, schedule, sampling.
+StableDiffusionPipeline, and the functions take Stable Diffusion's own parts as well.
 
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models",
 arXiv 2112.10752.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -25,9 +24,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from course_lib.diffusion import Model, SamplerStep, cfg_model, sample, sample_noise
+from course_lib.diffusion.schedule import VP_PREDICTION_TYPES
 from course_lib.nn.compilation import compile_for_inference
+from course_lib.pipelines.batch import Generators, Prompts, check_rows, list_negatives
 from course_lib.pipelines.latents import decode
 from course_lib.pipelines.text_encoder import TextEncoder
+from course_lib.validation import check_choice
 
 
 def build_autoencoder(
@@ -37,8 +39,7 @@ def build_autoencoder(
 ) -> AutoencoderKL:
     """An untrained autoencoder for RGB images. Rombach et al. 2022, section 3.1 and appendix G.
 
-    There is no attention, so any size that the factor divides works. Norms have one group: with
-    few channels per group they would remove the brightness of the image.
+    There is no attention, so any size that the factor divides works.
 
     Args:
         block_out_channels: channels per level; every level but the last halves the resolution.
@@ -52,7 +53,7 @@ def build_autoencoder(
         up_block_types=("UpDecoderBlock2D",) * num_levels,
         layers_per_block=1,
         latent_channels=latent_channels,
-        norm_num_groups=1,
+        norm_num_groups=1,  # norms of few channels would remove the image's brightness
         mid_block_add_attention=False,
         sample_size=sample_size,
         scaling_factor=1.0,  # until it is measured
@@ -85,8 +86,7 @@ def build_unet(
         up_block_types=("CrossAttnUpBlock2D",) * num_levels,
         layers_per_block=1,
         cross_attention_dim=cross_attention_dim,
-        # In this class the option is the number of heads, whatever its name says
-        attention_head_dim=tuple(channels // head_dim for channels in block_out_channels),
+        attention_head_dim=tuple(c // head_dim for c in block_out_channels),  # number of heads!
     )
 
 
@@ -94,8 +94,9 @@ def build_scheduler(prediction_type: str = "v_prediction") -> SchedulerMixin:
     """Stable Diffusion's 1,000 noise levels with DDIM.
 
     Args:
-        prediction_type: "epsilon", "sample" or "v_prediction".
+        prediction_type: "epsilon", "sample" or "v_prediction"; ValueError for others.
     """
+    check_choice("prediction_type", prediction_type, VP_PREDICTION_TYPES)
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -133,8 +134,7 @@ class LatentDiffusion:
     @classmethod
     def from_pipeline(cls, pipeline: StableDiffusionPipeline) -> "LatentDiffusion":
         """The parts of a pipeline: zoo.load("mini-sd"), or any Stable Diffusion 1 or 2."""
-        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-        return cls(*(getattr(pipeline, name) for name in names))
+        return cls(*(getattr(pipeline, field.name) for field in fields(cls)))
 
     def to_pipeline(self) -> StableDiffusionPipeline:
         """The same parts as diffusers' pipeline, without its safety checker."""
@@ -146,19 +146,19 @@ class LatentDiffusion:
         """The same with its U-Net compiled, see `nn.compilation.compile_for_inference`."""
         return replace(self, unet=compile_for_inference(self.unet))
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Float[Tensor, "b l d"]:
+    def encode_prompt(self, prompts: Iterable[str]) -> Float[Tensor, "b l d"]:
         """Text embeddings of prompts; "" is the null text."""
         return TextEncoder(self.text_encoder, self.tokenizer)(prompts)
 
     def sample_iter(
         self,
-        prompts: Sequence[str],
+        prompts: Iterable[str],
         *,
-        generator: torch.Generator,
+        generator: Generators,
         num_inference_steps: int = 25,
         guidance_scale: float | int = 5.0,
         guidance_rescale: float | int = 0.0,
-        negative_prompt: str = "",
+        negative_prompt: Prompts | None = None,
         latents: Float[Tensor, "b c y x"] | None = None,
         **step_kwargs: Any,
     ) -> Iterator[SamplerStep]:
@@ -166,22 +166,22 @@ class LatentDiffusion:
 
         Args:
             prompts: one for each image.
-            generator: draws the initial noise, and noise on the way.
+            generator: one, or a list with one for each image; draws all noise.
             num_inference_steps: steps of the scheduler.
             guidance_scale, guidance_rescale: see `diffusion.classifier_free_guidance`.
-            negative_prompt: replaces the null text of guidance.
+            negative_prompt: one for all or one for each prompt; None is "", the null text.
             latents: noise to begin with; None draws it.
             step_kwargs: for the scheduler's step, such as DDIM's eta.
 
         Raises:
-            ValueError: as `diffusion.sample` and `diffusion.cfg_model`.
+            ValueError: for latents that do not fit, and as `diffusion.sample` and `cfg_model`.
         """
         text = self.encode_prompt(prompts)
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if latents is None:
-            size = self.unet.config.sample_size
-            shape = (len(prompts), self.unet.config.in_channels, size, size)
-            latents = sample_noise(shape, generator)
-        uncond = self.encode_prompt([negative_prompt])
+            latents = sample_noise((len(text), channels, size, size), generator)
+        check_rows("latents", latents, len(text), channels, "(b, c, y, x)")
+        uncond = self.encode_prompt(list_negatives(negative_prompt, len(text)))
         model = cfg_model(unet_denoiser(self.unet), uncond, guidance_scale, guidance_rescale)
         return sample(
             model,
@@ -193,7 +193,7 @@ class LatentDiffusion:
             **step_kwargs,
         )
 
-    def generate(self, prompts: Sequence[str], **kwargs: Any) -> Float[Tensor, "b 3 h w"]:
+    def generate(self, prompts: Iterable[str], **kwargs: Any) -> Float[Tensor, "b 3 h w"]:
         """Images in [-1, 1], float32 on the CPU. Arguments, raises: as `sample_iter`."""
         *_, last = self.sample_iter(prompts, **kwargs)
         with torch.no_grad():

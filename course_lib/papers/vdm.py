@@ -18,9 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_lib.diffusion import Model, sample, sample_noise
+from course_lib.diffusion.schedule import VP_PREDICTION_TYPES
 from course_lib.nn.unet import VideoUNet
 from course_lib.pipelines import frame_condition
 from course_lib.pipelines.frame_condition import FrameCondition, condition_on_frames
+from course_lib.validation import check_choice, check_float, check_int, check_number, require
 
 
 def build_unet(
@@ -66,10 +68,11 @@ def build_scheduler(
         num_train_timesteps: T.
 
     Raises:
-        ValueError: `snr_shift` is not positive.
+        ValueError: an unknown type, `snr_shift` not positive and finite, or T no integer above 0.
     """
-    if snr_shift <= 0:
-        raise ValueError(f"snr_shift: expected a positive number, got {snr_shift}")
+    check_choice("prediction_type", prediction_type, VP_PREDICTION_TYPES)
+    check_number("snr_shift", snr_shift, above=0.0)
+    check_int("num_train_timesteps", num_train_timesteps, 1)
     time = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
     angle = (time + 0.008) / 1.008 * math.pi / 2
     ratio = 1 / (angle.tan() * snr_shift)  # alpha / sigma
@@ -102,7 +105,19 @@ def append_images(
 
     Returns:
         Videos of f + n frames, and conditioning: "text" for each frame, and "is_image".
+
+    Raises:
+        ValueError: for integers, or another number of axes, images or captions.
     """
+    check_float("video", video, "(b, c, f, h, w)")
+    check_float("text", text, "(b, l, d)")
+    check_float("images", images, "(b, n, c, h, w)")
+    check_float("captions", captions, "(b, n, l, d)")
+    rows, expected = len(video), tuple(images.shape[:2])
+    require(len(text) == rows, "text", f"{rows} rows, as video has", len(text))
+    require(len(images) == rows, "images", f"{rows} rows, as video has", len(images))
+    got = tuple(captions.shape[:2])
+    require(got == expected, "captions", f"one for each of the {expected} images", got)
     b, _, f, _, _ = video.shape
     n = images.shape[1]
     frames = torch.cat([video, images.transpose(1, 2)], dim=2)  # b c (f + n) h w

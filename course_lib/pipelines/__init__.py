@@ -2,10 +2,10 @@
 
 | file              | content                                                                     |
 |-------------------|-----------------------------------------------------------------------------|
-| `text_encoder`    | prompts to text embeddings, with or without the token embeddings             |
+| `text_encoder`    | prompts to text embeddings; warns of words that these do not hold            |
 | `latents`         | images and videos to latents and back                                        |
-| `unet_adapter`    | any video U-Net as a model of `diffusion`; temporal guidance                 |
+| `unet_adapter`    | any video U-Net as a model of `diffusion`, its inputs; temporal guidance     |
 | `frame_condition` | given frames: prefix, key frames, none; longer videos, frame interpolation   |
-| `batch`           | prompts, negative prompts and generators, expanded to one row per video      |
+| `batch`           | prompts, negatives, generators: checked, and expanded to one row per video   |
 | `text_to_video`   | `TextToVideoPipeline`, with the arguments of diffusers' pipelines            |
 """

@@ -25,17 +25,30 @@ from course_lib.diffusion import (
     convert_prediction,
     get_prediction_type,
 )
+from course_lib.validation import check_float, check_int, check_number, check_same_shape, require
 
 ForwardOperator = Callable[[Tensor], Tensor]  # y = A(x0) of an inverse problem; differentiable
 
 
 def first_frames_mask(num_frames: int, num_cond_frames: int) -> Bool[Tensor, "f"]:
-    """Mask of given frames: the first `num_cond_frames` of `num_frames`."""
+    """Mask of given frames: the first `num_cond_frames` of `num_frames`, 0 or more.
+
+    Raises:
+        ValueError: for other numbers.
+    """
+    check_int("num_frames", num_frames, 1)
+    check_int("num_cond_frames", num_cond_frames, 0, num_frames)
     return torch.arange(num_frames) < num_cond_frames
 
 
 def every_nth_frame_mask(num_frames: int, stride: int) -> Bool[Tensor, "f"]:
-    """Mask of given frames: every `stride`-th of `num_frames`, beginning with the first."""
+    """Mask of given frames: every `stride`-th of `num_frames`, beginning with the first.
+
+    Raises:
+        ValueError: for numbers that are no integers above 0.
+    """
+    check_int("num_frames", num_frames, 1)
+    check_int("stride", stride, 1)
     return torch.arange(num_frames) % stride == 0
 
 
@@ -55,9 +68,7 @@ class FrameCondition:
     mask: Bool[Tensor, "b f"]
 
     def __post_init__(self):
-        if self.frames.ndim != 5 or not self.frames.is_floating_point():
-            shape, dtype = tuple(self.frames.shape), self.frames.dtype
-            raise ValueError(f"frames: expected floats (b, c, f, h, w), got {shape} {dtype}")
+        check_float("frames", self.frames, "(b, c, f, h, w)")
         expected = (len(self.frames), self.frames.shape[2])
         if self.mask.shape != expected or self.mask.dtype != torch.bool:
             got = f"{tuple(self.mask.shape)} {self.mask.dtype}"
@@ -74,8 +85,10 @@ class FrameCondition:
         """The first n of `num_frames` frames are given.
 
         Raises:
-            ValueError: the video has more frames than `num_frames`.
+            ValueError: the video has more frames than `num_frames`, or is no batch of videos.
         """
+        check_float("video", video, "(b, c, n, h, w)")
+        check_int("num_frames", num_frames, 1)
         b, _, n, _, _ = video.shape
         if n > num_frames:
             raise ValueError(f"video: expected at most {num_frames} frames, got {n}")
@@ -85,7 +98,13 @@ class FrameCondition:
 
     @classmethod
     def keyframes(cls, keyframes: Float[Tensor, "b c n h w"], stride: int) -> "FrameCondition":
-        """Every `stride`-th of stride · (n - 1) + 1 frames is given, the last one too."""
+        """Every `stride`-th of stride · (n - 1) + 1 frames is given, the last one too.
+
+        Raises:
+            ValueError: for anything but a batch of videos and an integer above 0.
+        """
+        check_float("keyframes", keyframes, "(b, c, n, h, w)")
+        check_int("stride", stride, 1)
         b, c, n, h, w = keyframes.shape
         num_frames = stride * (n - 1) + 1
         frames = keyframes.new_zeros(b, c, num_frames, h, w)
@@ -112,16 +131,31 @@ class FrameCondition:
         return torch.cat([torch.where(self.pixel_mask, self.frames, 0), mask], dim=1)
 
     def paste(self, video: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b c f h w"]:
-        """The video with the given frames in place of its own."""
+        """The video with the given frames in place of its own.
+
+        Raises:
+            ValueError: for another shape than that of the frames, or integers.
+        """
+        check_float("video", video)
+        check_same_shape("video", video, "frames", self.frames)
         given = self.to(video)
         return torch.where(given.pixel_mask, given.frames, video)
 
 
-def _check_shapes(x: Tensor, condition: FrameCondition) -> None:
-    # Broadcasting would silently give all videos the same frames
-    if condition.frames.shape != x.shape:
-        shape = tuple(condition.frames.shape)
-        raise ValueError(f"condition: expected frames {tuple(x.shape)}, as x has; got {shape}")
+def check_condition(condition: FrameCondition, shape: tuple[int, ...]) -> None:
+    """Check given frames against the latents of which they are a part.
+
+    Args:
+        condition: frames that are given; values outside the mask do not matter.
+        shape: of the latents.
+
+    Raises:
+        ValueError: for frames of another shape, and for NaN or infinity in given frames.
+    """
+    got, name = tuple(condition.frames.shape), "frame_condition"
+    require(got == shape, name, f"frames {shape}, with a row for each prompt", got)
+    given = torch.where(condition.pixel_mask, condition.frames, 0)
+    require(given.isfinite().all(), name, "finite frames", "NaN or infinity")
 
 
 def replacement_method(model: Model, scheduler: Any, condition: FrameCondition) -> Model:
@@ -141,7 +175,8 @@ def replacement_method(model: Model, scheduler: Any, condition: FrameCondition) 
     prediction_type = get_prediction_type(scheduler)
 
     def wrapped(x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        _check_shapes(x, condition)
+        # Broadcasting would silently give all videos the same frames
+        check_same_shape("condition", condition.frames, "x", x)
         level = alpha_sigma_at(scheduler, t)
         pred = convert_prediction(model(x, t, cond).to(x.dtype), x, level, prediction_type)
         x0 = condition.paste(pred.x0)
@@ -168,8 +203,11 @@ def reconstruction_guidance(
         reconstruction_weight: w_r; 0 changes nothing, but still pays for the gradient.
 
     Raises:
-        ValueError: when called, if A(x0) has another shape than `observed`.
+        ValueError: for a weight that is negative or not finite, or integers as observations; when
+            called, if A(x0) has another shape than `observed`.
     """
+    check_float("observed", observed)
+    check_number("reconstruction_weight", reconstruction_weight, at_least=0.0)
     prediction_type = get_prediction_type(scheduler)
 
     def wrapped(x: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -179,11 +217,7 @@ def reconstruction_guidance(
             pred = model(x, t, cond).to(x.dtype)
             x0 = convert_prediction(pred, x, level, prediction_type).x0
             measured = operator(x0)
-            if measured.shape != observed.shape:
-                shapes = (
-                    f"{tuple(measured.shape)}, as operator(x0) has; got {tuple(observed.shape)}"
-                )
-                raise ValueError(f"observed: expected {shapes}")
+            check_same_shape("observed", observed, "operator(x0)", measured)
             error = (observed.to(x) - measured).square().sum()
             (gradient,) = torch.autograd.grad(error, x)
         alpha, _ = level.like(x)
@@ -204,6 +238,9 @@ def condition_on_frames(
     Args:
         model, scheduler, condition: as for `replacement_method`, which is always applied.
         reconstruction_weight: of `reconstruction_guidance`, applied before it; None leaves it out.
+
+    Raises:
+        ValueError: as these two.
     """
     if reconstruction_weight is not None:
         mask = condition.pixel_mask
@@ -220,8 +257,18 @@ def condition_on_frames(
 
 
 def downsample_operator(factor: int) -> ForwardOperator:
-    """From a video to one of lower resolution: the mean of factor x factor pixels."""
-    return lambda video: F.avg_pool3d(video, (1, factor, factor))
+    """From a video to one of lower resolution: the mean of factor x factor pixels.
+
+    Raises:
+        ValueError: the factor is no integer above 0; from the operator: integer videos.
+    """
+    check_int("factor", factor, 1)
+
+    def downsample(video: Tensor) -> Tensor:
+        check_float("video", video)
+        return F.avg_pool3d(video, (1, factor, factor))
+
+    return downsample
 
 
 def extend_autoregressively(
@@ -242,19 +289,18 @@ def extend_autoregressively(
         num_cond_frames: frames that each block is given, 1 to f - 1.
 
     Raises:
-        ValueError: for another `num_frames` or `num_cond_frames`.
+        ValueError: for another `num_frames` or `num_cond_frames`, for anything but a batch of
+            videos, and for a block of another shape.
     """
+    check_float("video", video, "(b, c, f, h, w)")
     block_len = video.shape[2]
-    if not 1 <= num_cond_frames < block_len:
-        expected = f"1 to {block_len - 1} of {block_len} frames"
-        raise ValueError(f"num_cond_frames: expected {expected}, got {num_cond_frames}")
-    if num_frames <= block_len:
-        raise ValueError(
-            f"num_frames: expected more than the video's {block_len}, got {num_frames}"
-        )
+    require(block_len > 1, "video", "at least 2 frames", block_len)
+    check_int("num_cond_frames", num_cond_frames, 1, block_len - 1)
+    check_int("num_frames", num_frames, block_len + 1)
     while video.shape[2] < num_frames:
         condition = FrameCondition.prefix(video[:, :, -num_cond_frames:], block_len)
         block = sample_block(condition)
+        check_same_shape("sample_block", block, "a block", condition.frames)
         video = torch.cat([video, block[:, :, num_cond_frames:].to(video)], dim=2)
     return video[:, :, :num_frames]
 
@@ -281,10 +327,15 @@ def interpolate_keyframes(
         keyframe_spacing: time from one key frame to the next, in the unit of the frame index.
 
     Raises:
-        ValueError: for another `window_size`.
+        ValueError: for another `window_size`, a factor or spacing that is not positive, anything
+            but a batch of videos, and blocks of another shape.
     """
+    check_float("keyframes", keyframes, "(b, c, n, h, w)")
+    check_int("factor", factor, 1)
+    check_int("window_size", window_size, 2)
+    check_number("keyframe_spacing", keyframe_spacing, above=0.0)
     b, _, n, _, _ = keyframes.shape
-    if window_size < 2 or n < window_size or (n - 1) % (window_size - 1):
+    if n < window_size or (n - 1) % (window_size - 1):
         expected = f"2 or more, with one less a divisor of {n} - 1"
         raise ValueError(f"window_size: expected {expected}; got {window_size}")
     windows = keyframes.unfold(2, window_size, window_size - 1)  # b c windows h w window_size
@@ -294,6 +345,7 @@ def interpolate_keyframes(
     num_frames = condition.frames.shape[2]
     frame_index = (torch.arange(num_frames) * keyframe_spacing / factor).expand(len(windows), -1)
     blocks = sample_block(condition, frame_index)
+    check_same_shape("sample_block", blocks, "the windows", condition.frames)
     frames = blocks[:, :, :-1].unflatten(0, (b, num_windows))  # the next window has the last frame
     frames = frames.transpose(1, 2).flatten(2, 3)  # b c (windows · (num_frames - 1)) h w
     return torch.cat([frames, keyframes[:, :, -1:].to(frames)], dim=2)

@@ -3,38 +3,47 @@
 One pipeline for every video U-Net of the course and for diffusers' own, in latents or in pixels.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    SchedulerMixin,
-    StableDiffusionPipeline,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, StableDiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from course_lib import runtime
 from course_lib.diffusion import SamplerStep, cfg_model, sample, sample_noise, switch_at
 from course_lib.nn.temporal_decoder import TemporalAutoencoder
 from course_lib.pipelines import frame_condition as frames_given
-from course_lib.pipelines.batch import Generators, check_generators, expand_prompts
+from course_lib.pipelines.batch import (
+    Generators,
+    Prompts,
+    check_generators,
+    check_rows,
+    expand_arguments,
+    expand_prompts,
+    latents_of_callback,
+    repeat,
+    repeat_lists,
+)
 from course_lib.pipelines.frame_condition import FrameCondition
 from course_lib.pipelines.latents import decode_video
 from course_lib.pipelines.text_encoder import TextEncoder
 from course_lib.pipelines.unet_adapter import (
     accepted_inputs,
-    check_inputs,
     frame_independent_denoiser,
+    in_channels,
+    latent_shape,
+    shared_inputs,
     temporal_guidance,
     unet_denoiser,
 )
-from course_lib.validation import check_int
+from course_lib.validation import check_choice, check_float, check_int, check_number, require
 
 # Timestep below which temporal guidance replaces text guidance; measured: docs/decisions.md
 TEMPORAL_GUIDANCE_BELOW = 700
@@ -96,14 +105,31 @@ class TextToVideoPipeline(DiffusionPipeline):
             pipeline: any StableDiffusionPipeline.
             unet: a video U-Net.
             scheduler: None keeps the pipeline's.
+
+        Raises:
+            ValueError: for anything else, such as the name of a folder.
         """
+        got = type(pipeline).__name__
+        require(isinstance(pipeline, DiffusionPipeline), "pipeline", "a loaded pipeline", got)
+        require(isinstance(unet, nn.Module), "unet", "a video U-Net", type(unet).__name__)
         scheduler = pipeline.scheduler if scheduler is None else scheduler
         return cls(pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, unet, scheduler)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> "TextToVideoPipeline":
+        """diffusers' own, but a mistyped folder is an error and not a download.
+
+        Args:
+            folder: of `save_pretrained`; a name on the Hub where `runtime.hub_available()`.
+            kwargs: as there.
+        """
+        is_local = isinstance(folder, os.PathLike) or not runtime.hub_available()
+        return super().from_pretrained(os.fspath(folder), **{"local_files_only": is_local} | kwargs)
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompts,
         *,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -123,18 +149,16 @@ class TextToVideoPipeline(DiffusionPipeline):
                 frame_condition …, see `sample_iter`.
 
         Raises:
-            ValueError: for an unknown `output_type`, and as `sample_iter`.
+            ValueError: for an unknown `output_type`, for a callback that returns anything but None
+                or a dict, in which "latents" have the shape of those it got, and as `sample_iter`.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type: expected pil, np, pt or latent; got {output_type!r}")
+        check_choice("output_type", output_type, OUTPUT_TYPES)
 
         def on_step(step: SamplerStep) -> Tensor | None:
             if callback_on_step_end is None:
                 return None
-            latents = {"latents": step.x}
-            return (callback_on_step_end(self, step.index - 1, step.t, latents) or {}).get(
-                "latents"
-            )
+            result = callback_on_step_end(self, step.index - 1, step.t, {"latents": step.x})
+            return latents_of_callback(result, step.x)
 
         steps = self.sample_iter(prompt, on_step=on_step, **kwargs)
         with self.progress_bar(total=kwargs.get("num_inference_steps", 25)) as bar:
@@ -150,7 +174,7 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def sample_iter(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompts,
         *,
         height: int | None = None,
         width: int | None = None,
@@ -158,7 +182,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float | int | Tensor = 4.0,
         guidance_rescale: float | int = 0.0,
-        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt: Prompts | None = None,
         num_videos_per_prompt: int = 1,
         generator: Generators | None = None,
         latents: Float[Tensor, "b c f y x"] | None = None,
@@ -201,19 +225,24 @@ class TextToVideoPipeline(DiffusionPipeline):
             on_step: called after every step; a tensor that it returns replaces the sample.
 
         Raises:
-            ValueError: for inputs that the U-Net does not take, for sizes or numbers that do not
-                fit, and as `diffusion.sample`.
+            ValueError: for inputs that the U-Net does not take, for sizes, numbers or tensors that
+                do not fit, and as `diffusion.sample`.
         """
         prompts, negatives = expand_prompts(prompt, negative_prompt, num_videos_per_prompt)
         generator = check_generators(generator, len(prompts))
-        if latents is None:
-            shape = self._latent_shape(len(prompts), num_frames, height, width, frame_condition)
-            latents = sample_noise(shape, generator)
+        check_int("num_inference_steps", num_inference_steps, 1)
+        check_number("temporal_scale", temporal_scale)
+        check_number("temporal_guidance_below", temporal_guidance_below)
+        if temporal_guidance_scale is not None:
+            check_number("temporal_guidance_scale", temporal_guidance_scale, at_least=0.0)
+        size = (len(prompts), num_frames, height, width)
+        shape = latent_shape(self.unet, self.vae_scale_factor, size, latents, frame_condition)
+        inputs = shared_inputs(self.unet, shape, frame_index, fps)
+        latents = sample_noise(shape, generator) if latents is None else latents
         latents = latents.to(self.unet.device)
         if frame_condition is not None:
             frame_condition = frame_condition.to(latents)
         cond, uncond = self._conditioning(prompts, negatives, latents, frame_condition)
-        inputs = self._unet_inputs(len(prompts), frame_index, fps)
         scaled = {} if temporal_scale == 1 else {"temporal_scale": temporal_scale}
         model = unet_denoiser(self.unet, **scaled)
         guided = cfg_model(model, uncond | inputs, guidance_scale, guidance_rescale)
@@ -237,7 +266,7 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def sample_latents(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompts,
         *,
         frame_condition: FrameCondition | None = None,
         **kwargs: Any,
@@ -249,13 +278,13 @@ class TextToVideoPipeline(DiffusionPipeline):
         *_, last = self.sample_iter(prompt, frame_condition=frame_condition, **kwargs)
         return self._paste(last.x, frame_condition)
 
-    def generate(self, prompt: str | Sequence[str], **kwargs: Any) -> Float[Tensor, "b 3 f h w"]:
+    def generate(self, prompt: Prompts, **kwargs: Any) -> Float[Tensor, "b 3 f h w"]:
         """Videos in [-1, 1], float32 on the CPU. Arguments, raises: as `sample_iter`."""
         return self.decode_latents(self.sample_latents(prompt, **kwargs)).float().cpu()
 
     def extend_autoregressively(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompts,
         latents: Float[Tensor, "b c f y x"],
         *,
         num_frames: int,
@@ -273,10 +302,15 @@ class TextToVideoPipeline(DiffusionPipeline):
             num_frames: length of the result.
             num_cond_frames: frames that each block is given; mini-video has seen at most 8.
             kwargs: of `sample_iter`; guidance_scale is `COND_FRAMES_GUIDANCE_SCALE` by default.
+
+        Raises:
+            ValueError: as `frame_condition.extend_autoregressively` and `sample_iter`.
         """
-        kwargs = {"guidance_scale": COND_FRAMES_GUIDANCE_SCALE} | kwargs
+        defaults = {"guidance_scale": COND_FRAMES_GUIDANCE_SCALE}
+        prompts, kwargs = expand_arguments(prompt, defaults | kwargs)
+        check_rows("latents", latents, len(prompts), in_channels(self.unet))
         return frames_given.extend_autoregressively(
-            lambda condition: self.sample_latents(prompt, frame_condition=condition, **kwargs),
+            lambda condition: self.sample_latents(prompts, frame_condition=condition, **kwargs),
             latents,
             num_frames=num_frames,
             num_cond_frames=num_cond_frames,
@@ -284,7 +318,7 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def interpolate_keyframes(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompts,
         keyframes: Float[Tensor, "b c n y x"],
         *,
         factor: int = 4,
@@ -303,15 +337,21 @@ class TextToVideoPipeline(DiffusionPipeline):
             keyframes: latents.
             factor, window_size, keyframe_spacing: as there.
             kwargs: of `sample_iter`; guidance_scale is `COND_FRAMES_GUIDANCE_SCALE` by default.
+
+        Raises:
+            ValueError: as `frame_condition.interpolate_keyframes` and `sample_iter`.
         """
-        prompts, _ = expand_prompts(prompt)
-        kwargs = {"guidance_scale": COND_FRAMES_GUIDANCE_SCALE} | kwargs
+        defaults = {"guidance_scale": COND_FRAMES_GUIDANCE_SCALE}
+        prompts, kwargs = expand_arguments(prompt, defaults | kwargs)
+        check_rows("keyframes", keyframes, len(prompts), in_channels(self.unet))
 
         def sample_block(condition: FrameCondition, frame_index: Tensor) -> Tensor:
             windows = len(condition.frames) // len(prompts)
-            repeated = [text for text in prompts for _ in range(windows)]
             return self.sample_latents(
-                repeated, frame_condition=condition, frame_index=frame_index, **kwargs
+                repeat(prompts, windows),
+                frame_condition=condition,
+                frame_index=frame_index,
+                **repeat_lists(kwargs, windows),
             )
 
         return frames_given.interpolate_keyframes(
@@ -335,6 +375,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "b c f y x"]) -> Float[Tensor, "b 3 f h w"]:
         """Latents to videos, clamped to [-1, 1]; without a VAE the latents are the pixels."""
+        check_float("latents", latents, "(b, c, f, y, x)")
         if self.vae is None:
             return latents.clamp(-1, 1)
         return decode_video(self.vae, latents.to(self.vae.device))
@@ -357,42 +398,3 @@ class TextToVideoPipeline(DiffusionPipeline):
             uncond["cond_channels"] = no_frames.channels()
             cond["cond_channels"] = (frame_condition or no_frames).channels()
         return cond, uncond
-
-    def _unet_inputs(
-        self, num_videos: int, frame_index: Tensor | None, fps: float | int | None
-    ) -> dict[str, Tensor]:
-        """Inputs that the two halves of guidance share."""
-        inputs: dict[str, Tensor] = {}
-        if frame_index is not None:
-            inputs["frame_index"] = frame_index.to(self.unet.device)
-        if fps is not None:
-            inputs["fps"] = torch.full((num_videos,), float(fps), device=self.unet.device)
-        check_inputs(self.unet, inputs)
-        return inputs
-
-    def _latent_shape(
-        self,
-        num_videos: int,
-        num_frames: int,
-        height: int | None,
-        width: int | None,
-        frame_condition: FrameCondition | None,
-    ) -> tuple[int, ...]:
-        """Shape of the initial noise; given frames decide it, if there are any."""
-        check_int("num_frames", num_frames, 1)
-        config = getattr(self.unet, "spatial", self.unet).config
-        if frame_condition is not None:
-            return (num_videos, config.in_channels, *frame_condition.frames.shape[2:])
-        made_for = config.get("sample_size")
-        made_for = made_for if isinstance(made_for, list | tuple) else (made_for, made_for)
-        sizes = []
-        for name, pixels, default in zip(
-            ("height", "width"), (height, width), made_for, strict=True
-        ):
-            factor = self.vae_scale_factor
-            if pixels is None and default is None:
-                raise ValueError(f"{name}: expected pixels, since the U-Net has no sample_size")
-            if pixels is not None and (pixels < 1 or pixels % factor):
-                raise ValueError(f"{name}: expected a multiple of {factor} pixels, got {pixels}")
-            sizes.append(default if pixels is None else pixels // factor)
-        return (num_videos, config.in_channels, num_frames, *sizes)

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.diffusion import Model, cfg_model, classifier_free_guidance
+from course_lib.pipelines.batch import check_rows
+from course_lib.pipelines.frame_condition import FrameCondition, check_condition
+from course_lib.validation import check_int, check_number, require
 
 # diffusers' U-Nets that expect the text once per frame
 TEXT_PER_FRAME = ("UNetMotionModel",)
@@ -43,6 +46,87 @@ def check_inputs(unet: nn.Module, names: Iterable[str]) -> None:
             raise ValueError(
                 f"{name}: this {type(unet).__name__} does not take it; it takes {takes}"
             )
+
+
+def in_channels(unet: nn.Module) -> int:
+    """Channels of the latents of a video U-Net, without those of a condition."""
+    return getattr(unet, "spatial", unet).config.in_channels
+
+
+def latent_shape(
+    unet: nn.Module,
+    vae_scale_factor: int,
+    size: tuple[Any, ...],
+    latents: Tensor | None = None,
+    frame_condition: Any = None,
+) -> tuple[int, ...]:
+    """Shape of the latents (b, c, f, y, x) that a video U-Net denoises.
+
+    Args:
+        unet: decides the channels, and a height or width that is None.
+        vae_scale_factor: pixels per latent.
+        size: rows, frames, height and width in pixels.
+        latents, frame_condition: what is given; their frames and sizes count instead.
+
+    Raises:
+        ValueError: for numbers that are no integers above 0, sizes that the factor does not divide,
+            none for a U-Net that was made for no size, and latents or given frames that do not
+            fit.
+    """
+    num_rows, num_frames, *height_and_width = size
+    check_int("num_frames", num_frames, 1)
+    made_for = getattr(unet, "spatial", unet).config.get("sample_size")
+    made_for = made_for if isinstance(made_for, list | tuple) else (made_for, made_for)
+    got, is_valid = type(frame_condition).__name__, isinstance(frame_condition, FrameCondition)
+    require(frame_condition is None or is_valid, "frame_condition", "a FrameCondition", got)
+    shape = [num_rows, in_channels(unet), num_frames]
+    like = latents if frame_condition is None else frame_condition.frames
+    for name, pixels, default in zip(("height", "width"), height_and_width, made_for, strict=True):
+        if pixels is not None:
+            check_int(name, pixels, 1)
+            if pixels % vae_scale_factor:
+                expected = f"a multiple of {vae_scale_factor} pixels"
+                raise ValueError(f"{name}: expected {expected}, got {pixels}")
+        elif default is None and like is None:
+            raise ValueError(f"{name}: expected pixels, since the U-Net has no sample_size")
+        shape.append(default if pixels is None else pixels // vae_scale_factor)
+    if like is not None:
+        shape[2:] = like.shape[2:]
+    if latents is not None:
+        check_rows("latents", latents, *shape[:2])
+    if frame_condition is not None:
+        check_condition(frame_condition, tuple(shape if latents is None else latents.shape))
+    return tuple(shape)
+
+
+def shared_inputs(
+    unet: nn.Module,
+    shape: tuple[int, ...],
+    frame_index: Tensor | None = None,
+    fps: Any = None,
+) -> dict[str, Tensor]:
+    """Inputs of a video U-Net that the two halves of guidance share.
+
+    Args:
+        unet: the U-Net.
+        shape: of the latents, (b, c, f, y, x).
+        frame_index: time of each frame, (b, f).
+        fps: frames per second of all videos.
+
+    Raises:
+        ValueError: for inputs that the U-Net does not take, or that do not fit.
+    """
+    inputs: dict[str, Tensor] = {}
+    if frame_index is not None:
+        expected, got = (shape[0], shape[2]), tuple(frame_index.shape)
+        require(got == expected, "frame_index", f"(b, f) = {expected}", got)
+        require(frame_index.isfinite().all(), "frame_index", "finite values", "NaN or infinity")
+        inputs["frame_index"] = frame_index.to(unet.device)
+    if fps is not None:
+        check_number("fps", fps, above=0.0)
+        inputs["fps"] = torch.full(shape[:1], float(fps), device=unet.device)
+    check_inputs(unet, inputs)
+    return inputs
 
 
 def unet_denoiser(unet: nn.Module, **unet_kwargs: Any) -> Model:
@@ -117,11 +201,10 @@ def temporal_guidance(
             pass over twice the rows.
 
     Raises:
-        ValueError: for a negative scale; when called, if `cond` already has "is_image" and the
-            function has to set it.
+        ValueError: for a scale that is negative or not finite; when called, if `cond` already has
+            "is_image" and the function has to set it.
     """
-    if guidance_scale < 0:
-        raise ValueError(f"guidance_scale: expected 0 or more, got {guidance_scale}")
+    check_number("guidance_scale", guidance_scale, at_least=0.0)
     if guidance_scale == 1:
         return model
     if spatial_model is not None:

@@ -19,6 +19,7 @@ from course_lib import runtime
 from course_lib.recipes import RECIPES, Recipe, run_recipe
 from course_lib.recipes.recipe import check_targets, reevaluate
 from course_lib.training import StateError
+from course_lib.validation import check_number, require
 from course_lib.zoo import card, names
 
 OWN_RECIPE = "package.module:ATTRIBUTE"
@@ -32,7 +33,12 @@ def find_recipe(name: str) -> Recipe:
     """
     if ":" in name:
         module, attribute = name.split(":", 1)
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            recipe = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: expected {OWN_RECIPE}; {error}") from error
+        require(isinstance(recipe, Recipe), name, "a Recipe", type(recipe).__name__)
+        return recipe
     if name not in RECIPES:
         raise ValueError(
             f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}, or {OWN_RECIPE}"
@@ -74,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the process's own.
 
     Returns:
-        0 if the run ended well, finished or not, 1 if it failed, 130 if it was interrupted.
+        0 if the run ended well, finished or not, 1 if it failed, 130 if it was interrupted. A wrong
+        option ends the process with 2.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
@@ -90,7 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if options.profile:  # device() and by_profile() read it, too
         os.environ["COURSE_PROFILE"] = options.profile
-    if options.evaluate and recipe.name not in names(options.checkpoint_dir):
+    try:
+        if options.minutes is not None:
+            check_number("--minutes", options.minutes, above=0.0)
+        runtime.machine_summary()  # a profile and a device that do not exist
+        is_stored = not options.evaluate or recipe.name in names(options.checkpoint_dir)
+    except (ValueError, RuntimeError, AssertionError, OSError) as error:
+        parser.error(str(error))
+    if not is_stored:
         parser.error(f"--evaluate: no checkpoint {recipe.name!r} is stored; train it first")
     words = shlex.join(word for word in arguments if word != "--restart")
     resume = f"the same command resumes it: python -m course_lib.recipes {words}"
@@ -116,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; {resume}", file=sys.stderr)
         return 130
-    except (StateError, FloatingPointError, OSError) as error:
+    except (StateError, FloatingPointError, OSError, ValueError) as error:
         # All processes raise the same FloatingPointError at once
         if _is_main_process() or not isinstance(error, FloatingPointError):
             print(f"{recipe.name}: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from course_lib import runtime, zoo
 from course_lib.diffusion import Model, NoisyBatch, denoising_loss, drop_conditioning
 from course_lib.recipes.recipe import save_fp16
+from course_lib.validation import check_count, check_int, require
 from course_lib.world.hashing import hash_u64
 
 
@@ -95,7 +96,13 @@ def generate_in_chunks(
         chunk_size: prompts per call.
         device: of the model.
         kwargs: for `generate`; tensors have one row per prompt and are cut like the prompts.
+
+    Raises:
+        ValueError: no prompts, one string in place of a list, or chunks of no prompts.
     """
+    require(not isinstance(prompts, str), "prompts", "a list", f"one string, {prompts!r}")
+    check_count("prompts", len(prompts), 1)
+    check_int("chunk_size", chunk_size, 1)
     chunks = []
     with runtime.autocast(device):
         for start in range(0, len(prompts), chunk_size):

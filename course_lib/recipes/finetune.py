@@ -22,6 +22,14 @@ from course_lib.pipelines import unet_adapter
 from course_lib.pipelines.frame_condition import FrameCondition
 from course_lib.recipes.diffusion_recipe import batch_generator, batch_rows, noisy_batch_loss
 from course_lib.training import TrainStep, train
+from course_lib.validation import (
+    check_count,
+    check_float,
+    check_generator,
+    check_int,
+    check_number,
+    require,
+)
 
 Data = tuple[Float[Tensor, "m c *axes"], Float[Tensor, "k l d"]]  # latents and text embeddings
 
@@ -62,10 +70,20 @@ def finetune(
         train_kwargs: of `training.train`: num_steps and lr, and others such as warmup.
 
     Raises:
-        ValueError: on the first step, for `trainable` or `prior_weight`, and as `training.train`.
+        ValueError: on the first step, for `trainable`, `prior_weight`, `batch_size`, or latents and
+            text that are integers or empty, and as `training.train`.
     """
-    if prior_weight < 0:
-        raise ValueError(f"prior_weight: expected 0 or more, got {prior_weight}")
+    check_number("prior_weight", prior_weight, at_least=0.0)
+    if batch_size is not None:
+        check_int("batch_size", batch_size, 1)
+    given = {"latents": latents, "text": text}
+    if prior is not None:
+        given |= {"prior[0]": prior[0], "prior[1]": prior[1]}
+    for name, tensor in given.items():
+        check_float(name, tensor)
+        check_count(name, len(tensor), 1)
+    require(len(text) in (1, len(latents)), "text", f"1 or {len(latents)} rows", len(text))
+    check_generator(generator)
     seed = int(torch.randint(2**31, (), generator=generator))
     data = [(latents, text)] if prior is None else [(latents, text), prior]
     if latents.ndim == 4:

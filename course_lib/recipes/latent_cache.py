@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from course_lib.validation import check_int
+
 
 class LatentCache:
     """A data set of `chunk_size * num_chunks` items, made in chunks when first needed.
@@ -16,6 +18,9 @@ class LatentCache:
         make_chunk: range of indices → tensors by name, each with one row per index.
         chunk_size: items that are made at once.
         num_chunks: chunks before the items repeat.
+
+    Raises:
+        ValueError: a size below 1, or a fraction.
     """
 
     def __init__(
@@ -24,6 +29,8 @@ class LatentCache:
         chunk_size: int,
         num_chunks: int,
     ):
+        check_int("chunk_size", chunk_size, 1)
+        check_int("num_chunks", num_chunks, 1)
         self.make_chunk = make_chunk
         self.chunk_size = chunk_size
         self.num_chunks = num_chunks

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from course_lib.recipes.recipe import Recipe, TrainConfig, save_fp16
+from course_lib.validation import require
 from course_lib.world import (
     BACKGROUNDS,
     BASE_EMOJI,
@@ -95,7 +96,12 @@ _tokenizer = cache(build_tokenizer)
 
 
 def tokenize(texts: Sequence[str]) -> Int[Tensor, "b l"]:
-    """Token ids, all rows 32 long, padded with the end token as in Stable Diffusion."""
+    """Token ids, all rows 32 long, padded with the end token as in Stable Diffusion.
+
+    Raises:
+        ValueError: one string in place of a list.
+    """
+    require(not isinstance(texts, str), "texts", "a list", f"one string, {texts!r}")
     kwargs = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     return _tokenizer()(list(texts), **kwargs).input_ids
 

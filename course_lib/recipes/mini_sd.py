@@ -5,7 +5,6 @@ here, on the base subset only: without the 12 novel emoji and the held-out shape
 """
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
-from course_lib import zoo
+from course_lib import files, zoo
 from course_lib.diffusion import make_noisy_batch
 from course_lib.evaluation import frechet_report, prompt_accuracy
 from course_lib.papers.latent_diffusion import (
@@ -104,9 +103,9 @@ def save(model: UNet2DConditionModel, folder: Path) -> None:
 
 
 def _edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    content = json.loads(file.read_text())
+    content = files.read_json(file)
     change(content)
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    files.write_json(file, content, indent=2)
 
 
 def generate(

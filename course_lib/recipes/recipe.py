@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 
 from course_lib import runtime, zoo
 from course_lib.recipes.card import card_text
-from course_lib.training import TrainStep, fit
+from course_lib.training import TrainStep, discard_state, fit
+from course_lib.validation import check_int
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le}
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
@@ -43,11 +44,11 @@ class TrainConfig:
         num_steps, lr, warmup, lr_schedule, optimizer, weight_decay, max_grad_norm, ema_decay,
             mixed_precision, seed: as for `training.train`.
         batch_size: rows of the global batch, all processes together, at least 1.
-        eval_samples: number of test samples of the evaluation.
+        eval_samples: number of test samples of the evaluation, at least 1.
         extra: whatever else a recipe varies with the profile, in JSON.
 
     Raises:
-        ValueError: `batch_size` is below 1; `train` checks the rest.
+        ValueError: `batch_size` or `eval_samples` is no such number; `train` checks the rest.
     """
 
     num_steps: int
@@ -65,8 +66,8 @@ class TrainConfig:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        check_int("batch_size", self.batch_size, 1)
+        check_int("eval_samples", self.eval_samples, 1)
 
     def training(self) -> dict[str, Any]:
         """All that decides the weights: everything but the size of the evaluation."""
@@ -183,8 +184,8 @@ def run_recipe(
     if checkpoint_dir is None:
         checkpoint_dir = state_dir / "checkpoints" if profile == "ci" else zoo.default_root()
     state_path = state_dir / recipe.name / f"{profile}.safetensors"
-    if restart:
-        state_path.unlink(missing_ok=True)
+    if restart and os.environ.get("RANK", "0") == "0":  # of several processes, the main one
+        discard_state(state_path)
     runtime.seed_everything(config.seed)
     model = recipe.build_model()
     train_kwargs = config.training()

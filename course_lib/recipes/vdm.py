@@ -37,6 +37,7 @@ from course_lib.recipes.diffusion_recipe import (
 )
 from course_lib.recipes.latent_cache import LatentCache
 from course_lib.recipes.recipe import Recipe, TrainConfig
+from course_lib.validation import check_number
 from course_lib.world import SUBJECTS_24, Clips, Sampler, World
 
 SEED = 61
@@ -222,7 +223,8 @@ def _to_float(video: Tensor) -> Tensor:
 
 
 def conditioning(prompts: Sequence[str], fps: float | int = 8) -> dict[str, Tensor]:
-    """Conditioning of the U-Net: "text" (b, 32, 256) and "fps" (b,)."""
+    """Conditioning of the U-Net: "text" (b, 32, 256) and "fps" (b,), which has to be positive."""
+    check_number("fps", fps, above=0)
     text = zoo.load_text_encoder(token_embeddings=True)(prompts)
     return {"text": text, "fps": torch.full((len(prompts),), float(fps), device=text.device)}
 

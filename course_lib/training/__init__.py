@@ -12,6 +12,15 @@
 from course_lib.training.loop import TrainStep, fit, train
 from course_lib.training.run import LossFn, StepRecord
 from course_lib.training.sharding import BatchSource
-from course_lib.training.state import StateError
+from course_lib.training.state import StateError, discard_state
 
-__all__ = ["BatchSource", "LossFn", "StateError", "StepRecord", "TrainStep", "fit", "train"]
+__all__ = [
+    "BatchSource",
+    "LossFn",
+    "StateError",
+    "StepRecord",
+    "TrainStep",
+    "discard_state",
+    "fit",
+    "train",
+]

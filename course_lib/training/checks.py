@@ -1,9 +1,12 @@
 """Checks of the arguments of `train`, so that a bad one is refused before anything is built."""
 
-from collections.abc import Callable
+import math
+from typing import Any
 
 import torch
 from diffusers.optimization import SchedulerType
+
+from course_lib.validation import check_choice, check_int, check_number
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 PRECISIONS = ("auto", "no", "bf16")
@@ -13,51 +16,39 @@ LR_SCHEDULES = [s.value for s in SchedulerType if s is not SchedulerType.PIECEWI
 
 def check_args(
     *,
-    num_steps: int,
-    lr: float | int,
-    optimizer: str,
-    lr_schedule: str,
-    warmup: int,
-    ema_decay: float | None,
-    minutes: float | int | None,
-    max_grad_norm: float | int | None,
-    mixed_precision: str,
-    save_every: float | int,
-    evaluate: Callable | None,
-    eval_every: int | None,
+    num_steps: Any,
+    lr: Any,
+    optimizer: Any,
+    weight_decay: Any,
+    lr_schedule: Any,
+    warmup: Any,
+    ema_decay: Any,
+    minutes: Any,
+    max_grad_norm: Any,
+    mixed_precision: Any,
+    seed: Any,
+    save_every: Any,
+    evaluate: Any,
+    eval_every: Any,
 ) -> None:
     """Raise ValueError for the first argument of `train` that is out of range; see there."""
-    last = num_steps - 1
-    rules = [
-        (num_steps >= 1, f"num_steps: expected at least 1, got {num_steps}"),
-        (lr > 0, f"lr: expected a positive number, got {lr}"),
-        (optimizer in OPTIMIZERS, _one_of("optimizer", OPTIMIZERS, optimizer)),
-        (lr_schedule in LR_SCHEDULES, _one_of("lr_schedule", LR_SCHEDULES, lr_schedule)),
-        (0 <= warmup <= last, f"warmup: expected 0 to num_steps - 1 = {last}, got {warmup}"),
-        (
-            ema_decay is None or 0 < ema_decay < 1,
-            f"ema_decay: expected a number between 0 and 1 or None, got {ema_decay}",
-        ),
-        (minutes is None or minutes > 0, f"minutes: expected a positive number, got {minutes}"),
-        (
-            max_grad_norm is None or max_grad_norm > 0,
-            f"max_grad_norm: expected a positive number or None, got {max_grad_norm}",
-        ),
-        (mixed_precision in PRECISIONS, _one_of("mixed_precision", PRECISIONS, mixed_precision)),
-        (save_every >= 0, f"save_every: expected 0 seconds or more, got {save_every}"),
-        (
-            eval_every is None or eval_every >= 1,
-            f"eval_every: expected 1 step or more, got {eval_every}",
-        ),
-        (
-            (evaluate is None) == (eval_every is None),
-            "evaluate, eval_every: expected both or neither, got one",
-        ),
-    ]
-    for is_met, message in rules:
-        if not is_met:
-            raise ValueError(message)
-
-
-def _one_of(name: str, valid: object, value: str) -> str:
-    return f"{name}: expected one of {', '.join(valid)}; got {value!r}"
+    check_int("num_steps", num_steps, 1)
+    check_number("lr", lr, above=0.0)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_number("weight_decay", weight_decay, at_least=0.0)
+    check_choice("lr_schedule", lr_schedule, LR_SCHEDULES)
+    check_int("warmup", warmup, 0, num_steps - 1)
+    if ema_decay is not None:
+        check_number("ema_decay", ema_decay, above=0.0, below=1.0)
+    if minutes is not None:
+        check_number("minutes", minutes, above=0.0)
+    if max_grad_norm is not None:
+        check_number("max_grad_norm", max_grad_norm, above=0.0)
+    check_choice("mixed_precision", mixed_precision, PRECISIONS)
+    check_int("seed", seed, 0, 2**32 - 1)
+    if save_every != math.inf:  # only at the end
+        check_number("save_every", save_every, at_least=0.0)
+    if (evaluate is None) != (eval_every is None):
+        raise ValueError("evaluate, eval_every: expected both or neither, got one")
+    if eval_every is not None:
+        check_int("eval_every", eval_every, 1)

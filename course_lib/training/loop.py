@@ -113,12 +113,12 @@ def train(
     minutes: float | int | None = None,
     mixed_precision: Literal["auto", "no", "bf16"] = "auto",
     seed: int = 0,
-    state_path: Path | None = None,
+    state_path: Path | str | None = None,
     save_every: float | int = 60,
     run_fingerprint: Mapping[str, Any] | None = None,
     evaluate: Callable[[TrainStep], Metrics] | None = None,
     eval_every: int | None = None,
-    log_dir: Path | None = None,
+    log_dir: Path | str | None = None,
 ) -> Iterator[TrainStep]:
     """Train `model` in place and yield after every update.
 
@@ -141,7 +141,8 @@ def train(
         mixed_precision: "auto" is bf16 where that is fast.
         seed: of every random number, dropout included.
         state_path: file to resume from and to save the run in, at the end and every `save_every`
-            seconds. A resumed run first yields the last step in the file.
+            seconds. A resumed run first yields the last step in the file. It is locked until the
+            run ends, or its generator is closed.
         save_every: seconds.
         run_fingerprint: what else, in JSON, must be equal for a run to resume from a state.
         evaluate: called with the step in the main process, after every `eval_every` steps and the
@@ -153,17 +154,17 @@ def train(
         A `TrainStep`.
 
     Raises:
-        ValueError: a bad argument, or batches that run out.
-        StateError: a state of another run, or a damaged one.
-        OSError: a state that cannot be written.
+        ValueError: a bad argument, batch or loss, or batches that run out.
+        StateError: a state of another run, a damaged one, or one that another process is writing.
+        OSError: a state that cannot be written, which the call itself notices.
         FloatingPointError: a loss or gradient that is not finite; the message names the step.
             An existing state is left as it is in all four cases.
     """
     check_args(
-        num_steps=num_steps, lr=lr, optimizer=optimizer, lr_schedule=lr_schedule, warmup=warmup,
-        ema_decay=ema_decay, minutes=minutes, max_grad_norm=max_grad_norm,
-        mixed_precision=mixed_precision, save_every=save_every, evaluate=evaluate,
-        eval_every=eval_every,
+        num_steps=num_steps, lr=lr, optimizer=optimizer, weight_decay=weight_decay,
+        lr_schedule=lr_schedule, warmup=warmup, ema_decay=ema_decay, minutes=minutes,
+        max_grad_norm=max_grad_norm, mixed_precision=mixed_precision, seed=seed,
+        save_every=save_every, evaluate=evaluate, eval_every=eval_every,
     )  # fmt: skip
     settings = {
         "num_steps": num_steps, "lr": lr, "optimizer": optimizer, "weight_decay": weight_decay,
@@ -173,8 +174,13 @@ def train(
     run = TrainingRun.setup(model, loss_fn, settings)
     get_batch = batch_source(make_batch, run.accelerator, is_resumable=state_path is not None)
     fingerprint = settings | dict(run_fingerprint or {})
-    checkpointer = StateCheckpointer(run, state_path, save_every, fingerprint)
-    observer = _Observer(run, evaluate, eval_every, num_steps, log_dir)
+    path = None if state_path is None else Path(state_path)
+    checkpointer = StateCheckpointer(run, path, save_every, fingerprint)
+    try:
+        observer = _Observer(run, evaluate, eval_every, num_steps, log_dir)
+    except BaseException:
+        checkpointer.close()
+        raise
     # A generator of its own: the call itself checks its arguments, not the first step
     return _iterate(run, get_batch, checkpointer, observer, num_steps, minutes)
 
@@ -203,10 +209,12 @@ def _iterate(
     except (KeyboardInterrupt, GeneratorExit):  # GeneratorExit: the caller stops iterating
         checkpointer.save()
         raise
+    else:
+        checkpointer.save()
+        run.accelerator.wait_for_everyone()
     finally:
         observer.close()
-    checkpointer.save()
-    run.accelerator.wait_for_everyone()
+        checkpointer.close()
 
 
 def _broadcast_stop(stop: bool, run: TrainingRun) -> bool:
@@ -225,7 +233,7 @@ class _Observer:
         evaluate: Callable[[TrainStep], Metrics] | None,
         eval_every: int | None,
         num_steps: int,
-        log_dir: Path | None,
+        log_dir: Path | str | None,
     ):
         self.run = run
         self.evaluate = evaluate

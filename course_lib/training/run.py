@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, find_batch_size, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from course_lib import runtime
 from course_lib.training.checks import OPTIMIZERS
-from course_lib.training.sharding import shard_batch
+from course_lib.training.sharding import count_rows, shard_batch
+from course_lib.validation import check_float, require
 
 LossFn = Callable[[nn.Module, Any, torch.Generator], Float[Tensor, ""]]
 
@@ -125,7 +126,7 @@ class TrainingRun:
         index = len(self.history)
         device = self.accelerator.device
         batch = get_batch(index)
-        examples = float(find_batch_size(batch)) + (self.history[-1].examples if index else 0)
+        examples = float(count_rows(batch)) + (self.history[-1].examples if index else 0)
         batch = send_to_device(shard_batch(batch, self.accelerator), device)
         loss_seed, dropout_seed = self._seeds(index)
         # dropout uses the global generator; the caller's random numbers are left as they are
@@ -153,8 +154,9 @@ class TrainingRun:
         self.is_consistent = not has_buffers  # a forward pass may change a buffer
         with self.forward_context():
             loss = self.loss_fn(self.ddp_model, batch, generator)
-        if loss.numel() != 1:
-            raise ValueError(f"loss_fn: expected a scalar, got shape {tuple(loss.shape)}")
+        check_float("loss_fn", loss)
+        require(loss.numel() == 1, "loss_fn", "a scalar", f"shape {tuple(loss.shape)}")
+        require(loss.requires_grad, "loss_fn", "a loss with a gradient", "one without")
         # over all processes, so that they stop together
         mean_loss = self.accelerator.reduce(loss.detach().float(), "mean").item()
         _check_finite(step, "loss", mean_loss)

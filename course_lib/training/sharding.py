@@ -52,6 +52,21 @@ def batch_source(
     return next_batch
 
 
+def count_rows(batch: Any) -> int:
+    """Number of rows of a batch, by its first tensor.
+
+    Raises:
+        ValueError: it has no tensor at its start, or one without axes.
+    """
+    try:
+        return int(find_batch_size(batch))
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"make_batch: expected a tensor with rows, or a collection that starts with one, got "
+            f"{type(batch).__name__} ({error})"
+        ) from error
+
+
 def shard_batch(batch: Any, accelerator: Accelerator) -> Any:
     """This process's rows of a global batch.
 
@@ -66,7 +81,7 @@ def shard_batch(batch: Any, accelerator: Accelerator) -> Any:
     num_processes = accelerator.num_processes
     if num_processes == 1:
         return batch
-    num_rows = find_batch_size(batch)
+    num_rows = count_rows(batch)
     if num_rows % num_processes:
         raise ValueError(
             f"make_batch: expected a number of rows divisible by {num_processes} processes, "

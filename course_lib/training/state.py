@@ -14,14 +14,14 @@ header holds metadata in JSON (step, settings, a checksum over everything), its 
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
@@ -29,16 +29,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from course_lib import files
 from course_lib.training.run import StepRecord, TrainingRun
 
 FORMAT = "course_lib training state 2"
 
 
 class StateError(ValueError):
-    """A state that cannot be resumed: damaged, or of another run. It was not changed."""
+    """A state that this run cannot use: damaged, or of another run. It was not changed."""
 
 
-def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def write_state(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
     """Replace the file at `path` atomically; its folder is created if necessary.
 
     Args:
@@ -50,6 +53,7 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         OSError: the file cannot be written. The message has path, bytes needed and bytes free; the
             old file stays.
     """
+    path = Path(path)
     # copies: safetensors accepts no tensors that share memory (tied weights), nor strided ones
     copies = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
@@ -58,32 +62,17 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     checksum = _checksum(copies, metadata_json)
     header = {"format": FORMAT, "metadata": metadata_json, "checksum": checksum}
     content = save(copies, header)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with files.replace_atomically(path) as part:
+            part.write_bytes(content)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        needed = f"{len(content) / 1e6:.1f} MB needed"
-        free = f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
-        message = f"{error.strerror}: {needed}, {free}; the old file is unchanged"
-        raise OSError(error.errno, message, str(path)) from error
-    except BaseException:  # an interrupt
-        part.unlink(missing_ok=True)
-        raise
-    if os.name != "nt":  # on Windows a folder has no handle to flush
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        message = f"{error.strerror}: {len(content) / 1e6:.1f} MB needed"
+        if path.parent.is_dir():
+            message += f", {shutil.disk_usage(path.parent).free / 1e6:.1f} MB free"
+        raise OSError(error.errno, f"{message}; the old file is unchanged", str(path)) from error
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of `write_state`.
 
     Args:
@@ -95,6 +84,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         StateError: the file is truncated, altered, or no training state.
     """
+    path = Path(path)
+    _check_is_file(path)
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -125,16 +116,18 @@ def _checksum(tensors: Mapping[str, Tensor], metadata_json: str) -> str:
     return digest.hexdigest()
 
 
-def remove_stale_parts(path: Path) -> None:
-    """Delete the temporary files of killed writers of `path`; those of running ones stay.
+def _check_is_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise StateError(f"state: {path} is not a file; use another path")
 
-    Args:
-        path: of the safetensors file, which need not exist.
-    """
-    for part in path.parent.glob(f"{path.name}.*.part"):
-        pid = part.name.removesuffix(".part").rpartition(".")[2]
-        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
-            part.unlink(missing_ok=True)
+
+def _saved_step(path: Path) -> int:
+    """The step in a state's header; 0 if there is no state that could be resumed."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["metadata"])["step"]
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def pack(model: nn.Module, optimizer: Any, ema: EMAModel | None) -> dict[str, Tensor]:
@@ -236,7 +229,7 @@ def check_state(
                 f"state: {path} is of another model: {name} is {in_state} in the state and "
                 f"{in_model} in the model. {advice}"
             )
-    settings = json.loads(json.dumps(settings))  # JSON turns tuples into lists
+    settings = _as_json(settings)
     differences = [
         f"{name} was {saved.get(name)!r} and is now {settings.get(name)!r}"
         for name in sorted(saved.keys() | settings.keys())
@@ -246,8 +239,45 @@ def check_state(
         raise StateError(f"state: {path} is of another run: {'; '.join(differences)}. {advice}")
 
 
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a file: JSON turns tuples into lists."""
+
+    def to_python(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{type(value).__name__} is not JSON")
+
+    try:
+        return json.loads(json.dumps(settings, default=to_python, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run_fingerprint: expected what JSON can hold, got {error}") from error
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """Changes whenever the file is replaced; None if there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def discard_state(path: Path) -> None:
+    """Delete a state, which need not exist; raises StateError if another run uses it."""
+    try:
+        with files.locked(path, wait=False):
+            path.unlink(missing_ok=True)
+    except TimeoutError as error:
+        raise _in_use(path) from error
+
+
+def _in_use(path: Path) -> StateError:
+    advice = "stop that one (in a notebook, close its generator), or use another path"
+    return StateError(f"state: {path} is in use by another run; {advice}")
+
+
 class StateCheckpointer:
-    """Saves a run in a file, and resumes from it when it is made.
+    """Saves a run in a file, and resumes from it when it is made; until `close`, it has the lock.
 
     Args:
         run: of `train`.
@@ -256,7 +286,10 @@ class StateCheckpointer:
         settings: in JSON; those of the file must be equal.
 
     Raises:
-        StateError: the file is of another run, damaged, or not visible to all processes.
+        StateError: the file is of another run, damaged, not visible to all processes, or another
+            process writes it.
+        ValueError: settings that JSON cannot hold.
+        OSError: the file's folder is read-only.
     """
 
     def __init__(
@@ -271,11 +304,23 @@ class StateCheckpointer:
         self.save_every = save_every
         self.settings = dict(settings) | {"trainable": _trainable_fingerprint(run.model)}
         self.saved_steps = 0
+        self.saved_file: tuple[int, ...] | None = None
         self.saved_at = time.monotonic()
+        self._lock = ExitStack()
         if path is None:
             return
-        if run.accelerator.is_main_process:
-            remove_stale_parts(path)
+        self.settings = _as_json(self.settings)
+        try:
+            self._start(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, path: Path) -> None:
+        """Lock the file, in the main process, and resume from it, in all of them."""
+        problem = self._claim(path) if self.run.accelerator.is_main_process else None
+        for error in filter(None, gather_object([problem])):  # all processes have to stop
+            raise error
         if path.exists():
             self._restore(path)
         steps = gather_object([self.saved_steps])
@@ -284,6 +329,25 @@ class StateCheckpointer:
                 f"state: the processes found steps {steps} in {path}; "
                 "put it on a disk that all processes share"
             )
+
+    def _claim(self, path: Path) -> Exception | None:
+        """Lock the file, if it can be written; returns what prevents this run."""
+        try:
+            _check_is_file(path)
+            files.check_writable(path)
+            self._lock.enter_context(files.locked(path, wait=False))
+            files.remove_stale_parts(path)
+        except StateError as error:
+            return error
+        except TimeoutError:
+            return _in_use(path)
+        except OSError as error:
+            return OSError(error.errno, f"{error.strerror}: cannot write the state", str(path))
+        return None
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
 
     def _restore(self, path: Path) -> None:
         run = self.run
@@ -298,17 +362,28 @@ class StateCheckpointer:
         if run.ema is not None:
             run.ema.optimization_step = metadata["ema_step"]
         self.saved_steps = len(run.history)
+        self.saved_file = _version(path)
 
     def is_due(self) -> bool:
         """Whether `save_every` seconds have passed since the last save."""
         return time.monotonic() - self.saved_at >= self.save_every
 
     def save(self) -> None:
-        """Write the state in the main process, if there is a new and consistent one."""
+        """Write the state in the main process, if there is a new and consistent one.
+
+        Raises:
+            StateError: another process has written a later step; a file system may not know locks.
+        """
         run = self.run
         is_new = run.is_consistent and len(run.history) != self.saved_steps
         if self.path is None or not is_new or not run.accelerator.is_main_process:
             return
+        is_foreign = _version(self.path) not in (None, self.saved_file)
+        if is_foreign and _saved_step(self.path) > len(run.history):
+            raise StateError(
+                f"state: {self.path} was written by another run, which is at step "
+                f"{_saved_step(self.path)}; step {len(run.history)} of this one is not saved"
+            )
         tensors = pack(run.model, run.optimizer, run.ema)
         tensors["history"] = torch.tensor(run.history, dtype=torch.float64)
         metadata = {
@@ -319,4 +394,5 @@ class StateCheckpointer:
         }
         write_state(self.path, tensors, metadata)
         self.saved_steps = len(run.history)
+        self.saved_file = _version(self.path)
         self.saved_at = time.monotonic()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from course_lib.validation import require
 from course_lib.world.hashing import hash_uniform
 
 
@@ -114,12 +115,18 @@ def paint(
 
     Returns:
         RGB in [0, 1].
+
+    Raises:
+        ValueError: an index that is not one of a background.
     """
+    background = np.asarray(background)
+    is_index = bool(((background >= 0) & (background < len(BACKGROUNDS))).all())
+    require(is_index, "background", "indices into BACKGROUNDS", background)
     fine = 2 * size
     centres = (torch.arange(fine, device=device, dtype=torch.float32) * 2 + 1) / fine - 1
     out = torch.zeros(len(background), 3, size, size, device=device)
     for index, painter in enumerate(_PAINTERS.values()):
-        rows = np.flatnonzero(np.asarray(background) == index)
+        rows = np.flatnonzero(background == index)
         if len(rows) == 0:
             continue
 

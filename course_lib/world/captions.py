@@ -2,8 +2,8 @@
 
 import re
 
+from course_lib.validation import check_int, require
 from course_lib.world.backgrounds import BACKGROUNDS
-from course_lib.world.checks import require
 from course_lib.world.motions import MOTIONS
 from course_lib.world.scenes import Scene
 from course_lib.world.subjects import SUBJECTS
@@ -41,7 +41,7 @@ def caption(scene: Scene, paraphrase: int = 0) -> str:
         paraphrase: index of the wording, 0 to 3; 0 is the canonical one.
 
     Raises:
-        ValueError: paraphrase is out of range.
+        ValueError: paraphrase is not an integer from 0 to 3.
     """
     return _fill(VIDEO_TEMPLATES, scene, paraphrase)
 
@@ -54,7 +54,7 @@ def image_caption(scene: Scene, paraphrase: int = 0) -> str:
         paraphrase: index of the wording, 0 to 3; 0 is the canonical one.
 
     Raises:
-        ValueError: paraphrase is out of range.
+        ValueError: paraphrase is not an integer from 0 to 3.
     """
     return _fill(IMAGE_TEMPLATES, scene, paraphrase)
 
@@ -83,15 +83,16 @@ def parse_caption(text: str) -> dict[str, str | None]:
                 names.append(name)
         require(
             len(names) <= 1,
-            f"text: expected at most one {attribute}, got {', '.join(names)} in {text!r}",
+            "text",
+            f"at most one {attribute}",
+            f"{', '.join(names)} in {text!r}",
         )
         attributes[attribute] = names[0] if names else None
     return attributes
 
 
 def _fill(templates: tuple[str, ...], scene: Scene, paraphrase: int) -> str:
-    last = len(templates) - 1
-    require(0 <= paraphrase <= last, f"paraphrase: expected 0 to {last}, got {paraphrase}")
+    check_int("paraphrase", paraphrase, 0, len(templates) - 1)
     article = "an" if scene.subject[0] in "aeio" or scene.subject.startswith("umbrella") else "a"
     return templates[paraphrase].format(
         a_subject=f"{article} {scene.subject}", motion=scene.motion, background=scene.background

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from course_lib.validation import check_generator, check_number, check_tensor, require
 from course_lib.world.captions import caption
-from course_lib.world.checks import require
+from course_lib.world.checks import at_least_float32
 from course_lib.world.corruption import blur, noise
 from course_lib.world.rendering import Clips
 from course_lib.world.scenes import Scene
@@ -61,6 +62,7 @@ def inject_defects(clips: Clips, defects: list[str], generator: torch.Generator)
             needed, or a defect that would change nothing, so that its label would be false.
     """
     _check_defects(clips, defects)
+    check_generator(generator)
     video = clips.video.clone()
     captions = clips.captions
     cuts: list[int | None] = [None] * len(clips)
@@ -74,12 +76,16 @@ def inject_defects(clips: Clips, defects: list[str], generator: torch.Generator)
                 video[i, :, cuts[i] :] = clips.video[other, :, cuts[i] :]
                 require(
                     not torch.equal(video[i], clips.video[i]),
-                    f"clips: expected different scenes for a cut from {i} to {other}, got the same",
+                    "clips",
+                    f"different scenes for a cut from {i} to {other}",
+                    "the same",
                 )
             case "static":
                 require(
                     not is_static(video[i]),
-                    f"clips: expected motion in clip {i}, got a static {captions[i]!r}",
+                    "clips",
+                    f"motion in clip {i}",
+                    f"a static {captions[i]!r}",
                 )
                 video[i] = video[i, :, :1]
             case "text":
@@ -112,11 +118,10 @@ def inject_random_defects(
     Raises:
         ValueError: fraction outside [0, 1], clips of one frame, or as `inject_defects`.
     """
-    require(
-        clips.video.shape[2] >= 2,
-        "clips: expected at least 2 frames, got 1, which is neither static nor moving",
-    )
-    require(0 <= fraction <= 1, f"fraction: expected a number in [0, 1], got {fraction}")
+    got = "1, which is neither static nor moving"
+    require(clips.video.shape[2] >= 2, "clips", "at least 2 frames", got)
+    check_number("fraction", fraction, at_least=0.0, at_most=1.0)
+    check_generator(generator)
     has_defect = torch.rand(len(clips), generator=generator) < fraction
     choices = torch.randint(len(DEFECTS), (len(clips),), generator=generator)
     static = [is_static(clip) for clip in clips.video]
@@ -129,25 +134,39 @@ def inject_random_defects(
     return replace(corrupted, labels=labels)
 
 
-def is_static(clip: Float[Tensor, "3 f h w"]) -> bool:
-    """Whether all frames of a clip are equal, as for a shape that stands still."""
+def is_static(clip: Tensor) -> bool:
+    """Whether all frames of a clip are equal, as for a shape that stands still.
+
+    Args:
+        clip: one clip (c, f, h, w).
+
+    Raises:
+        ValueError: another number of axes, or no floats.
+    """
+    check_tensor("clip", clip, "(c, f, h, w)")
     return bool((clip == clip[:, :1]).all())
 
 
 def _check_defects(clips: Clips, defects: list[str]) -> None:
     require(
         len(defects) == len(clips),
-        f"defects: expected one per clip, got {len(defects)} for {len(clips)} clips",
+        "defects",
+        "one per clip",
+        f"{len(defects)} for {len(clips)} clips",
     )
     unknown = sorted(set(defects) - {*DEFECTS, "clean"})
-    require(not unknown, f"defects: expected clean, {', '.join(DEFECTS)}; got {', '.join(unknown)}")
+    require(not unknown, "defects", f"clean, {', '.join(DEFECTS)}", ", ".join(unknown))
     require(
         len(clips) >= 2 or not {"hard cut", "wrong caption"} & set(defects),
-        "clips: expected at least 2 for a hard cut or a wrong caption, got 1",
+        "clips",
+        "at least 2 for a hard cut or a wrong caption",
+        1,
     )
     require(
         clips.video.shape[2] >= 2 or not {"hard cut", "static"} & set(defects),
-        "clips: expected at least 2 frames for a hard cut or a static clip, got 1",
+        "clips",
+        "at least 2 frames for a hard cut or a static clip",
+        1,
     )
 
 
@@ -169,6 +188,7 @@ def _overlay_text(clip: Tensor, text: str, generator: torch.Generator) -> Tensor
     font = ImageFont.load_default(size=max(6, h // 6))
     y = _randint(generator, 0, 2) * (h - h // 4) + h // 32
     ImageDraw.Draw(canvas).text((w // 2, y), text, fill=255, font=font, anchor="mt")
-    ink = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(h, w).to(clip) / 255
+    ink = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(h, w)
+    ink = ink.to(at_least_float32(clip)) / 255
     rim = F.max_pool2d(ink[None, None], 3, 1, 1)[0, 0]  # dark, so that white text shows on white
     return (clip * (1 - rim) - rim) * (1 - ink) + ink

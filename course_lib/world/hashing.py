@@ -9,6 +9,8 @@ import zlib
 
 import numpy as np
 
+from course_lib.validation import require
+
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -21,13 +23,20 @@ def hash_u64(*keys: int | np.ndarray) -> np.ndarray:
     Returns:
         uint64 array of the broadcast shape, at least one-dimensional.
 
+    Raises:
+        ValueError: a key that is not a non-negative integer below 2**64.
+
     Source: SplitMix64 finaliser; Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
     generators".
     """
+    arrays = [np.asarray(key) for key in keys]
+    for key in arrays:  # a cast would round fractions and wrap negative numbers
+        is_valid = key.dtype.kind in "iu" and not (key < 0).any()
+        require(is_valid, "keys", "non-negative integers below 2**64", key)
     state = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):  # arithmetic is modulo 2^64
-        for key in keys:
-            state = (state ^ np.asarray(key).astype(np.uint64)) + _GAMMA
+        for key in arrays:
+            state = (state ^ key.astype(np.uint64)) + _GAMMA
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))

@@ -17,7 +17,7 @@ The course relies on three properties:
 import numpy as np
 from jaxtyping import Float, Int
 
-from course_lib.world.checks import require
+from course_lib.validation import check_int, check_number, require
 from course_lib.world.hashing import hash_uniform
 
 MOTIONS: tuple[str, ...] = (
@@ -47,9 +47,9 @@ MAX_SIZE = 0.85
 
 
 def check_timing(num_frames: int, fps: float | int) -> None:
-    """Raise a ValueError unless num_frames >= 1 and fps is positive and finite."""
-    require(num_frames >= 1, f"num_frames: expected at least 1, got {num_frames}")
-    require(0 < fps < np.inf, f"fps: expected a positive, finite number, got {fps}")
+    """Raise a ValueError unless num_frames is a positive integer and fps positive and finite."""
+    check_int("num_frames", num_frames, 1)
+    check_number("fps", fps, above=0.0)
 
 
 def path(
@@ -73,13 +73,19 @@ def path(
         frame, angle in radians.
 
     Raises:
-        ValueError: num_frames < 1, or fps not positive and finite.
+        ValueError: num_frames is not a positive integer, fps not positive and finite, an index not
+            one of a motion, or time_offset not one finite time, nor one per clip.
     """
     check_timing(num_frames, fps)
+    motion, time_offset = np.asarray(motion), np.asarray(time_offset)
+    is_index = bool(((motion >= 0) & (motion < len(MOTIONS))).all())
+    require(is_index, "motion", "indices into MOTIONS", motion)
+    is_time = time_offset.shape in ((), motion.shape) and bool(np.isfinite(time_offset).all())
+    require(is_time, "time_offset", "one finite time, or one per clip", time_offset)
     # time is centred on zero, so that reversing a clip is t -> -t
     t = (np.arange(num_frames) - (num_frames - 1) / 2)[None, :] / fps  # (1, f)
-    t = t + np.asarray(time_offset).reshape(-1, 1)  # (b, f)
-    motion = np.asarray(motion)[:, None]  # (b, 1)
+    t = t + time_offset.reshape(-1, 1)  # (b, f)
+    motion = motion[:, None]  # (b, 1)
     variant = np.asarray(variant)[:, None]  # (b, 1)
 
     def is_motion(*names: str) -> np.ndarray:

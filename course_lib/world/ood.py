@@ -9,6 +9,7 @@ may use the next clip of the batch. Call them through `make_ood_clips`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from einops import rearrange
@@ -16,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from course_lib.validation import check_generator, require
 from course_lib.world.backgrounds import BACKGROUNDS
-from course_lib.world.checks import require
+from course_lib.world.checks import at_least_float32
 from course_lib.world.corruption import blur
 from course_lib.world.motions import MOTIONS
 from course_lib.world.rendering import Clips, paint_backgrounds, pixel_grid, render_size
@@ -39,6 +41,7 @@ def background_only(clips: Clips, generator: torch.Generator) -> tuple[Tensor, L
 
 def chimera(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """The left or upper half of each subject, and the other half of the next clip's subject."""
+    check_generator(generator)
     is_vertical = torch.rand(len(clips), 1, 1, 1, 1, generator=generator) < 0.5
     pixel_x, pixel_y = pixel_grid(clips.video.shape[-1]).unbind(-1)  # (h, w) each
     x, y = clips.path[:, None, :, :2, None, None].unbind(3)  # (b, 1, f, 1, 1) each
@@ -49,6 +52,7 @@ def chimera(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
 
 def double(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """Two subjects at once, both semi-transparent."""
+    check_generator(generator)
     weight = 0.35 + 0.3 * torch.rand(len(clips), 1, 1, 1, 1, generator=generator)
     other = _replace_background(_next_clips(clips), _backgrounds(clips))
     return weight * clips.video + (1 - weight) * other, _mixture_labels(clips)
@@ -58,9 +62,8 @@ def smear(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """The right colours in the right position without form: the subject under a very wide blur."""
     size = clips.video.shape[-1]
     blurred = blur(clips.video, size / 7)
-    video = torch.lerp(
-        _backgrounds(clips).expand_as(blurred), blurred, blur(clips.alpha, size / 16)
-    )
+    background = _backgrounds(clips).to(blurred).expand_as(blurred)
+    video = torch.lerp(background, blurred, blur(clips.alpha, size / 16).to(blurred))
     # a blurred circle is still a circle
     is_ambiguous = [is_shape(scene.subject) for scene in clips.scenes]
     return video, {"subject": _none_unless(is_ambiguous, "subject")}
@@ -68,6 +71,7 @@ def smear(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
 
 def scramble(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """The frame cut into 8x8 tiles and shuffled, in the same order in every frame."""
+    check_generator(generator)
     tiles = rearrange(clips.video, "b c f (y h) (x w) -> b (y x) c f h w", y=8, x=8)
     order = torch.rand(len(clips), 64, generator=generator).argsort(1)
     tiles = torch.stack([clip[index] for clip, index in zip(tiles, order, strict=True)])
@@ -78,6 +82,7 @@ def scramble(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
 
 def unknown_shape(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """A round blob with random dents, in one of the world's colours or any other."""
+    check_generator(generator)
     b, w = len(clips), clips.video.shape[-1]
     centre_x, centre_y, size, angle = clips.path[..., None, None].unbind(2)  # (b, f, 1, 1) each
     pixel_x, pixel_y = pixel_grid(w).unbind(-1)  # (h, w) each
@@ -100,12 +105,14 @@ def unknown_shape(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Lab
 
 def unknown_background(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """A subject of the world on colours that are no background of the world."""
+    check_generator(generator)
     background = _smooth_colours(len(clips), clips.video.shape[-1], generator)
     return _replace_background(clips, background), {"background": NONE_LABEL["background"]}
 
 
 def split_background(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """A subject on two backgrounds: its own to the left, the next clip's to the right."""
+    check_generator(generator)
     size = clips.video.shape[-1]
     edge = torch.randint(size // 3, 2 * size // 3, (1,), generator=generator)
     background = _backgrounds(clips)
@@ -116,6 +123,7 @@ def split_background(clips: Clips, generator: torch.Generator) -> tuple[Tensor, 
 
 def static_noise(clips: Clips, generator: torch.Generator) -> tuple[Tensor, Labels]:
     """No scene: a mixture of noise and smooth colours."""
+    check_generator(generator)
     weight = torch.rand(len(clips), 1, 1, 1, 1, generator=generator)
     grain = torch.randn(clips.video.shape, generator=generator) * 0.6
     colours = _smooth_colours(len(clips), clips.video.shape[-1], generator)
@@ -155,18 +163,22 @@ def make_ood_clips(
     """
     require(
         len(kinds) == len(clips) >= 2,
-        f"kinds: expected one for each of at least 2 clips, got {len(kinds)} for {len(clips)}",
+        "kinds",
+        "one for each of at least 2 clips",
+        f"{len(kinds)} for {len(clips)}",
     )
     unknown = sorted(set(kinds) - set(OOD_KINDS))
-    require(not unknown, f"kinds: expected {', '.join(OOD_KINDS)}; got {', '.join(unknown)}")
+    require(not unknown, "kinds", ", ".join(OOD_KINDS), ", ".join(unknown))
+    check_generator(generator)
     video = clips.video.clone()
+    clips = replace(clips, video=at_least_float32(clips.video))
     labels = clips.labels
     for kind in sorted(set(kinds), key=_GENERATION_ORDER.index):
         rows = [i for i, name in enumerate(kinds) if name == kind]
         # with one more clip, which the last row borrows from
         batch = clips.select([*rows, (rows[-1] + 1) % len(clips)])
         ood_video, ood_labels = OOD_KINDS[kind](batch, generator)
-        video[rows] = ood_video[:-1]
+        video[rows] = ood_video[:-1].to(video)
         for name, label in ood_labels.items():
             labels[name][rows] = torch.as_tensor(label).expand(len(batch))[:-1]
     return video, labels

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from course_lib.validation import check_float, check_int, require
 from course_lib.world.backgrounds import BACKGROUND_INDEX, paint
 from course_lib.world.captions import VIDEO_TEMPLATES, caption, image_caption
-from course_lib.world.checks import require
+from course_lib.world.checks import CLIPS_AXES
 from course_lib.world.hashing import hash_uniform
 from course_lib.world.motions import CANONICAL_SECONDS, MOTION_INDEX, check_timing, path
 from course_lib.world.scenes import Sampler, Scene
@@ -45,6 +46,9 @@ class Clips:
         alpha: the subject's coverage of each pixel, in [0, 1].
         flow_exact: True where only the path moves the subject (a shape, or a static sprite).
             Elsewhere `flow` describes the path but not the sprite's own animation.
+
+    Raises:
+        ValueError: a video that is not (b, 3, f, h, w) of floats, or a part of another shape.
     """
 
     video: Float[Tensor, "b 3 f h w"]
@@ -52,6 +56,20 @@ class Clips:
     path: Float[Tensor, "b f 4"]
     alpha: Float[Tensor, "b 1 f h w"]
     flow_exact: Bool[Tensor, "b"]
+
+    def __post_init__(self) -> None:
+        check_float("video", self.video, CLIPS_AXES)
+        b, _, f, h, w = self.video.shape
+        require(len(self.scenes) == b, "scenes", f"{b}, one per clip", len(self.scenes))
+        shapes = {
+            "video": (b, 3, f, h, w),
+            "path": (b, f, 4),
+            "alpha": (b, 1, f, h, w),
+            "flow_exact": (b,),
+        }
+        for name, expected in shapes.items():
+            shape = tuple(getattr(self, name).shape)
+            require(shape == expected, name, f"shape {expected}", shape)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -152,9 +170,10 @@ def render(
         device: device to render on.
 
     Raises:
-        ValueError: size, num_frames or fps out of range.
+        ValueError: size, num_frames or fps out of range, or a size or num_frames that is not an
+            integer.
     """
-    require(size >= 8, f"size: expected at least 8 pixels, got {size}")
+    check_int("size", size, 8)
     check_timing(num_frames, fps)
     starts = range(0, max(1, len(scenes)), RENDER_BATCH_SIZE)
     chunks = [scenes[start : start + RENDER_BATCH_SIZE] for start in starts]
@@ -309,7 +328,7 @@ class World(torch.utils.data.Dataset):
         device: torch.device | str = "cpu",
         length: int = 65536,
     ) -> None:
-        require(length >= 1, f"length: expected at least 1, got {length}")
+        check_int("length", length, 1)
         self.length = length
         self.sampler = Sampler(
             split,

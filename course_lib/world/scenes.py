@@ -6,13 +6,14 @@ parity.
 """
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from course_lib.validation import check_choice, check_int, require
 from course_lib.world.backgrounds import BACKGROUND_INDEX
-from course_lib.world.checks import require
 from course_lib.world.hashing import hash_u64, hash_uniform
 from course_lib.world.motions import MOTION_INDEX, MOTIONS
 from course_lib.world.subjects import (
@@ -50,16 +51,19 @@ class Scene:
     variant: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("subject", self.subject, SUBJECT_INDEX)
-        _check_choice("motion", self.motion, MOTION_INDEX)
-        _check_choice("background", self.background, BACKGROUND_INDEX)
+        check_choice("subject", self.subject, SUBJECT_INDEX)
+        check_choice("motion", self.motion, MOTION_INDEX)
+        check_choice("background", self.background, BACKGROUND_INDEX)
         require(
             _is_valid_pair(self.subject, self.motion),
-            f"motion: expected any but 'spinning' for {self.subject!r}, whose rotation is unseen",
+            "motion",
+            f"any but 'spinning' for {self.subject!r}, whose rotation is unseen",
+            repr(self.motion),
         )
-        _check_range("variant", self.variant, 32)
+        check_int("variant", self.variant, 0, 2**32 - 1)
 
 
+@cache
 def subset_of(subject: str, motion: str) -> str:
     """Name the subset of a pair of subject and motion.
 
@@ -70,7 +74,12 @@ def subset_of(subject: str, motion: str) -> str:
     Returns:
         "base" if generators may be trained on the pair, "novel" if the subject is held out,
         "composed" if only the combination is held out.
+
+    Raises:
+        ValueError: an unknown name.
     """
+    check_choice("subject", subject, SUBJECT_INDEX)
+    check_choice("motion", motion, MOTION_INDEX)
     if subject in NOVEL_EMOJI:
         return "novel"
     held_out = subject in HELD_OUT_SHAPES or (subject, motion) in HELD_OUT_PAIRS
@@ -91,7 +100,8 @@ class Sampler:
         backgrounds: names to restrict the backgrounds to; None means all.
 
     Raises:
-        ValueError: an unknown split, subset or name, or a restriction that leaves no scene.
+        ValueError: an unknown split, subset or name, a seed that is not such an integer, or a
+            restriction that leaves no scene.
     """
 
     def __init__(
@@ -104,9 +114,9 @@ class Sampler:
         motions: Sequence[str] | None = None,
         backgrounds: Sequence[str] | None = None,
     ) -> None:
-        _check_choice("split", split, SPLITS)
-        _check_choice("subset", subset, SUBSETS)
-        _check_range("seed", seed, 63)
+        check_choice("split", split, SPLITS)
+        check_choice("subset", subset, SUBSETS)
+        check_int("seed", seed, 0, 2**63 - 1)
         self.split = split
         self.seed = seed
         subjects = _check_names("subjects", subjects, SUBJECT_INDEX)
@@ -120,7 +130,9 @@ class Sampler:
         ]
         require(
             pairs != [],
-            f"subset: expected {subset!r} pairs among {subjects} and {motions}, got none",
+            "subset",
+            f"{subset!r} pairs among {subjects} and {motions}",
+            "none",
         )
         self.pairs = {
             wants_shape: [pair for pair in pairs if is_shape(pair[0]) == wants_shape] or pairs
@@ -137,7 +149,8 @@ class Sampler:
             ValueError: an index out of range.
             TypeError: an index that is not an integer.
         """
-        _check_range("index", index, 63)
+        index = operator.index(index)
+        check_int("index", index, 0, 2**63 - 1)
         key = (SPLITS.index(self.split), self.seed, index)
         pairs = self.pairs[bool(hash_uniform("kind", *key)[0] < P_SHAPE)]
         subject, motion = pairs[_choose(len(pairs), 1, *key)]
@@ -167,22 +180,12 @@ def _choose(num_options: int, *key: int) -> int:
     return int(hash_u64(*key)[0] % np.uint64(num_options))
 
 
-def _check_choice(argument: str, value: str, valid: Iterable[str]) -> None:
-    if value not in valid:
-        raise ValueError(f"{argument}: expected one of {', '.join(valid)}; got {value!r}")
-
-
 def _check_names(
     argument: str, names: Sequence[str] | None, valid: dict[str, int]
 ) -> tuple[str, ...]:
     """Check the names, or return all valid ones for None."""
     names = tuple(valid) if names is None else tuple(names)
     for name in names:
-        _check_choice(argument, name, valid)
-    require(names != (), f"{argument}: expected at least one name, got none")
+        check_choice(argument, name, valid)
+    require(names != (), argument, "at least one name", "none")
     return names
-
-
-def _check_range(argument: str, value: int, num_bits: int) -> None:
-    is_valid = 0 <= operator.index(value) < 2**num_bits
-    require(is_valid, f"{argument}: expected an integer in [0, 2**{num_bits}), got {value}")

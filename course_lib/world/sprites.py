@@ -5,7 +5,6 @@ Filtering then never mixes in the colour of invisible pixels (the dark fringe of
 and compositing is one multiplication: out = sprite + (1 - alpha) * background.
 """
 
-import json
 from functools import lru_cache
 
 import numpy as np
@@ -14,8 +13,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from course_lib.files import read_json, verify_checksum
 from course_lib.runtime import data_dir
-from course_lib.world.checks import require
+from course_lib.validation import check_choice, check_number, require
 from course_lib.world.subjects import COLOURS, EMOJI, SHAPES
 
 SPRITE_SIZE = 64
@@ -37,8 +37,8 @@ def sprite_atlas() -> tuple[Tensor, np.ndarray]:
         each, a shape has one.
 
     Raises:
-        FileNotFoundError: the sprite file is missing.
-        ValueError: the sprite file does not hold the emoji of `subjects.py`.
+        FileNotFoundError: a file of the sprites is missing.
+        ValueError: a file is damaged, or does not hold the emoji of `subjects.py`.
     """
     emoji = _load_emoji()  # (n, 16, 4, 64, 64)
     shapes = torch.stack([draw_shape(shape, rgb) for shape in SHAPES for rgb in COLOURS.values()])
@@ -73,8 +73,10 @@ def draw_shape(shape: str, rgb: tuple[float, float, float]) -> Float[Tensor, "4 
         rgb: colour in [0, 1].
 
     Raises:
-        ValueError: an unknown shape.
+        ValueError: an unknown shape, or a colour outside [0, 1].
     """
+    for channel in rgb:
+        check_number("rgb", channel, at_least=0.0, at_most=1.0)
     centres = (np.arange(SPRITE_SIZE) * 2 + 1) / SPRITE_SIZE - 1
     x, y = np.meshgrid(centres / EXTENT, centres / EXTENT)  # the shape spans [-1, 1]
     distance = signed_distance(shape, x, y)
@@ -98,6 +100,7 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     Source: Inigo Quilez, "2D distance functions" (circle, box, polygons, heart).
     """
+    check_choice("shape", shape, SHAPES)
     match shape:
         case "circle":
             return np.hypot(x, y) - 1
@@ -114,13 +117,12 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
             radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
             corners = zip(radii * np.sin(angles), 0.05 - radii * np.cos(angles), strict=True)
             return _polygon(x, y, list(corners))
-        case "heart":  # Quilez's heart stands on its tip at the origin
+        case _:  # Quilez's heart stands on its tip at the origin
             px, py = np.abs(x) * 0.62, 0.58 - y * 0.62
             lobe = np.hypot(px - 0.25, py - 0.75) - np.sqrt(2) / 4
             half = np.maximum(px + py, 0) / 2
             flank = np.minimum(np.hypot(px, py - 1), np.hypot(px - half, py - half))
             return np.where(px + py > 1, lobe, flank * np.sign(px - py)) / 0.62
-    raise ValueError(f"shape: expected one of {', '.join(SHAPES)}; got {shape!r}")
 
 
 def _polygon(x: np.ndarray, y: np.ndarray, corners: list[tuple[float, float]]) -> np.ndarray:
@@ -146,17 +148,16 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
 
 def _load_emoji() -> Float[Tensor, "n 16 4 64 64"]:
     folder = data_dir() / "sprites"
-    listed = [entry["name"] for entry in json.loads((folder / "emoji.json").read_text())["emoji"]]
-    require(
-        listed == [emoji.name for emoji in EMOJI],
-        f"{folder / 'emoji.json'}: expected the emoji of subjects.py, got others; rebuild data/",
-    )
-    atlas = np.asarray(Image.open(folder / "emoji.webp").convert("RGBA"), dtype=np.float32) / 255
+    listing, images = folder / "emoji.json", folder / "emoji.webp"
+    for file in (listing, images):
+        verify_checksum(file, folder)
+    listed = [entry["name"] for entry in read_json(listing)["emoji"]]
+    is_complete = listed == [emoji.name for emoji in EMOJI]
+    require(is_complete, str(listing), "the emoji of subjects.py", "others; rebuild data/")
+    atlas = np.asarray(Image.open(images).convert("RGBA"), dtype=np.float32) / 255
     expected = (len(EMOJI) * SPRITE_SIZE, SPRITE_FRAMES * SPRITE_SIZE, 4)
-    require(
-        atlas.shape == expected,
-        f"{folder / 'emoji.webp'}: expected shape {expected}, got {atlas.shape}; rebuild data/",
-    )
+    got = f"{atlas.shape}; rebuild data/"
+    require(atlas.shape == expected, str(images), f"shape {expected}", got)
     tiles = atlas.reshape(len(EMOJI), SPRITE_SIZE, SPRITE_FRAMES, SPRITE_SIZE, 4)  # n h f w c
     tiles = tiles.transpose(0, 2, 4, 1, 3).copy()  # n f c h w
     tiles[:, :, :3] *= tiles[:, :, 3:]  # premultiply

@@ -5,6 +5,9 @@ because a caption must lead back to exactly one subject.
 """
 
 from dataclasses import dataclass
+from functools import cache
+
+from course_lib.validation import check_choice
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,29 @@ HELD_OUT_SHAPES: tuple[str, ...] = (
 )
 
 
+@cache
 def is_shape(subject: str) -> bool:
-    """Whether a subject (a name from `SUBJECTS`) is a coloured shape, not an emoji."""
+    """Whether a subject is a coloured shape, not an emoji.
+
+    Args:
+        subject: a name from `SUBJECTS`.
+
+    Raises:
+        ValueError: an unknown subject.
+    """
+    check_choice("subject", subject, SUBJECTS)
     return subject in COLOURED_SHAPES
 
 
+@cache
 def is_rotation_symmetric(subject: str) -> bool:
-    """Whether rotating a subject (a name from `SUBJECTS`) about its centre changes nothing."""
+    """Whether rotating a subject about its centre changes nothing.
+
+    Args:
+        subject: a name from `SUBJECTS`.
+
+    Raises:
+        ValueError: an unknown subject.
+    """
+    check_choice("subject", subject, SUBJECTS)
     return subject.endswith((" circle", " ring"))

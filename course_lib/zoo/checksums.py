@@ -1,40 +1,14 @@
 """The list of checksums of a folder of checkpoints, and the check that files match it."""
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-CHECKSUMS_FILE = "SHA256SUMS"
+from course_lib.files import CHECKSUMS_FILE, read_checksums, sha256
+
 CARD_FILE = "README.md"
 EVALUATION_FILE = "evaluation.json"
 # formats that can run code when they are opened
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-
-
-def read_checksums(root: Path) -> dict[str, str]:
-    """Path relative to `root` → sha256; empty if there is no list."""
-    file = root / CHECKSUMS_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
-
-
-def write_checksums(checksums: Mapping[str, str], root: Path) -> None:
-    """Replace the list of `root` atomically."""
-    part = root / f".{CHECKSUMS_FILE}.part"
-    write_text(part, "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)))
-    os.replace(part, root / CHECKSUMS_FILE)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file with the same bytes, and checksum, on every system."""
-    file.write_text(text, encoding="utf-8", newline="\n")
-
-
-def sha256(file: Path) -> str:
-    """Checksum of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def files_under(folder: str, checksums: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ the checksums of the base's files that the delta needs. LoRA, ControlNet, T2I-Ad
 inversion have diffusers' own format. A new kind is one entry of `DELTA_KINDS`.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -15,9 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from course_lib.files import read_checksums, write_json
 from course_lib.validation import require
-from course_lib.zoo.checksums import EVALUATION_FILE, files_under, read_checksums, write_text
-from course_lib.zoo.registry import check_name, default_root, load, load_folder, names
+from course_lib.zoo.checksums import EVALUATION_FILE, files_under
+from course_lib.zoo.registry import (
+    check_name,
+    default_root,
+    find_class,
+    load,
+    load_folder,
+    names,
+    read_object,
+    to_root,
+)
 
 BASE_FILE = "base.json"
 # Part of a pipeline → the folder whose files a delta needs ("": all, as it makes a pipeline again)
@@ -29,20 +38,21 @@ LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 EMBEDDING_WEIGHTS_NAME = "learned_embeds.safetensors"
 
 
-def save_temporal_layers(model: nn.Module, folder: Path) -> None:
+def save_temporal_layers(model: nn.Module, folder: Path | str) -> None:
     """Write configuration and temporal layers of a model, without its image model.
 
     Args:
         model: an InflatedUNet or TemporalAutoencoder; written in half precision.
         folder: must exist.
     """
+    folder = Path(folder)
     model.save_config(folder)
     layers = model.temporal.state_dict().items()
     weights = {name: value.half().contiguous() for name, value in layers}
     save_file(weights, folder / TEMPORAL_WEIGHTS_NAME)
 
 
-def load_temporal_layers(base_model: nn.Module, folder: Path) -> nn.Module:
+def load_temporal_layers(base_model: nn.Module, folder: Path | str) -> nn.Module:
     """An image model with the temporal layers of `save_temporal_layers`.
 
     Args:
@@ -53,6 +63,8 @@ def load_temporal_layers(base_model: nn.Module, folder: Path) -> nn.Module:
         An InflatedUNet or a TemporalAutoencoder.
 
     Raises:
+        FileNotFoundError: the folder has no such layers.
+        ValueError: a damaged configuration, or one of another class.
         RuntimeError: weights are missing, or there are too many.
     """
     from diffusers import AutoencoderKL
@@ -62,28 +74,31 @@ def load_temporal_layers(base_model: nn.Module, folder: Path) -> nn.Module:
     from course_lib.nn.utils import to_like
 
     model_class = TemporalAutoencoder if isinstance(base_model, AutoencoderKL) else InflatedUNet
-    model = to_like(model_class.from_config(model_class.load_config(folder)), base_model)
+    file = Path(folder, "config.json")
+    config = read_object(file, "_class_name")  # diffusers would look for the folder on its hub
+    is_own = config["_class_name"] == model_class.__name__
+    require(is_own, str(file), f"a {model_class.__name__}", repr(config["_class_name"]))
+    model = to_like(model_class.from_config(config), base_model)
     model.spatial.load_state_dict(base_model.state_dict())
-    model.temporal.load_state_dict(load_file(folder / TEMPORAL_WEIGHTS_NAME))
+    model.temporal.load_state_dict(load_file(Path(folder, TEMPORAL_WEIGHTS_NAME)))
     return model.train(base_model.training)
 
 
 def _load_temporal(pipeline: Any, part: str, folder: Path) -> Any:
     """An image pipeline as a video pipeline, or just its autoencoder, with temporal layers."""
-    import diffusers
-
     from course_lib.pipelines.text_to_video import TextToVideoPipeline
 
     model = load_temporal_layers(getattr(pipeline, part), folder)
     if part != "unet":
         return model
-    config = diffusers.DDIMScheduler.load_config(folder, subfolder="scheduler")  # of any class
-    scheduler_class = getattr(diffusers, config["_class_name"])
-    scheduler = scheduler_class.from_pretrained(folder, subfolder="scheduler")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = read_object(file, "_class_name")
+    scheduler_class = find_class(file, config["_class_name"], "diffusers", "SchedulerMixin")
+    scheduler = scheduler_class.from_config(config)
     return TextToVideoPipeline.from_image_pipeline(pipeline, model, scheduler)
 
 
-def save_lora(unet: nn.Module, folder: Path) -> None:
+def save_lora(unet: nn.Module, folder: Path | str) -> None:
     """Write the LoRA of a U-Net in half precision, for diffusers' `load_lora_weights`.
 
     Args:
@@ -108,7 +123,7 @@ def _load_lora(pipeline: Any, part: str, folder: Path) -> Any:
     return pipeline
 
 
-def save_controlnet(model: nn.Module, folder: Path) -> None:
+def save_controlnet(model: nn.Module, folder: Path | str) -> None:
     """Write a ControlNetModel or T2IAdapter in half precision, without changing the model."""
     deepcopy(model).half().save_pretrained(folder)
 
@@ -125,7 +140,7 @@ def _load_controlnet(pipeline: Any, part: str, folder: Path) -> Any:
     return diffusers.StableDiffusionControlNetPipeline(controlnet=model, **parts)
 
 
-def save_text_embedding(embedding: Mapping[str, Tensor], folder: Path) -> None:
+def save_text_embedding(embedding: Mapping[str, Tensor], folder: Path | str) -> None:
     """Write a new token of textual inversion in half precision, in diffusers' format.
 
     Args:
@@ -137,7 +152,7 @@ def save_text_embedding(embedding: Mapping[str, Tensor], folder: Path) -> None:
     """
     require(len(embedding) == 1, "embedding", "one token", ", ".join(embedding) or "none")
     weights = {token: value.detach().half().contiguous() for token, value in embedding.items()}
-    save_file(weights, folder / EMBEDDING_WEIGHTS_NAME)
+    save_file(weights, Path(folder, EMBEDDING_WEIGHTS_NAME))
 
 
 def _load_text_embedding(pipeline: Any, part: str, folder: Path) -> Any:
@@ -169,7 +184,7 @@ DELTA_KINDS = {
 
 
 def write_base(
-    folder: Path, base: str, part: str, model: nn.Module, kind: str = "temporal-layers"
+    folder: Path | str, base: str, part: str, model: nn.Module, kind: str = "temporal-layers"
 ) -> None:
     """Write `base.json` next to a delta.
 
@@ -184,7 +199,7 @@ def write_base(
     Raises:
         ValueError: an unknown name, part or kind, or a stored part with other weights than `model`.
     """
-    root = default_root()
+    root = to_root(None)
     check_name(base, root)
     require(kind in DELTA_KINDS, "kind", f"one of {', '.join(DELTA_KINDS)}", repr(kind))
     parts = DELTA_KINDS[kind].parts
@@ -203,7 +218,7 @@ def write_base(
     )
     require(is_equal, "model", f"the weights of {base}/{part}", "others")
     content = {"name": base, "kind": kind, "part": part, "sha256": _base_files(base, part, root)}
-    write_text(folder / BASE_FILE, json.dumps(content, indent=1) + "\n")
+    write_json(Path(folder, BASE_FILE), content)
 
 
 def _base_files(base: str, part: str, root: Path) -> dict[str, str]:
@@ -213,7 +228,7 @@ def _base_files(base: str, part: str, root: Path) -> dict[str, str]:
     return {k: v for k, v in files.items() if k.startswith(prefix) and k != EVALUATION_FILE}
 
 
-def load_delta(name: str, folder: Path, dtype: torch.dtype, root: Path | None) -> Any:
+def load_delta(name: str, folder: Path, dtype: torch.dtype, root: Path | str | None) -> Any:
     """Load a delta and its base.
 
     Args:
@@ -225,18 +240,24 @@ def load_delta(name: str, folder: Path, dtype: torch.dtype, root: Path | None) -
 
     Raises:
         FileNotFoundError: the base is missing.
-        ValueError: the base's files differ from those that the delta was trained on.
+        ValueError: a damaged `base.json`, or the base's files differ from those that the delta was
+            trained on.
     """
-    content = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
-    base = content["name"]
-    part = content["part"]
+    file = folder / BASE_FILE
+    content = read_object(file, "name", "kind", "part", "sha256")
+    base, part, kind = content["name"], content["part"], content["kind"]
+    is_known = isinstance(kind, str) and kind in DELTA_KINDS
+    require(is_known, str(file), f"one of the kinds {', '.join(DELTA_KINDS)}", repr(kind))
+    require(part in DELTA_KINDS[kind].parts, str(file), f"a part that {kind} changes", repr(part))
     if root is None or base not in names(root):
         root = default_root()
     if base not in names(root):
         raise FileNotFoundError(f"checkpoint {name}: its base {base} is missing")
-    if _base_files(base, part, root) != content["sha256"]:
+    is_pipeline = (to_root(root) / base / "model_index.json").is_file()
+    require(is_pipeline, str(file), "the name of an image pipeline", repr(base))
+    if _base_files(base, part, to_root(root)) != content["sha256"]:
         raise ValueError(
             f"checkpoint {name}: made for another {base}; restore that from the repository, or "
             f"train again: python -m course_lib.recipes {name}"
         )
-    return DELTA_KINDS[content["kind"]].load(load(base, dtype=dtype, root=root), part, folder)
+    return DELTA_KINDS[kind].load(load(base, dtype=dtype, root=root), part, folder)

@@ -1,6 +1,7 @@
 """The command line and the benchmarks themselves, at a size that takes no time."""
 
 import json
+import multiprocessing
 
 import pytest
 
@@ -10,6 +11,7 @@ from course_lib.bench import metrics as metrics_bench
 from course_lib.bench import world as world_bench
 from course_lib.bench.registry import BENCHMARKS
 from course_lib.bench.timing import BenchmarkRow
+from course_lib.runtime import data_dir
 
 ROW = BenchmarkRow("fake", "case 1", "course", 12.0, "ms", "peer", 2.0, 1.5, 2.5, "a note")
 
@@ -24,7 +26,7 @@ def test_writes_a_table_and_json(fakes, tmp_path, capsys):
     assert command.main(["--out", str(out)]) == 0
     line = "| case 1 | course | 12 ms | peer | 2.00 (1.50 to 2.50) | a note |"
     assert line in capsys.readouterr().out
-    results = json.loads(out.read_text())
+    results = json.loads(out.read_text(encoding="utf-8"))
     assert [len(results[name]["rows"]) for name in ("one", "two")] == [1, 2]
     assert results["one"]["rows"][0]["contender"] == "course"
     assert results["one"]["rows"][0]["ratio"] == 2.0
@@ -33,9 +35,9 @@ def test_writes_a_table_and_json(fakes, tmp_path, capsys):
 
 def test_only_what_is_named_runs_and_the_rest_of_the_file_stays(fakes, tmp_path):
     out = tmp_path / "bench.json"
-    out.write_text(json.dumps({"one": "as it was"}))
+    out.write_text(json.dumps({"one": "as it was"}), encoding="utf-8")
     command.main(["two", "--out", str(out)])
-    results = json.loads(out.read_text())
+    results = json.loads(out.read_text(encoding="utf-8"))
     assert results["one"] == "as it was" and len(results["two"]["rows"]) == 2
 
 
@@ -111,3 +113,68 @@ def test_metrics_agree_with_their_peers(monkeypatch):
     differences = [float(row.note.removeprefix("relative difference ")) for row in rows]
     assert max(differences) < 1e-6  # torchmetrics keeps the range of PSNR in float32
     assert differences[4] < 1e-8
+
+
+# The file of results
+
+
+def test_saving_the_shipped_file_again_gives_the_same_bytes(tmp_path):
+    shipped = data_dir() / "bench.json"
+    results = command.read_results(shipped)
+    path = tmp_path / "bench.json"
+    path.write_bytes(shipped.read_bytes())
+    command.add_result("world", results["world"], path)
+    assert path.read_bytes() == shipped.read_bytes()
+
+
+def add_entries(first, path):
+    for number in range(first, 40, 2):
+        command.add_result(f"é{number}", {"rows": [number]}, path)
+
+
+def test_two_processes_lose_none_of_each_others_results(tmp_path):
+    path = tmp_path / "bench.json"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=add_entries, args=(first, path)) for first in (0, 1)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert command.read_results(path) == {f"é{n}": {"rows": [n]} for n in range(40)}
+
+
+def test_a_failed_write_leaves_the_old_results(tmp_path, monkeypatch):
+    path = tmp_path / "bench.json"
+    command.add_result("one", {"rows": []}, path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", mock_failure)
+    with pytest.raises(OSError, match="disk full"):
+        command.add_result("two", {"rows": []}, path)
+    assert path.read_bytes() == before and not list(tmp_path.glob("*.part"))
+
+
+def mock_failure(*_):
+    raise OSError("disk full")
+
+
+@pytest.mark.parametrize("content", [b'{"one": {', b"[]", b"\xff"])
+def test_damaged_results_are_refused_before_anything_runs(fakes, tmp_path, capsys, content):
+    path = tmp_path / "bench.json"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as error:
+        command.main(["--out", str(path)])
+    assert error.value.code == 2
+    assert f"--out: {path}: expected" in capsys.readouterr().err
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("COURSE_PROFILE", "fast"), ("COURSE_DEVICE", "abacus")]
+)
+def test_a_wrong_environment_is_one_line(fakes, monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as error:
+        command.main(["one"])
+    assert error.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert name in message and value in message

@@ -1,5 +1,6 @@
 """The timing engine, on a clock of its own and on the real one."""
 
+import math
 import time
 
 import pytest
@@ -90,10 +91,25 @@ def test_rows_are_rounded_for_json():
     assert row.as_dict()["case"] == "c"
 
 
-@pytest.mark.parametrize("functions, repeats", [({}, 3), ({"a": print}, 0)])
-def test_an_empty_timing_is_refused(functions, repeats):
-    with pytest.raises(ValueError, match="functions, repeats: expected at least one each"):
-        interleaved_timings(functions, repeats)
+@pytest.mark.parametrize(
+    ("name", "functions", "kwargs"),
+    [
+        ("functions", {}, {}),
+        ("repeats", {"a": print}, {"repeats": 0}),
+        ("repeats", {"a": print}, {"repeats": True}),
+        ("warmup", {"a": print}, {"warmup": -1}),
+        ("budget_s", {"a": print}, {"budget_s": math.nan}),
+        ("budget_s", {"a": print}, {"budget_s": -1}),
+    ],
+)
+def test_a_timing_without_rounds_or_with_an_endless_budget_is_refused(name, functions, kwargs):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        interleaved_timings(functions, **kwargs)
+
+
+def test_quartiles_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="values: expected at least 1, got 0"):
+        quartiles([])
 
 
 def test_results_are_those_of_the_last_call():

@@ -240,13 +240,16 @@ def begin(sampler, scheduler, **options):
     [
         (
             lambda: begin(ddpm, DDPMScheduler(), frame_correlation=1.5),
-            "frame_correlation: expected 0 to 1, got 1.5",
+            "frame_correlation: expected a finite number at least 0 and at most 1, got 1.5",
         ),
         (
             lambda: begin(ddim, DDIMScheduler(), eta=1, frame_correlation=-1),
-            "frame_correlation: expected 0 to 1, got -1",
+            "frame_correlation: expected a finite number at least 0 and at most 1, got -1",
         ),
-        (lambda: begin(ddim, DDIMScheduler(), eta=1.5), "eta: expected 0 to 1, got 1.5"),
+        (
+            lambda: begin(ddim, DDIMScheduler(), eta=1.5),
+            "eta: expected a finite number at least 0 and at most 1, got 1.5",
+        ),
         (
             lambda: begin(ddim, DDIMScheduler(), eta=0.5, inverse=True),
             "eta: expected 0 with inverse=True, got 0.5",

@@ -65,8 +65,14 @@ def test_offset_noise_shifts_whole_videos_by_channel(noise_offset):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sample_noise(SHAPE, rng(), 1.1), "frame_correlation: expected 0 to 1, got 1.1"),
-        (lambda: sample_noise(SHAPE, rng(), -0.1), "frame_correlation: expected 0 to 1, got -0.1"),
+        (
+            lambda: sample_noise(SHAPE, rng(), 1.1),
+            "frame_correlation: expected a finite number at least 0 and at most 1, got 1.1",
+        ),
+        (
+            lambda: sample_noise(SHAPE, rng(), -0.1),
+            "frame_correlation: expected a finite number at least 0 and at most 1, got -0.1",
+        ),
         (
             lambda: sample_noise((2, 3, 8, 8), rng(), 0.5),
             r"shape: expected \(b, c, f, h, w\) .*, got \(2, 3, 8, 8\)",
@@ -77,7 +83,7 @@ def test_offset_noise_shifts_whole_videos_by_channel(noise_offset):
         ),
         (
             lambda: offset_noise(torch.zeros(SHAPE), -0.1, rng()),
-            "noise_offset: expected 0 or more, got -0.1",
+            "noise_offset: expected a finite number at least 0, got -0.1",
         ),
     ],
 )

@@ -329,7 +329,7 @@ FLOW = FlowMatchEulerDiscreteScheduler()
         ),
         (
             lambda: min_snr_weights(DDPMScheduler(), T, 0),
-            "snr_gamma: expected a positive number, got 0",
+            "snr_gamma: expected a finite number above 0, got 0",
         ),
         (
             lambda: make_noisy_batch(ZERO_V, VIDEO, rng(), snr_gamma=5),

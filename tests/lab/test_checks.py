@@ -292,7 +292,7 @@ def test_solved_outlives_the_kernel(shown, file, monkeypatch):
     assert f"Solved on {date.today().isoformat()}" in repr(shown[-1])
     row = checks.report()[0]
     assert row["status"] == engine.RIGHT and row["attempts"] == 0
-    assert [path for path in file.parent.iterdir() if path.suffix != ".py"] == [
+    assert [path for path in file.parent.iterdir() if path.suffix not in (".py", ".lock")] == [
         file
     ]  # no temporary file is left
 
@@ -323,6 +323,7 @@ def test_a_damaged_or_foreign_file_is_reported_once_and_left_alone(shown, file, 
 
 
 def test_an_unwritable_folder_is_tolerated_with_one_notice(shown, tmp_path, monkeypatch):
+    (tmp_path / "no").write_text("a file", encoding="utf-8")
     monkeypatch.setenv("COURSE_PROGRESS", str(tmp_path / "no" / "folder" / "progress.json"))
     checks.check("98.1", double)
     checks.check("98.2", 42)
@@ -340,7 +341,7 @@ def test_a_failed_write_leaves_the_old_file(shown, file, monkeypatch):
     monkeypatch.setattr(progress.os, "replace", fail)
     checks.check("98.2", 42)
     assert file.read_text(encoding="utf-8") == before
-    assert [path for path in file.parent.iterdir() if path.suffix != ".py"] == [file]
+    assert {path.suffix for path in file.parent.iterdir()} == {".json", ".py", ".lock"}
     assert any("disk full" in repr(output) for output in shown)
 
 

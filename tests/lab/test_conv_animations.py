@@ -72,5 +72,5 @@ def test_what_cannot_slide_is_refused():
         ValueError, match=r"kernel: expected at most shape \(2, 4, 4\), got \(3, 2, 2\)"
     ):
         conv_animations.slide_over_clip(torch.zeros(1, 2, 4, 4), torch.zeros(3, 2, 2))
-    with pytest.raises(ValueError, match="stride: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="stride: expected an integer of at least 1, got 0"):
         conv_animations.slide_over_frame(torch.zeros(1, 4, 4), torch.zeros(2, 2), stride=0)

@@ -1,5 +1,6 @@
 """PNG and APNG bytes: Pillow decodes them to the same frames."""
 
+import inspect
 import io
 
 import numpy as np
@@ -70,7 +71,9 @@ def test_fewer_colours_take_less_room(colours):
 
 @pytest.mark.parametrize("colours", [1, 256])
 def test_impossible_numbers_of_colours_are_refused(colours):
-    with pytest.raises(ValueError, match=rf"colours: expected 2 to 255, got {colours}"):
+    with pytest.raises(
+        ValueError, match=rf"colours: expected an integer from 2 to 255, got {colours}"
+    ):
         encode_apng(np.zeros((2, 4, 4, 3), np.uint8), 8, colours)
 
 
@@ -114,5 +117,19 @@ def test_nothing_to_show_is_refused(shape):
 
 @pytest.mark.parametrize("fps", [0, -1, 101])
 def test_impossible_speed_is_refused(fps):
-    with pytest.raises(ValueError, match=rf"fps: expected 0.1 to 100, got {fps}"):
+    with pytest.raises(
+        ValueError, match=rf"fps: expected a finite number at least 0.1 and at most 100, got {fps}"
+    ):
         encode_apng(np.zeros((2, 4, 4, 3), np.uint8), fps)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
+def test_values_that_are_no_levels_are_refused(value):
+    frames = np.full((2, 4, 4, 3), value, np.float32)
+    with pytest.raises(ValueError, match="frames: expected levels 0 to 255 as uint8, got float32"):
+        inspect.unwrap(encode_apng)(frames, fps=8)
+
+
+def test_other_axes_are_refused():
+    with pytest.raises(ValueError, match=r"frames: expected \(n, h, w, 3\), got shape"):
+        inspect.unwrap(encode_apng)(np.zeros((2, 3, 4, 4), np.uint8), fps=8)

@@ -1,8 +1,10 @@
 import base64
 import json
+from urllib.parse import unquote
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from course_lib.lab import gallery
@@ -38,7 +40,7 @@ def test_in_place_run_saves_a_clean_notebook_with_static_widgets(tmp_path, monke
     )
     path = lesson(tmp_path, show, show_pixel("a red dot"), "1 + 1")
     assert gallery.main(["--in-place", str(path)]) == 0
-    saved = json.loads(path.read_text())
+    saved = json.loads(path.read_text(encoding="utf-8"))
     code = saved["cells"][1:]
     assert [cell["execution_count"] for cell in code] == [1, 2, 3]
     assert code[0]["outputs"] == [
@@ -71,13 +73,13 @@ def test_gallery_links_pages_and_keeps_alternative_text(tmp_path):
     good = gallery.Lesson(tmp_path / "00_a.ipynb", executed("<a> dot"), 1.26)
     bad = gallery.Lesson(tmp_path / "01_b.ipynb", executed(), 0.1, "ValueError: no <good>")
     index = gallery.write_gallery([good, bad], tmp_path / "out", "two cores & hope")
-    page = index.read_text()
+    page = index.read_text(encoding="utf-8")
     assert 'href="00_a.html"' in page
     assert "ran in 1.3 minutes" in page
     assert "failed: ValueError: no &lt;good&gt;" in page
     assert "two cores &amp; hope" in page
     assert (tmp_path / "out" / "00_a.png").read_bytes() == base64.b64decode(PIXEL)
-    html = (tmp_path / "out" / "00_a.html").read_text()
+    html = (tmp_path / "out" / "00_a.html").read_text(encoding="utf-8")
     assert 'alt="&lt;a&gt; dot"' in html
     assert gallery.NO_ALT not in html
 
@@ -90,6 +92,70 @@ def test_cell_ids_follow_the_source_and_stay_unique():
         :3
     ]
     assert len(set(ids)) == 4
+
+
+def test_file_names_are_escaped(tmp_path):
+    name = """0 "a" & <b>#1%20'ü.ipynb"""
+    index = gallery.write_gallery([gallery.Lesson(tmp_path / name, executed(), 1.0)], tmp_path, "")
+    soup = BeautifulSoup(index.read_text(encoding="utf-8"), "html.parser")
+    targets = [link["href"] for link in soup.select("a")] + [soup.select_one("img")["src"]]
+    assert len(targets) == 3
+    for target in targets:
+        assert (tmp_path / unquote(target)).is_file() and set("?#&<>\"' ").isdisjoint(target)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"# text", b"[]", b"3", b"{}", b"\xff\xfe", b'{"cells": 1}']
+)
+def test_what_is_no_notebook_is_one_line(tmp_path, capsys, content):
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as error:
+        gallery.main([str(lesson(tmp_path, "1")), str(path)])
+    assert error.value.code == 2
+    output = capsys.readouterr()
+    assert f"{path}: expected a notebook" in output.err.splitlines()[-1] and not output.out
+
+
+@pytest.mark.parametrize("name", ["missing.ipynb", "."])
+def test_a_missing_file_is_one_line(tmp_path, capsys, name):
+    with pytest.raises(SystemExit) as error:
+        gallery.main([str(tmp_path / name)])
+    assert error.value.code == 2
+    assert f"{tmp_path / name}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    path = lesson(tmp_path, "1")
+    with pytest.raises(SystemExit) as error:
+        gallery.main([str(path), "--out", str(path)])
+    assert error.value.code == 2
+    assert "File exists" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("COURSE_PROFILE", "fast"), ("COURSE_DEVICE", "abacus")]
+)
+def test_a_wrong_environment_is_one_line(tmp_path, monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as error:
+        gallery.main([str(lesson(tmp_path, "1"))])
+    assert error.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert name in message and value in message
+
+
+def test_a_notebook_that_cannot_be_saved_stays(tmp_path, monkeypatch):
+    path = lesson(tmp_path, "1")
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        gallery.save_notebook(gallery.Lesson(path, executed(), 1.0))
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """show: what a notebook displays, and what is refused."""
 
 import base64
+import inspect
 import io
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -97,9 +99,12 @@ def test_four_canonical_clips_stay_small(shown):
     [
         (dict(captions=["one"]), r"captions: expected one for each of 2 clips, got 1: \('one',\)"),
         (dict(titles=["a", "b"]), "titles: expected one for each of 1 rows, got 2"),
-        (dict(scale=0), "scale: expected a whole number of at least 1, got 0"),
-        (dict(strip_frames=0), "strip_frames: expected at least 1, got 0"),
-        (dict(fps=0), "fps: expected 0.1 to 100, got 0"),
+        (dict(scale=0), "scale: expected an integer of at least 1, got 0"),
+        (dict(strip_frames=0), "strip_frames: expected an integer of at least 1, got 0"),
+        (dict(strip_frames=-1), "strip_frames: expected an integer of at least 1, got -1"),
+        (dict(fps=0), "fps: expected a finite number at least 0.1 and at most 100, got 0"),
+        (dict(fps=math.nan), "fps: expected a finite number .*, got nan"),
+        (dict(colours=1), "colours: expected an integer from 2 to 255, got 1"),
     ],
 )
 def test_bad_arguments_are_refused(shown, arguments, message):
@@ -132,7 +137,7 @@ def test_images(shown):
     pixels = np.asarray(opened(shown[1]).convert("RGB")).astype(float)
     expected = (images[0].movedim(0, -1).numpy() + 1) * 127.5
     assert np.abs(pixels[1:17, 1:17] - expected).mean() < 12  # at most 255 colours of 1280
-    with pytest.raises(ValueError, match="columns: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="columns: expected an integer of at least 1, got 0"):
         show.show_images(images, columns=0)
 
 
@@ -203,3 +208,50 @@ def test_bad_bars_are_refused(shown, bar):
         ValueError, match="bar 'a': expected a number or .* with low <= value <= high, got"
     ):
         show.show_bars({"a": bar}, "accuracy")
+
+
+@pytest.mark.parametrize("scale", [0, -1, 2.7, math.nan, "3", [1], True])
+def test_a_scale_that_is_no_count_is_refused(shown, scale):
+    unchecked = inspect.unwrap(show.show_images), inspect.unwrap(show.show_video)
+    for function, value in zip(unchecked, (video()[:, :, 0], video()), strict=True):
+        with pytest.raises(ValueError, match="scale: expected an integer of at least 1, got"):
+            function(value, scale=scale)
+    with pytest.raises(ValueError, match="columns: expected an integer of at least 1, got"):
+        inspect.unwrap(show.show_images)(video()[:, :, 0], columns=scale)
+    with pytest.raises(ValueError, match="strip_frames: expected an integer of at least 1, got"):
+        inspect.unwrap(show.show_video)(video(), strip_frames=scale)
+    assert shown == []
+
+
+@pytest.mark.parametrize("max_flow", [0.0, -1.0, math.inf, math.nan])
+def test_a_flow_of_no_scale_is_refused(shown, max_flow):
+    with pytest.raises(ValueError, match="max_flow: expected a finite number above 0, got"):
+        show.show_flow(torch.ones(2, 8, 8), max_flow=max_flow)
+    assert shown == []
+
+
+def test_a_flow_without_motion_is_shown(shown):
+    show.show_flow(torch.zeros(2, 3, 8, 8))
+    assert len(shown) == 2 and "full colour means 0 pixels" in shown[0].alt
+
+
+@pytest.mark.parametrize("label", [r"$\foo$", "$5 and $6", "$x_$", r"$\bar\alpha$", "$", "a_b^c"])
+def test_any_label_is_shown(shown, label):
+    show.show_curves({label: [1, 2]}, label, label, label)
+    show.show_bars({label: 1, "b": 2}, label, label)
+    assert len(shown) == 2 and label in shown[0].alt and plt.get_fignums() == []
+
+
+def test_a_formula_in_a_label_is_still_drawn(shown):
+    for label in (r"$\alpha$", "α", r"$\foo$", r"\$\foo\$"):
+        show.show_bars({label: 1}, "x", alt="bars")
+    formula, letter, wrong, escaped = (opened(image).convert("RGB").tobytes() for image in shown)
+    assert len({formula, letter, wrong}) == 3 and wrong == escaped
+
+
+def test_nothing_to_draw_is_refused(shown):
+    with pytest.raises(ValueError, match="bars: expected at least one, got none"):
+        show.show_bars({}, "x")
+    with pytest.raises(ValueError, match="curves: expected at least one, got none"):
+        show.show_curves({}, "x", "y")
+    assert shown == [] and plt.get_fignums() == []

@@ -36,16 +36,16 @@ def test_images_stand_side_by_side(shown):
         calls.append((level, dim, mode))
         return torch.full((3, 8, 8), level)
 
-    widgets.explore(f, level=(0.0, 1.0), dim=(1, 9), mode=["x", "y"])
-    assert calls == [(level, 5, "x") for level in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    widgets.explore(f, level=(-1.0, 1.0), dim=(1, 9), mode=["x", "y"])
+    assert calls == [(level, 5, "x") for level in (-1.0, -0.5, 0.0, 0.5, 1.0)]
     assert [repr(thing) for thing in shown] == [
         "With dim = 5, mode = x:",
-        "[image: image of 5: level = 0; level = 0.25; level = 0.5; level = 0.75; level = 1]",
+        "[image: image of 5: level = -1; level = -0.5; level = 0; level = 0.5; level = 1]",
     ]
 
 
 def test_clips_stand_side_by_side(shown):
-    widgets.explore(lambda on: torch.full((3, 4, 8, 8), float(on)), on=True)
+    widgets.explore(lambda on: torch.full((3, 4, 8, 8), 2 * on - 1.0), on=True)
     assert repr(shown[0]) == "[image: animation of 2: on = False; on = True]" and len(shown) == 2
 
 

@@ -131,3 +131,22 @@ def test_nothing_in_nothing_out():
     for ask in (Brightness.means, Brightness.per_clip):
         with pytest.raises(ValueError, match="clips: expected at least 1, got 0"):
             ask(metric)
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "name"), [(3, 2, "hits"), (-1, 2, "hits"), (0.5, 2, "hits"), (1, 2.5, "n")]
+)
+def test_trials_are_counted(hits, n, name):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer"):
+        getattr(proportion_score, "__wrapped__", proportion_score)("x", hits, n)
+
+
+def test_means_are_of_numbers():
+    for values in (torch.tensor([1, 2]), torch.ones(2, 1)):
+        with pytest.raises(ValueError, match="values: expected"):
+            mean_score("x", values)
+    with pytest.raises(ValueError, match="x: expected .* without NaN"):
+        mean_interval([1.0, math.nan])
+    for confidence in (math.nan, 0.0, 1.0, 95.0):
+        with pytest.raises(ValueError, match="confidence: expected a finite number above 0"):
+            mean_interval([1.0, 2.0], confidence)

@@ -157,3 +157,18 @@ def test_refusals(video, encode, message):
 def test_one_frame_has_no_consistency():
     with pytest.raises(ValueError, match="frames: expected at least 2, got 1"):
         frame_consistency(random_frames(0, f=1))
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.zeros(2, 3, 4), "frames: expected embeddings with a direction"),
+        (torch.ones(2, 3, 4) * torch.tensor([1.0, 0, 1])[:, None], "with a direction"),
+        (torch.full((2, 3, 4), torch.nan), "frames: expected finite values"),
+        (torch.ones(2, 3, 4).long(), "frames: expected floating point"),
+        (torch.ones(3, 4), r"frames: expected \(b, f, d\), .*frames\[None\]"),
+    ],
+)
+def test_embeddings_without_a_cosine_are_refused(frames, message):
+    with pytest.raises(ValueError, match=message):
+        frame_consistency(frames)

@@ -242,23 +242,29 @@ def test_one_pass_serves_all():
         (lambda x: kernel_distance(x[:1], x), "real: samples: expected at least 2, got 1"),
         (lambda x: kernel_distance(x, x[:, :2]), "generated: expected the width of real, 4, got 2"),
         (lambda x: kernel_distance(x, x * math.nan), "generated: expected finite"),
-        (lambda x: kernel_distance(x, x, degree=0), "degree: expected at least 1, got 0"),
+        (
+            lambda x: kernel_distance(x, x, degree=0),
+            "degree: expected an integer of at least 1",
+        ),
         (lambda x: kernel_distance_subsets(x, x), "real: samples: expected at least 1000, got 20"),
         (
             lambda x: kernel_distance_subsets(x, x, subset_size=5, num_subsets=0),
-            "num_subsets: expected at least 1, got 0",
+            "num_subsets: expected an integer of at least 1, got 0",
         ),
         (lambda x: precision_recall(x, x[:3]), "generated: samples: expected at least 4, got 3"),
-        (lambda x: precision_recall(x, x, k=0), "k: expected at least 1, got 0"),
+        (lambda x: precision_recall(x, x, k=0), "k: expected an integer of at least 1, got 0"),
         (
             lambda x: inception_score(x, num_splits=11),
             "logits: samples: expected at least 22, got 20",
         ),
-        (lambda x: inception_score(x, num_splits=0), "splits: expected at least 1, got 0"),
+        (
+            lambda x: inception_score(x, num_splits=0),
+            "splits: expected an integer of at least 1",
+        ),
         (lambda x: inception_score(x[0]), r"logits: expected \(n, d\)"),
         (
             lambda x: InceptionScore(flat, "flat", num_splits=0),
-            "splits: expected at least 1, got 0",
+            "splits: expected an integer of at least 1",
         ),
         (
             lambda x: InceptionScore(nn.Flatten(), "flat"),
@@ -280,3 +286,79 @@ def test_too_few_samples_are_named():
     bank.update(as_video(draws(3, 8)), real=True)
     with pytest.raises(ValueError, match="real samples: expected at least 4, got 3"):
         bank.compute()
+
+
+@pytest.mark.parametrize(
+    ("function", "kwargs", "name"),
+    [
+        (kernel_distance, {"degree": 1.5}, "degree"),
+        (kernel_distance, {"degree": math.nan}, "degree"),
+        (kernel_distance, {"degree": True}, "degree"),
+        (kernel_distance, {"coef": math.nan}, "coef"),
+        (kernel_distance, {"coef": math.inf}, "coef"),
+        (kernel_distance, {"gamma": math.nan}, "gamma"),
+        (kernel_distance, {"gamma": 0.0}, "gamma"),
+        (kernel_distance_subsets, {"subset_size": -1}, "subset_size"),
+        (kernel_distance_subsets, {"subset_size": 1}, "subset_size"),
+        (kernel_distance_subsets, {"subset_size": 5.0}, "subset_size"),
+        (kernel_distance_subsets, {"subset_size": 5, "num_subsets": 1.5}, "num_subsets"),
+        (kernel_distance_subsets, {"subset_size": 5, "seed": "x"}, "seed"),
+        (precision_recall, {"k": 1.5}, "k"),
+        (precision_recall, {"k": -1}, "k"),
+        (inception_score, {"num_splits": 1.5}, "num_splits"),
+        (inception_score, {"seed": "x"}, "seed"),
+        (InceptionScore, {"num_splits": 1.5}, "num_splits"),
+        (InceptionScore, {"seed": "x"}, "seed"),
+    ],
+)
+def test_numbers_that_no_estimator_can_use_are_refused(function, kwargs, name):
+    x = draws(20, 4)
+    args = {InceptionScore: (flat, "flat"), inception_score: (x,)}.get(function, (x, x))
+    # Without the tests' type checker, which refuses fractions of an int itself
+    function = getattr(function, "__wrapped__", function)
+    with pytest.raises((ValueError, TypeError), match=f"{name}"):
+        function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_integers_are_refused(dtype):
+    x, integers = draws(20, 4), torch.ones(20, 4, dtype=dtype)
+    for distance in (kernel_distance, precision_recall, frechet_distance):
+        with pytest.raises(ValueError, match="real: expected floating point"):
+            distance(integers, x)
+        with pytest.raises(ValueError, match="generated: expected floating point"):
+            distance(x, integers)
+    with pytest.raises(ValueError, match="logits: expected floating point"):
+        inception_score(integers)
+
+
+def exact(samples, manifold, k=3):
+    """Share of samples in a ball, from differences: exact for integers."""
+    radii = torch.stack([(manifold - row).square().sum(1) for row in manifold]).kthvalue(k + 1)
+    distances = torch.stack([(manifold - row).square().sum(1) for row in samples])
+    return (distances <= radii.values).any(dim=1).double().mean().item()
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 10**6])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n, seed: (draws(n, 16, seed) > 0).double(),
+        lambda n, seed: (draws(n, 64, seed) > 2).double(),  # mostly zeros
+        lambda n, seed: (3 * draws(n, 8, seed)).round(),
+        lambda n, seed: (1e5 * draws(n, 8, seed)).round(),
+        lambda n, seed: (8 * draws(n, 8, seed)).round() / 4,
+        lambda n, seed: draws(n, 8, seed),
+        lambda n, seed: torch.cat([(draws(n, 4, seed) > 0).double(), torch.ones(n, 4)], 1),
+    ],
+)
+def test_a_ball_includes_its_border(make, offset, small_blocks):
+    for seed in (0, 2):
+        real, generated = make(200, seed) + offset, make(150, seed + 1) + offset
+        expected = (exact(generated, real), exact(real, generated))
+        assert precision_recall(real, generated) == expected
+
+
+def test_the_border_of_decimal_features_is_that_of_whole_numbers():
+    real, generated = (3 * draws(100, 8)).round(), (3 * draws(100, 8, 1)).round()
+    assert precision_recall(real / 10, generated / 10) == precision_recall(real, generated)

@@ -259,3 +259,84 @@ def test_raft_without_a_file_says_so(tmp_path):
         ValueError, match="weights: expected a file with torchvision's RAFT weights, got none at"
     ):
         raft_flow(tmp_path / "raft.pth")
+
+
+# Half precision, and refusals
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [64, 192, 512])
+def test_a_flow_of_zero_changes_nothing_in_half_precision(dtype, size):
+    frames = noise(1, 1, 1, size, size).clamp(-1, 1).to(dtype)
+    frames[..., ::3] = 0
+    for flow in (torch.zeros(1, 2, 1, size, size), torch.zeros(1, 2, 1, size, size, dtype=dtype)):
+        result = warp(frames, flow)
+        assert result.dtype == dtype and torch.equal(result, frames)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [32, 256])
+def test_half_precision_rounds_only_the_result(dtype, size):
+    frames, flow = noise(1, 2, 1, size, size).to(dtype), (9 * noise(1, 2, 1, size, size)).to(dtype)
+    expected = warp(frames.double(), flow.double())
+    result = warp(frames, flow)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(result.double(), expected, rtol=eps, atol=1e-4)
+    assert torch.equal(warp(frames, flow.float()), result)
+    single = warp(frames.float(), flow)
+    assert single.dtype == torch.float32 and torch.equal(single.to(dtype), result)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masks_of_half_precision_flows_are_those_of_their_values(dtype):
+    forward = (2 * noise(1, 2, 1, 200, 8)).to(dtype)
+    backward = (0.3 * noise(1, 2, 1, 200, 8, seed=1) - forward).to(dtype)
+    forward[..., :100, :], backward[..., :100, :] = 0.5, -0.5
+    mask = non_occluded_mask(forward, backward)
+    assert torch.equal(mask, non_occluded_mask(forward.float(), backward.float()))
+    assert 0 < mask.double().mean() < 1
+
+
+FRAMES, FLOW = torch.ones(2, 3, 4, 8, 8), torch.ones(2, 2, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "flow", "message"),
+    [
+        (FRAMES[0], FLOW, r"frames: expected \(b, c, steps, h, w\)"),
+        (FRAMES.byte(), FLOW, "frames: expected floating point"),
+        (FRAMES[..., :1], FLOW[..., :1], "frames: expected at least 2x2 pixels, got 8x1"),
+        (FRAMES, FLOW[:1], "flow: expected .*2, 2, 4, 8, 8"),
+        (FRAMES, FLOW[:, :1], "flow: expected"),
+        (FRAMES, FLOW[:, :, :1], "flow: expected"),
+        (FRAMES, FLOW[..., :1], "flow: expected"),
+        (FRAMES, FLOW.long(), "flow: expected floating point"),
+        (FRAMES, FLOW * torch.nan, "flow: expected finite values"),
+        (FRAMES, FLOW * torch.inf, "flow: expected finite values"),
+    ],
+)
+def test_warp_refuses(frames, flow, message):
+    with pytest.raises(ValueError, match=message):
+        warp(frames, flow)
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "message"),
+    [
+        (FLOW[0], FLOW, r"forward: expected \(b, 2, steps, h, w\)"),
+        (FRAMES, FRAMES, "forward: expected"),
+        (FLOW, FLOW[:1], "backward: expected"),
+        (FLOW, FLOW[:, :, :1], "backward: expected"),
+        (FLOW.long(), FLOW, "forward: expected floating point"),
+        (FLOW, FLOW * torch.nan, "backward: expected finite values"),
+        (FLOW[..., :1], FLOW[..., :1], "forward: expected at least 2x2 pixels"),
+    ],
+)
+def test_masks_refuse(forward, backward, message):
+    with pytest.raises(ValueError, match=message):
+        non_occluded_mask(forward, backward)
+
+
+def test_one_clip_is_not_reversed_along_another_axis():
+    with pytest.raises(ValueError, match=r"video: expected \(b, c, f, h, w\)"):
+        bidirectional_flow(FRAMES[0], lambda video: video)

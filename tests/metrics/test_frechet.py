@@ -277,12 +277,18 @@ def test_kernel_distance_has_no_such_bias():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: frechet_distance(x[:1], x), "features: samples: expected at least 2, got 1"),
-        (lambda x: frechet_distance(x, x[:, :3]), "features: expected one width d, got 8 and 3"),
-        (lambda x: frechet_distance(x[0], x), r"features: expected \(n, d\)"),
-        (lambda x: frechet_distance(x, x * math.inf), "features: expected finite values"),
-        (lambda x: frechet_distance(x, x, ddof=2), "ddof: expected 0 or 1, got 2"),
-        (lambda x: FrechetDistance(flat, "flat", ddof=-1), "ddof: expected 0 or 1, got -1"),
+        (lambda x: frechet_distance(x[:1], x), "real: samples: expected at least 2, got 1"),
+        (
+            lambda x: frechet_distance(x, x[:, :3]),
+            "generated: expected the width of real, 8",
+        ),
+        (lambda x: frechet_distance(x[0], x), r"real: expected \(n, d\)"),
+        (lambda x: frechet_distance(x, x * math.inf), "generated: expected finite values"),
+        (lambda x: frechet_distance(x, x, ddof=2), "ddof: expected an integer from 0 to 1"),
+        (
+            lambda x: FrechetDistance(flat, "flat", ddof=-1),
+            "ddof: expected an integer from 0 to 1",
+        ),
         (
             lambda x: frechet_infinity(x[:15], x),
             "features of width 8: expected at least 16, got 15",
@@ -308,3 +314,50 @@ def test_a_side_without_enough_samples_is_named():
     metric.update(torch.zeros(1, 2, 1, 2, 2), real=False)
     with pytest.raises(ValueError, match="generated samples: expected at least 2, got 1"):
         metric.compute()
+
+
+def moments(**changes):
+    eye = torch.eye(3, dtype=torch.float64)
+    return {"mean_1": eye[0], "cov_1": eye, "mean_2": eye[1], "cov_2": 2 * eye} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean_1": torch.tensor(0.5)}, r"mean_1: expected \(d\), got shape \(\)"),
+        ({"mean_2": torch.tensor(0.5)}, r"mean_2: expected \(d\), got shape \(\)"),
+        ({"mean_2": torch.ones(1)}, r"mean_2: expected \(d\) with d = 3, got \(1,\)"),
+        ({"mean_1": torch.ones(1)}, r"mean_2: expected \(d\) with d = 1, got \(3,\)"),
+        ({"mean_2": torch.ones(3, 1)}, r"mean_2: expected \(d\), got"),
+        ({"cov_1": torch.tensor(1.0)}, r"cov_1: expected \(d, d\), got"),
+        ({"cov_2": torch.ones(1, 1)}, r"cov_2: expected \(d, d\) with d = 3"),
+        ({"cov_2": torch.ones(3, 1)}, r"cov_2: expected \(d, d\) with d = 3"),
+        ({"cov_1": torch.ones(3)}, r"cov_1: expected \(d, d\), got"),
+        ({"mean_1": torch.ones(3).long()}, "mean_1: expected floating point"),
+        ({"cov_2": torch.eye(3).long()}, "cov_2: expected floating point"),
+        ({"cov_2": torch.eye(3) * math.nan}, "cov_2: expected finite values"),
+        ({"mean_2": torch.ones(3) * math.inf}, "mean_2: expected finite values"),
+        ({"cov_2": -torch.eye(3)}, "cov_2: expected variances of at least 0, got -1"),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused(changes, message):
+    assert frechet_from_moments(**moments()) == pytest.approx(2 + 3 * (2**0.5 - 1) ** 2)
+    with pytest.raises(ValueError, match=message):
+        frechet_from_moments(**moments(**changes))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"jackknife_groups": -1}, "jackknife_groups: expected an integer from 0 to 40, got -1"),
+        ({"jackknife_groups": 41}, "jackknife_groups: expected an integer from 0 to 40, got 41"),
+        ({"seed": -1}, "seed: expected an integer of at least 0"),
+        ({"ddof": 2}, "ddof: expected an integer from 0 to 1"),
+    ],
+)
+def test_extrapolation_refuses(kwargs, message):
+    x = draws(40, 4)
+    with pytest.raises(ValueError, match=message):
+        frechet_infinity(x, x, **kwargs)
+    with pytest.raises(ValueError, match="generated: expected the width of real, 4, got 3"):
+        frechet_infinity(x, x[:, :3])

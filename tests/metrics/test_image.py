@@ -108,7 +108,7 @@ def test_equal_frames_are_infinite_unless_capped():
 
 
 def test_a_cap_is_positive():
-    with pytest.raises(ValueError, match="cap: expected a positive number of dB or None, got 0"):
+    with pytest.raises(ValueError, match="cap: expected a finite number above 0, got 0"):
         PSNR(cap=0)
 
 
@@ -357,3 +357,34 @@ def test_the_window_is_the_papers():
     centre = image._window_means(row).item()
     weights = torch.exp(-((torch.arange(11).double() - 5) ** 2) / (2 * 1.5**2))
     assert centre == pytest.approx((weights[5] / weights.sum()).item() ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("cap", [math.nan, math.inf, -1.0])
+def test_a_cap_is_a_number(cap):
+    with pytest.raises(ValueError, match="cap: expected a finite number above 0, got"):
+        PSNR(cap=cap)
+
+
+def test_the_map_refuses_what_ssim_refuses():
+    images = pair(size=12)[0][:, :, 0]
+    for bad, message in (
+        (images[0], r"images: expected \(b, c, h, w\)"),
+        (images.to(torch.uint8), "images: expected floating point"),
+        (images * math.nan, "images: expected finite"),
+        (images * 9, r"images: expected values in \[-1, 1\]"),
+        (images[..., :10], "images: expected at least 11x11 pixels, got 12x10"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ssim_map(bad, bad)
+    with pytest.raises(ValueError, match="reference: expected the shape of images"):
+        ssim_map(images, images[:1])
+
+
+def test_feature_maps_are_floats():
+    maps = [torch.ones(2, 3, 4, 4)]
+    for args, name in (
+        (([maps[0].long()], maps), "features"),
+        ((maps, [maps[0].byte()]), "reference"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\[0\]: expected floating point"):
+            perceptual_distance(*args)

@@ -309,7 +309,12 @@ def test_a_calibrated_judge_has_no_error():
             "labels: expected 3 class indices from 0 to 3",
         ),
         (torch.full((3, 4), 0.25), torch.tensor([0, 1]), 15, "labels: expected 3 class indices"),
-        (torch.full((3, 4), 0.25), torch.tensor([0, 1, 2]), 0, "bins: expected at least 1, got 0"),
+        (
+            torch.full((3, 4), 0.25),
+            torch.tensor([0, 1, 2]),
+            0,
+            "bins: expected an integer of at least 1, got 0",
+        ),
         (torch.full((4,), 0.25), torch.tensor([0]), 15, r"probabilities: expected \(n, d\)"),
     ],
 )
@@ -356,3 +361,39 @@ def test_auroc_refuses_what_is_not_finite():
         auroc(torch.tensor([0.5, torch.nan]), torch.tensor([True, False]))
     with pytest.raises(ValueError, match="values: expected 3 finite numbers"):
         auroc(torch.tensor([0.5, 0.1]), torch.tensor([True, False, True]))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([[0], [1], [2]]),
+        torch.tensor([0.4, 1.0, 2.0]),
+        torch.tensor([0.0, 1.0, 2.0]),
+        torch.tensor([True, False, True]),
+        torch.tensor(1),
+        torch.tensor([0, 1, torch.iinfo(torch.int64).max]),
+    ],
+)
+def test_labels_are_a_row_of_class_indices(labels):
+    with pytest.raises(ValueError, match="labels: expected 3 class indices from 0 to 3, got"):
+        expected_calibration_error(torch.full((3, 4), 0.25), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_may_be_small_integers(dtype):
+    probabilities, labels = torch.full((3, 4), 0.25), torch.tensor([0, 1, 2])
+    expected = expected_calibration_error(probabilities, labels)
+    assert expected_calibration_error(probabilities, labels.to(dtype)) == expected
+
+
+@pytest.mark.parametrize("positive", [[0, 1], [0.0, 1.0], [[False, True]]])
+def test_auroc_takes_a_row_of_bools(positive):
+    with pytest.raises(ValueError, match=r"positive: expected \(n,\) bool, got"):
+        auroc(torch.tensor([0.1, 0.9]), torch.tensor(positive))
+
+
+def test_confusions_take_no_negative_number():
+    metric = accuracy(ANSWERS, PROMPTS)
+    assert metric.confusions("subject", 0) == []
+    with pytest.raises(ValueError, match="top_k: expected an integer of at least 0, got -1"):
+        metric.confusions("subject", -1)

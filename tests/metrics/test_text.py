@@ -1,9 +1,13 @@
 """Text scores: the encoder against transformers, the scores against loops and torchmetrics."""
 
+import socket
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
@@ -11,6 +15,7 @@ from torch import nn
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from course_lib import runtime
 from course_lib.metrics import (
     ClipEncoder,
     DirectionalSimilarity,
@@ -45,9 +50,7 @@ def tiny_clip(tokenizer, image_size=32, **text):
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, **ids, **shared, **text}
     vision = {"image_size": image_size, "patch_size": 8, **shared}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
-    for (
-        parameter
-    ) in model.parameters():  # the small initial weights would make all embeddings alike
+    for parameter in model.parameters():  # small initial weights would make all embeddings alike
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model
 
@@ -370,3 +373,27 @@ def test_frame_accuracy_counts_frames_and_ties():
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call(frames([[1, 0, 0]] * 2, [[0, 1, 0]] * 2))
+
+
+@pytest.mark.parametrize("is_online", [False, True])
+def test_only_the_hub_setting_lets_a_name_go_to_the_network(encoder, monkeypatch, is_online):
+    calls = []
+    parts = (encoder.model, encoder.tokenizer, encoder.processor)
+    for cls, part in zip((CLIPModel, CLIPTokenizer, CLIPImageProcessor), parts, strict=True):
+        load = lambda _, part=part, **kwargs: calls.append(kwargs["local_files_only"]) or part  # noqa: E731
+        monkeypatch.setattr(cls, "from_pretrained", load)
+    monkeypatch.setattr(runtime, "hub_available", lambda: is_online)
+    ClipEncoder.from_pretrained(Path("mistyped"))
+    ClipEncoder.from_pretrained(Path(__file__).parent)
+    assert calls == 3 * [not is_online] + 3 * [True]
+
+
+@pytest.mark.parametrize("folder", ["no-such-folder", "no/such", Path("no/such/folder")])
+def test_a_mistyped_folder_makes_no_request(folder, monkeypatch):
+    connect = Mock(side_effect=AssertionError("a request"))
+    monkeypatch.delenv("COURSE_HUB", raising=False)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(OSError):
+        ClipEncoder.from_pretrained(folder)

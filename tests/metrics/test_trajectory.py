@@ -175,3 +175,25 @@ VIDEO, PATH, MASKS = (
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("farthest", [2.1, 15.0, -63.0])
+def test_a_path_in_pixels_is_refused(farthest):
+    path = PATH.clone()
+    path[1, 2, 0] = farthest
+    with pytest.raises(ValueError, match=r"path: expected x and y in \[-1, 1\], got up to"):
+        TrajectoryError().update(VIDEO, path)
+
+
+def test_a_path_may_leave_the_frame_and_have_other_columns():
+    metric = TrajectoryError("given")
+    metric.update(VIDEO, torch.cat([PATH + 1.9, PATH + 90], dim=-1), ~MASKS)
+    assert metric.compute()["absolute"].value == pytest.approx(1.9 * 8 * 2**0.5)
+
+
+@pytest.mark.parametrize(
+    "masks", [MASKS.float(), MASKS.byte(), MASKS[0], MASKS[:, :0], MASKS.expand(-1, 3, -1, -1, -1)]
+)
+def test_centres_are_those_of_bool_masks(masks):
+    with pytest.raises(ValueError, match=r"masks: expected bool of \(b, 1, f, h, w\), got"):
+        centres(masks)

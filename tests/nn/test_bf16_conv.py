@@ -1,10 +1,18 @@
 """bfloat16 convolutions on a CPU against float32 ones: short clips and narrow images."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from diffusers.models.resnet import Downsample2D
+from torch import nn
 
 from course_lib.nn import convolution as conv
 from course_lib.nn import kernels
+from course_lib.nn.temporal_decoder import TemporalAutoencoder
+from course_lib.nn.unet import VideoUNet
+from tests.nn import inflated
 
 KERNELS = {  # each with the clip lengths that are shorter than the kernel
     "3d": (lambda: conv.Conv3d(16, 16), (2,)),
@@ -134,3 +142,50 @@ def test_only_our_convolutions_are_used():
         }
         assert kinds <= {conv.Conv3d, conv.FrameConv2d}
     assert conv.conv_forward_safe is kernels.conv_forward_safe
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4), (2, 2), (5, 6)])
+def test_diffusers_convolutions_are_guarded(size):
+    torch.manual_seed(0)
+    layer = kernels.guard_convolutions(Downsample2D(16, use_conv=True))
+    x = torch.randn(2, 16, *size)
+    for other in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_bf16_is_float32_rounded(other, x)
+    plain = Downsample2D(16, use_conv=True)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), plain(x))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (2, 2)])
+def test_upsampling_of_narrow_images(size):
+    torch.manual_seed(0)
+    layer = kernels.FusedUpsample2D(16, use_conv=True, out_channels=8)
+    layer = kernels.guard_convolutions(layer)
+    x = torch.randn(2, 16, *size)
+    wrapped = Doubled(layer)
+    assert_bf16_is_float32_rounded(wrapped, x)
+
+
+class Doubled(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x, output_size=[2 * n for n in x.shape[2:]])
+
+
+def test_whole_networks_are_guarded():
+    decoder = {"block_out_channels": (8, 8), "norm_num_groups": 4}
+    decoder |= {"down_block_types": ["DownEncoderBlock2D"] * 2}
+    decoder |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
+    small = {"block_out_channels": (8, 8), "attention_levels": (False, True), "head_dim": 8}
+    networks = [
+        inflated.make("video-ldm", "SD 1"),
+        TemporalAutoencoder(decoder),
+        VideoUNet(**small),
+    ]
+    for network in networks:
+        types = {type(layer) for layer in network.modules()}
+        assert not types & {nn.Conv2d, nn.Conv3d}
+        assert any(issubclass(layer, nn.Conv2d) for layer in types)

@@ -123,7 +123,7 @@ def test_output_length_is_torchs(length, kernel, stride, padding, dilation):
         ),
         (
             lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 0),
-            "kernel_t: expected at least 1, got 0",
+            "kernel_t: expected an integer of at least 1, got 0",
         ),
         (
             lambda: conv.inflate_kernel(torch.zeros(1, 1, 3, 3), 4),

@@ -159,3 +159,60 @@ def test_residuals_of_a_controlnet_are_added():
         expected = image_unet("SD 1")(frames, t, text, **residuals).sample
     pred = predict(unet, kwargs, **residuals).transpose(1, 2).flatten(0, 1)
     assert_same(pred, expected)
+
+
+def residuals(unet, b=2, f=4, size=8):
+    """What a ControlNet of this U-Net's image model may return."""
+    torch.manual_seed(5)
+    shapes, n = [(32, size)], size
+    for k, block in enumerate(unet.spatial.down_blocks):
+        shapes += [((32, 64)[k], n)] * len(block.resnets)
+        if block.downsamplers:
+            n = (n + 1) // 2
+            shapes.append(((32, 64)[k], n))
+    down = [torch.randn(b * f, c, n, n, dtype=torch.float64) for c, n in shapes]
+    return down, torch.randn(b * f, 64, n, n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("style", "config", "size"), [
+    ("video-ldm", "SD 1", 8), ("modelscope", "SD 2", 7), ("animatediff", "SDXL", 8),
+    ("lavie", "classes", 6),
+])  # fmt: skip
+def test_a_missing_part_of_the_residuals_counts_as_zeros(style, config, size):
+    unet, kwargs = randomize_temporal(make(style, config)), inputs(config, size=size)
+    (down, mid), names = residuals(unet, size=size), ("down_block_additional_residuals",)
+    names += ("mid_block_additional_residual",)
+
+    def pred(*parts):
+        return predict(unet, kwargs, **dict(zip(names, parts, strict=True)))
+
+    plain, zeros = predict(unet, kwargs), [torch.zeros_like(x) for x in down]
+    copies = [x.clone() for x in down]
+    assert torch.equal(pred(down, None), pred(down, torch.zeros_like(mid)))
+    assert torch.equal(pred(None, mid), pred(zeros, mid))
+    assert torch.equal(pred(tuple(down), mid), pred(down, mid))
+    assert torch.equal(pred(zeros, None), plain)
+    results = [plain, pred(down, None), pred(None, mid), pred(down, mid)]
+    for k, first in enumerate(results):
+        assert all((first - second).abs().max() > 1e-3 for second in results[k + 1 :])
+    assert len(down) == len(copies) and all(map(torch.equal, down, copies))
+
+
+def test_residuals_that_would_be_broadcast_are_refused():
+    unet, kwargs = make("lavie", "SD 1"), inputs("SD 1")
+    down, mid = residuals(unet)
+    name = "down_block_additional_residuals"
+    video = down[1].unflatten(0, (2, 4)).transpose(1, 2)
+    for wrong in (down[1][:1], down[1][:4], down[1][..., :1], down[1][:, :1], down[1][0], video):
+        message = rf"{name}\[1\]: expected \(8, 32, 8, 8\), \(b f\) c h w, got"
+        for rest in ({}, {"mid_block_additional_residual": mid}):
+            with pytest.raises(ValueError, match=message):
+                unet(**kwargs, **{name: [down[0], wrong, *down[2:]]}, **rest)
+    for wrong in ([], down[:-1], [*down, down[-1]]):
+        with pytest.raises(ValueError, match=f"{name}: expected {len(down)}, got {len(wrong)}"):
+            unet(**kwargs, **{name: wrong})
+    for wrong in (mid[:1], mid[:, :1], mid[..., :1, :1], mid[0]):
+        with pytest.raises(ValueError, match=r"mid_block_additional_residual: expected \(8, 64, 4"):
+            unet(**kwargs, mid_block_additional_residual=wrong)
+    with pytest.raises(ValueError, match="mid_block_additional_residual: expected floating point"):
+        unet(**kwargs, mid_block_additional_residual=mid.long())

@@ -1,5 +1,7 @@
 """The class-conditional pixel model: its shapes, its schedule, its training batch."""
 
+import inspect
+from math import inf, nan
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +64,9 @@ def test_the_unet_sees_patches_and_the_model_pixels(unet):
 def test_images_are_divisible_into_patches():
     with pytest.raises(ValueError, match="sample_size: expected a multiple of 2, got 33"):
         build_unet(NUM_CLASSES, sample_size=33)
+    for name, value in (("sample_size", 0), ("num_classes", 0), ("num_classes", True)):
+        with pytest.raises(ValueError, match=f"{name}: expected an integer of at least 1"):
+            build_unet(**{"num_classes": NUM_CLASSES} | {name: value})
 
 
 def test_save_pretrained_round_trip(unet, tmp_path):
@@ -110,3 +115,33 @@ def test_about_a_tenth_of_the_classes_are_dropped():
     assert 0.08 < dropped.double().mean() < 0.12
     assert torch.equal(labels[~dropped], classes[~dropped])
     assert batch.x_t.shape == images.shape and (batch.weight == 1).all()
+
+
+IMAGES, CLASSES = torch.zeros(2, 3, 2, 2), torch.tensor([0, NUM_CLASSES - 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "message"),
+    [
+        (IMAGES.byte(), CLASSES, "images: expected floating point, got torch.uint8"),
+        (IMAGES[0], CLASSES, "images: expected .* needs a batch axis"),
+        (IMAGES, CLASSES.float(), r"classes: expected integers \(2,\)"),
+        (IMAGES, CLASSES > 0, r"classes: expected integers \(2,\)"),
+        (IMAGES, CLASSES[:1], r"classes: expected integers \(2,\), .* got \(1,\)"),
+        (IMAGES, CLASSES[:, None], r"classes: expected integers \(2,\), .* got \(2, 1\)"),
+        (IMAGES, CLASSES - 1, r"classes: expected 0 to 5, the null class, got \[-1, 3\]"),
+        (IMAGES, CLASSES + 2, r"classes: expected 0 to 5, the null class, got \[2, 6\]"),
+    ],
+)
+def test_bad_training_batches_are_refused(images, classes, message):
+    batch = inspect.unwrap(training_batch)  # without the tests' type checker
+    null, generator = torch.tensor([NUM_CLASSES]), torch.Generator()
+    with pytest.raises(ValueError, match=f"^{message}"):
+        batch(build_scheduler(), images, classes, null, generator)
+
+
+@pytest.mark.parametrize("prob", [nan, inf, -0.1, 1.1, True])
+def test_a_probability_is_0_to_1(prob):
+    null, generator = torch.tensor([NUM_CLASSES]), torch.Generator()
+    with pytest.raises(ValueError, match="^cond_drop_prob: expected a finite number"):
+        training_batch(build_scheduler(), IMAGES, CLASSES, null, generator, prob)

@@ -1,10 +1,15 @@
 """Latent diffusion against diffusers' own pipeline: the same images from the same noise."""
 
+import inspect
+from math import inf, nan
+
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 from course_lib.papers.latent_diffusion import LatentDiffusion, build_unet
+from course_lib.pipelines.text_encoder import TextEncoder
 
 PROMPTS = ["a tiger on a sea background", "a red star on a snow background"]
 
@@ -109,3 +114,58 @@ def test_compiled_unet_gives_the_same_images(system, monkeypatch):
     torch.testing.assert_close(compiled.generate(PROMPTS, **kwargs), expected, atol=1e-5, rtol=0)
     assert calls == [{"dynamic": False}] and compiled.vae is system.vae
     assert "forward" not in vars(system.unet) and compiled.unet.conv_in is system.unet.conv_in
+
+
+GENERATOR = torch.Generator()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kwargs", "message"),
+    [
+        ([], {}, "prompts: expected one or more strings, got an empty list"),
+        (["a tiger", None], {}, "prompts: expected one or more strings, got None"),
+        (None, {}, "prompts: expected one or more strings, got None"),
+        (PROMPTS, {"latents": noise(1)}, "latents: expected 2 rows, one for each prompt, got 1"),
+        (PROMPTS, {"latents": noise(3)}, "latents: expected 2 rows, one for each prompt, got 3"),
+        (PROMPTS, {"latents": noise()[0]}, "latents: expected .* needs a batch axis"),
+        (PROMPTS, {"latents": noise().int()}, "latents: expected floating point"),
+        (PROMPTS, {"latents": noise()[:, :3]}, "latents: expected 4 channels"),
+        (PROMPTS, {"latents": noise() / 0}, "latents: expected finite values"),
+        (PROMPTS, {"negative_prompt": [""] * 3}, "negative_prompt: expected one, or one for each"),
+        (PROMPTS, {"negative_prompt": ["", None]}, "negative_prompt: expected one or more strings"),
+        (PROMPTS, {"generator": [GENERATOR]}, "generator: expected one, or a list of 2"),
+        (PROMPTS, {"num_inference_steps": 0}, "num_inference_steps: expected an integer"),
+        *[(PROMPTS, {"guidance_scale": x}, "guidance_scale: expected") for x in (nan, inf, -1)],
+        *[(PROMPTS, {"guidance_rescale": x}, "guidance_rescale: expected") for x in (nan, 2)],
+    ],
+)
+def test_bad_input_is_refused(system, prompts, kwargs, message):
+    sample_iter = inspect.unwrap(LatentDiffusion.sample_iter)
+    with pytest.raises(ValueError, match=f"^{message}"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            LatentDiffusion, "encode_prompt", inspect.unwrap(system.encode_prompt.__func__)
+        )
+        patch.setattr(TextEncoder, "__call__", inspect.unwrap(TextEncoder.__call__))
+        patch.setattr(TextEncoder, "tokenize", inspect.unwrap(TextEncoder.tokenize))
+        sample_iter(system, prompts, **{"generator": GENERATOR} | kwargs)
+
+
+def test_negative_prompts_and_generators_as_in_the_video_pipeline(system):
+    kwargs = {"num_inference_steps": 2, "guidance_scale": 5.0}
+    options = {"latents": noise(), "generator": GENERATOR, **kwargs}
+    expected = system.generate(PROMPTS, negative_prompt="", **options)
+    assert torch.equal(system.generate(PROMPTS, negative_prompt=None, **options), expected)
+    for kind in (tuple, iter, np.array):
+        out = system.generate(kind(PROMPTS), negative_prompt=kind(["", ""]), **options)
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+    negatives = ["a red star", "a tiger"]
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    out = system.generate(PROMPTS, negative_prompt=negatives, generator=generators, **kwargs)
+    for row in range(2):
+        single = system.generate(
+            [PROMPTS[row]],
+            negative_prompt=negatives[row],
+            generator=torch.Generator().manual_seed(row),
+            **kwargs,
+        )
+        torch.testing.assert_close(out[row : row + 1], single, atol=1e-5, rtol=0)

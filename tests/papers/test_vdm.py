@@ -1,5 +1,8 @@
 """VDM: its schedule, joint training on videos and images, temporal guidance, longer videos."""
 
+import inspect
+from math import inf, nan
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -10,6 +13,7 @@ from course_lib.papers.vdm import (
     build_unet,
     extend_autoregressively,
 )
+from course_lib.pipelines import frame_condition
 from course_lib.pipelines.unet_adapter import temporal_guidance, unet_denoiser
 from tests.pipelines.test_frame_condition import (
     RHO,
@@ -39,8 +43,13 @@ def test_the_schedule_is_diffusers_cosine_shifted():
     shifted = build_scheduler(snr_shift=4).alphas_cumprod.double()
     ratio = (cosine / (1 - cosine) / (shifted / (1 - shifted))).sqrt()  # of alpha / sigma
     torch.testing.assert_close(ratio, torch.full_like(ratio, 4), atol=0.01, rtol=0)
-    with pytest.raises(ValueError, match="snr_shift: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="snr_shift: expected a finite number above 0, got 0"):
         build_scheduler(snr_shift=0)
+    for shift in (nan, inf, -1, True):
+        with pytest.raises(ValueError, match="snr_shift: expected a finite number above 0"):
+            build_scheduler(snr_shift=shift)
+    with pytest.raises(ValueError, match="num_train_timesteps: expected an integer"):
+        build_scheduler(num_train_timesteps=0)
 
 
 def test_images_are_appended_with_their_own_texts():
@@ -53,6 +62,28 @@ def test_images_are_appended_with_their_own_texts():
         assert torch.equal(cond["text"][:, 4 + k], captions[:, k])
     assert all(torch.equal(cond["text"][:, k], text) for k in range(4))
     assert cond["is_image"].tolist() == [[False] * 4 + [True] * 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("video", lambda x: x[0], "video: expected .* needs a batch axis"),
+        ("images", lambda x: x.byte(), "images: expected floating point"),
+        ("images", lambda x: x[:, 0], "images: expected"),
+        ("images", lambda x: x[:1], "images: expected 2 rows"),
+        ("text", lambda x: x[:1], "text: expected 2 rows"),
+        ("captions", lambda x: x[:, :1], r"captions: expected one for each of the \(2, 2\)"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(name, change, message):
+    tensors = {
+        "video": torch.zeros(2, 3, 4, 8, 8),
+        "text": torch.zeros(2, 5, 6),
+        "images": torch.zeros(2, 2, 3, 8, 8),
+        "captions": torch.zeros(2, 2, 5, 6),
+    }
+    with pytest.raises(ValueError, match=f"^{message}"):
+        inspect.unwrap(append_images)(**tensors | {name: change(tensors[name])})
 
 
 def test_joint_training_equals_separate_passes():
@@ -94,7 +125,7 @@ def test_temporal_guidance_leads_away_from_the_frame_independent_prediction():
     full = torch.einsum("fg,bcghw->bcfhw", cov @ torch.linalg.inv(cov + torch.eye(4)), x)
     torch.testing.assert_close(out, x / 2 + 3 * (full - x / 2))
     assert temporal_guidance(model, 1) is model
-    with pytest.raises(ValueError, match="guidance_scale: expected 0 or more, got -1"):
+    with pytest.raises(ValueError, match="guidance_scale: .* at least 0, got -1"):
         temporal_guidance(model, -1)
     with pytest.raises(ValueError, match="cond: expected no 'is_image'"):
         temporal_guidance(model, 3)(x, t, {"is_image": torch.ones(2, 4, dtype=torch.bool)})
@@ -160,3 +191,17 @@ def test_every_block_has_the_same_conditioning():
         generator=torch.Generator(),
     )
     assert conds == ["cond"] * 4 and longer.shape[2] == 8
+
+
+def test_a_longer_video_begins_with_a_batch_of_videos():
+    extend = inspect.unwrap(extend_autoregressively)
+    kwargs = {"num_frames": 8, "num_inference_steps": 2, "generator": torch.Generator()}
+    extend_clip = inspect.unwrap(frame_condition.extend_autoregressively)
+    for video, message in (
+        (torch.zeros(1, 5, 1, 1), "video: expected .* needs a batch axis"),
+        (torch.zeros(1, 1, 5, 1, 1).byte(), "video: expected floating point"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frame_condition, "extend_autoregressively", extend_clip)
+            with pytest.raises(ValueError, match=message):
+                extend(gaussian_model, SCHEDULER, video, None, **kwargs)

@@ -24,7 +24,7 @@ def test_rows_are_ordered_a_a_b_b(arguments, prompts, negatives):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([],), "prompt: expected a string or a list of strings"),
+        (([],), "prompt: expected one or more strings, got an empty list"),
         ((["a", "b"], ["x"] * 3), "negative_prompt: expected one, or one for each of 2 prompts"),
         (("a", None, 0), "num_videos_per_prompt: expected an integer of at least 1, got 0"),
         (("a", None, True), "num_videos_per_prompt: expected an integer"),

@@ -1,5 +1,8 @@
 """Given frames, against Gaussian videos, for which the optimal denoiser is known exactly."""
 
+import inspect
+from math import inf, nan
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -113,8 +116,8 @@ def test_paste_keeps_the_given_frames():
 @pytest.mark.parametrize(
     ("frames", "mask", "message"),
     [
-        (torch.zeros(3, 4, 8, 8), torch.ones(3, 4) > 0, "frames: expected floats"),
-        (torch.zeros(1, 3, 4, 8, 8).int(), torch.ones(1, 4) > 0, "frames: expected floats"),
+        (torch.zeros(3, 4, 8, 8), torch.ones(3, 4) > 0, "frames: .* single one needs a batch axis"),
+        (torch.zeros(1, 3, 4, 8, 8).int(), torch.ones(1, 4) > 0, "frames: expected floating point"),
         (torch.zeros(2, 3, 4, 8, 8), torch.ones(4) > 0, "mask: expected booleans"),
         (torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 4), "mask: expected booleans"),
     ],
@@ -132,7 +135,60 @@ def test_a_prefix_longer_than_the_video_is_refused():
         FrameCondition.prefix(torch.zeros(1, 3, 4, 8, 8), 3)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda mask, _: mask(6, -1), "num_cond_frames: expected an integer from 0 to 6, got -1"),
+        (lambda mask, _: mask(6, 7), "num_cond_frames: expected an integer from 0 to 6, got 7"),
+        (lambda mask, _: mask(0, 0), "num_frames: expected an integer of at least 1, got 0"),
+        (lambda mask, _: mask(6.0, 1), "num_frames: expected an integer of at least 1, got 6.0"),
+        (lambda _, mask: mask(6, -1), "stride: expected an integer of at least 1, got -1"),
+        (lambda _, mask: mask(6, 0), "stride: expected an integer of at least 1, got 0"),
+        (lambda _, mask: mask(6, 1.5), "stride: expected an integer of at least 1, got 1.5"),
+    ],
+)
+def test_masks_of_other_numbers_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(inspect.unwrap(first_frames_mask), inspect.unwrap(every_nth_frame_mask))
+
+
+def test_one_video_needs_a_batch_axis():
+    video = torch.zeros(3, 2, 8, 8)
+    for name in ("prefix", "keyframes"):
+        build = inspect.unwrap(getattr(FrameCondition, name).__func__)
+        argument = {"prefix": "video"}.get(name, name)
+        with pytest.raises(ValueError, match=f"{argument}: expected .* needs a batch axis"):
+            build(FrameCondition, video, 5)
+        with pytest.raises(ValueError, match=f"{argument}: expected floating point"):
+            build(FrameCondition, video[None].int(), 5)
+
+
+def test_frames_are_pasted_into_a_video_of_their_shape():
+    condition = prefix_condition(torch.zeros(2, 3, 4, 2, 2), 2)
+    paste = inspect.unwrap(FrameCondition.paste)
+    for shape in ((1, 3, 4, 2, 2), (2, 3, 1, 2, 2), (3, 4, 2, 2)):
+        with pytest.raises(ValueError, match="video: expected the shape of frames"):
+            paste(condition, torch.zeros(shape))
+    with pytest.raises(ValueError, match="video: expected floating point"):
+        paste(condition, torch.zeros(2, 3, 4, 2, 2, dtype=torch.uint8))
+
+
 # Replacement and reconstruction guidance
+
+
+@pytest.mark.parametrize("weight", [nan, inf, -1, True])
+def test_a_weight_that_is_not_finite_is_refused(weight):
+    condition = prefix_condition(torch.zeros(2, 1, 4, 1, 1), 2)
+    with pytest.raises(ValueError, match="reconstruction_weight: expected a finite number"):
+        condition_on_frames(gaussian_model, SCHEDULER, condition, weight)
+
+
+def test_observations_are_floats():
+    guidance = inspect.unwrap(reconstruction_guidance)
+    with pytest.raises(ValueError, match="observed: expected floating point, got torch.uint8"):
+        guidance(gaussian_model, SCHEDULER, torch.zeros(1, 1, 4, 1, 1).byte(), lambda x: x)
+    with pytest.raises(ValueError, match="factor: expected an integer of at least 1, got 0"):
+        downsample_operator(0)
 
 
 def test_reconstruction_guidance_continues_where_replacement_hardly_does():
@@ -199,11 +255,11 @@ def test_what_would_broadcast_is_refused():
     x, t = torch.randn(2, 3, 4, 2, 2), torch.tensor([100, 900])
     condition = FrameCondition(torch.randn(1, 3, 4, 2, 2), torch.ones(1, 4, dtype=torch.bool))
     model = replacement_method(lambda x, *_: x, SCHEDULER, condition)
-    with pytest.raises(ValueError, match=r"condition: expected frames \(2, 3, 4, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"condition: expected the shape of x, \(2, 3, 4, 2, 2\)"):
         model(x, t, None)
     observed = torch.randn(2, 3, 1, 2, 2)
     model = reconstruction_guidance(lambda x, *_: x, SCHEDULER, observed, lambda v: v[:, :, :2])
-    with pytest.raises(ValueError, match=r"observed: expected \(2, 3, 2, 2, 2\)"):
+    with pytest.raises(ValueError, match="observed: expected the shape of operator"):
         model(x, t, None)
 
 
@@ -275,14 +331,14 @@ def test_all_windows_between_key_frames_are_filled_in():
 def test_bad_lengths_are_refused():
     video = torch.zeros(2, 4, 5, 8, 8)
     for num_cond_frames in (0, 5):
-        expected = f"num_cond_frames: expected 1 to 4 of 5 frames, got {num_cond_frames}"
+        expected = f"num_cond_frames: expected an integer from 1 to 4, got {num_cond_frames}"
         with pytest.raises(ValueError, match=expected):
             extend_autoregressively(
                 lambda condition: video, video, num_frames=9, num_cond_frames=num_cond_frames
             )
-    with pytest.raises(ValueError, match="num_frames: expected more than the video's 5, got 5"):
+    with pytest.raises(ValueError, match="num_frames: expected an integer of at least 6, got 5"):
         extend_autoregressively(lambda condition: video, video, num_frames=5, num_cond_frames=2)
-    for num_keyframes, window_size in ((4, 1), (3, 4), (6, 4)):
+    for num_keyframes, window_size in ((3, 4), (6, 4)):
         message = f"window_size: expected 2 or more, with one less a divisor of {num_keyframes} - 1"
         with pytest.raises(ValueError, match=message):
             interpolate_keyframes(
@@ -292,3 +348,30 @@ def test_bad_lengths_are_refused():
                 window_size=window_size,
                 keyframe_spacing=1.0,
             )
+
+
+def test_blocks_of_another_shape_are_refused():
+    """A block without new frames would never end; one of one video would be given to all."""
+    video = torch.zeros(2, 4, 5, 8, 8)
+    for block in (video[:, :, :2], video[:1], video[0]):
+        with pytest.raises(ValueError, match="sample_block: expected the shape of a block"):
+            extend_autoregressively(lambda _, x=block: x, video, num_frames=9, num_cond_frames=2)
+        with pytest.raises(ValueError, match="sample_block: expected the shape of the windows"):
+            interpolate_keyframes(
+                lambda *_, x=block: x, video, factor=2, window_size=5, keyframe_spacing=1.0
+            )
+
+
+def test_loops_need_a_batch_of_videos():
+    video = torch.zeros(4, 5, 8, 8)
+    extend, interpolate = map(inspect.unwrap, (extend_autoregressively, interpolate_keyframes))
+    with pytest.raises(ValueError, match="video: expected .* needs a batch axis"):
+        extend(None, video, num_frames=9, num_cond_frames=2)
+    with pytest.raises(ValueError, match="video: expected floating point"):
+        extend(None, video[None].long(), num_frames=9, num_cond_frames=2)
+    for name, value in (("num_frames", 9.5), ("num_frames", nan), ("num_cond_frames", 1.5)):
+        kwargs = {"num_frames": 9, "num_cond_frames": 2} | {name: value}
+        with pytest.raises(ValueError, match=f"{name}: expected an integer"):
+            extend(None, video[None], **kwargs)
+    with pytest.raises(ValueError, match="keyframes: expected .* needs a batch axis"):
+        interpolate(None, video, factor=2, window_size=5, keyframe_spacing=1.0)

@@ -110,11 +110,13 @@ def test_loops_hand_their_arguments_on(pipe, monkeypatch):
     prompts, kwargs = calls.pop()
     assert prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     torch.testing.assert_close(kwargs.pop("frame_index"), (torch.arange(13) / 2).expand(4, -1))
-    assert kwargs == {"num_inference_steps": 3, "guidance_scale": COND_FRAMES_GUIDANCE_SCALE}
+    defaults = {"negative_prompt": ["", ""], "generator": torch.default_generator}
+    expected = {"num_inference_steps": 3, "guidance_scale": COND_FRAMES_GUIDANCE_SCALE}
+    assert kwargs == expected | defaults | {"negative_prompt": [""] * 4}
     pipe.extend_autoregressively(
         PROMPTS, noise(f=6), num_frames=7, num_cond_frames=2, guidance_scale=3
     )
-    assert calls == [(PROMPTS, {"guidance_scale": 3})]
+    assert calls == [(PROMPTS, {"guidance_scale": 3} | defaults)]
 
 
 def test_it_runs_in_half_precision_and_samples_stay_in_float32(system, pipe):

@@ -1,5 +1,7 @@
 """Latents: the autoencoder's own numbers in units of its scaling factor; videos frame by frame."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -55,3 +57,25 @@ def test_a_temporal_decoder_sees_other_frames(vae):
     frames = [decode_video(model, part)[:, :, 1] for part in (latents, changed)]
     assert not torch.allclose(*frames, atol=1e-3)
     assert decode_video(model, latents * 100).abs().max() <= 1
+
+
+def test_bad_pixels_and_latents_are_refused(vae):
+    cases = (
+        (encode, images()[0], "images: expected .* needs a batch axis"),
+        (encode, (images() * 127.5 + 127.5).byte(), "images: expected floating point"),
+        (encode, images() * 127.5 + 127.5, "images: expected values in .*/ 127.5 - 1"),
+        (encode, images() / 0, "images: expected finite values"),
+        (encode_video, images()[0, :, None], "video: expected .* needs a batch axis"),
+        (encode_video, images()[:, :, None] * 100, "video: expected values in"),
+        (decode, torch.zeros(4, 8, 8), "latents: expected .* needs a batch axis"),
+        (decode, torch.zeros(1, 4, 8, 8).int(), "latents: expected floating point"),
+        (decode_video, torch.zeros(4, 3, 8, 8), "latents: expected .* needs a batch axis"),
+    )
+    for function, tensor, message in cases:
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(function)(vae, tensor)
+
+
+def test_a_video_in_the_unit_range_is_warned_of(vae):
+    with pytest.warns(UserWarning, match=r"video: all values lie in \[0, 1\]"):
+        encode_video(vae, images()[:, :, None] / 2 + 0.5)

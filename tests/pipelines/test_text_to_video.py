@@ -147,7 +147,7 @@ def test_temporal_guidance_at_low_noise(system, pipe):
     torch.testing.assert_close(late[0], plain[0])  # text guidance at t = 999, no longer at 333
     assert not torch.allclose(late[-1], plain[-1], atol=1e-3)
     torch.testing.assert_close(always[-1], steps(guidance_scale=1)[-1])
-    with pytest.raises(ValueError, match="guidance_scale: expected 0 or more, got -1"):
+    with pytest.raises(ValueError, match="temporal_guidance_scale: .* at least 0, got -1"):
         steps(temporal_guidance_scale=-1)
 
 
@@ -324,9 +324,9 @@ def test_an_image_pipeline_gives_its_parts(system, pipe):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"output_type": "gif"}, "output_type: expected pil, np, pt or latent; got 'gif'"),
+        ({"output_type": "gif"}, "output_type: expected one of pil, np, pt, latent, got 'gif'"),
         ({"height": 36}, "height: expected a multiple of 8 pixels, got 36"),
-        ({"width": 0}, "width: expected a multiple of 8 pixels, got 0"),
+        ({"width": 0}, "width: expected an integer of at least 1, got 0"),
         ({"num_frames": 0}, "num_frames: expected an integer of at least 1, got 0"),
         ({"num_inference_steps": 0}, "num_inference_steps: expected"),
         (

@@ -1,5 +1,6 @@
 """What the recipes of diffusion models share."""
 
+import pytest
 import torch
 
 from course_lib.recipes.diffusion_recipe import (
@@ -52,3 +53,11 @@ def test_the_loss_passes_the_conditioning_on():
         return lambda x, t, text: x + text
 
     assert noisy_batch_loss(text_denoiser, "text")(model, batch, generator) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "chunk_size"), [("prompts", [], 2), ("chunk_size", ["a"], 0)]
+)
+def test_nothing_to_generate_is_refused(name, prompts, chunk_size):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        generate_in_chunks(torch.zeros, prompts, chunk_size=chunk_size, device=CPU)

@@ -1,5 +1,7 @@
 """A short fine-tune: which parameters move, what the loss is made of, and that it overfits."""
 
+import math
+
 import pytest
 import torch
 
@@ -114,5 +116,14 @@ def test_bad_arguments_are_refused(parts):
     other = torch.nn.Linear(2, 2).parameters()
     with pytest.raises(ValueError, match="trainable: expected parameters of the model, got 2 that"):
         run(parts, images(), text, trainable=other)
-    with pytest.raises(ValueError, match="prior_weight: expected 0 or more, got -1"):
-        run(parts, images(), text, prior_weight=-1)
+    for weight in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="prior_weight: expected a finite number at least 0"):
+            run(parts, images(), text, prior_weight=weight)
+    for size in (0, -1):
+        message = f"batch_size: expected an integer of at least 1, got {size}"
+        with pytest.raises(ValueError, match=message):
+            run(parts, images(), text, batch_size=size)
+    with pytest.raises(ValueError, match="latents: expected at least 1, got 0"):
+        run(parts, images()[:0], text)
+    with pytest.raises(ValueError, match="prior.1.: expected at least 1, got 0"):
+        run(parts, images(), text, prior=(images(), text[:0]))

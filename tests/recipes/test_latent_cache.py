@@ -37,3 +37,10 @@ def test_after_the_last_item_comes_the_first(cache):
     assert len(cache) == 12
     assert cache[torch.tensor([11, 12, 25])]["value"].tolist() == [11, 0, 1]
     assert len(cache.made) == 2
+
+
+@pytest.mark.parametrize("name", ["chunk_size", "num_chunks"])
+@pytest.mark.parametrize("value", [0, -1, True])
+def test_a_cache_without_items_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected an integer of at least 1, got"):
+        LatentCache(dict, **{"chunk_size": 4, "num_chunks": 3} | {name: value})

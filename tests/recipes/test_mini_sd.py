@@ -80,7 +80,9 @@ def test_the_pipeline_has_the_frozen_parts(parts):
 def test_the_folder_is_a_pipeline_of_diffusers(tmp_path, parts):
     parts.vae.register_to_config(_name_or_path="somebody/mini-vae")  # as `from_pretrained` does
     mini_sd.save(build_unet(), tmp_path)
-    assert not [file for file in tmp_path.rglob("*.json") if "somebody" in file.read_text()]
+    assert not [
+        file for file in tmp_path.rglob("*.json") if "somebody" in file.read_text(encoding="utf-8")
+    ]
     pipeline = load(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     prompt = "a poodle on a sea background"
@@ -116,3 +118,14 @@ def test_an_image_is_generated_for_each_prompt():
     unet = build_unet().eval().requires_grad_(False)
     images = mini_sd.generate(unet, ["a tiger", ""], torch.Generator())
     assert images.shape == (2, 3, 1, 64, 64) and images.abs().max() <= 1
+
+
+def test_a_config_is_edited_in_utf_8_and_atomically(tmp_path, monkeypatch):
+    file = tmp_path / "config.json"
+    file.write_bytes('{"name": "é"}'.encode())
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")
+    mini_sd._edit_json(file, lambda config: config.update(dtype="float32"))
+    assert file.read_bytes().decode() == '{\n  "name": "é",\n  "dtype": "float32"\n}\n'
+    file.write_bytes(b"{")
+    with pytest.raises(ValueError, match="config.json: expected JSON"):
+        mini_sd._edit_json(file, dict)

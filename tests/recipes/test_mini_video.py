@@ -210,8 +210,8 @@ def test_the_folder_has_the_temporal_layers_and_names_its_base(model, monkeypatc
 
     zoo.store("mini-sd", save_mini_sd, metadata, "# mini-sd")
     folder = zoo.store("mini-video", save_mini_video, metadata, "# mini-video")
-    assert json.loads((folder / "base.json").read_text())["name"] == "mini-sd"
-    config = (folder / "config.json").read_text()
+    assert json.loads((folder / "base.json").read_text(encoding="utf-8"))["name"] == "mini-sd"
+    config = (folder / "config.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in config and "_name_or_path" not in config
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     assert size < 2.1 * sum(parameter.numel() for parameter in model.temporal.parameters())
@@ -237,8 +237,10 @@ def test_the_folder_has_the_temporal_layers_and_names_its_base(model, monkeypatc
         zoo.load("mini-video")
     shutil.rmtree(tmp_path / "checkpoints" / "mini-sd")
     checksums = tmp_path / "checkpoints" / "SHA256SUMS"
-    lines = checksums.read_text().splitlines(keepends=True)
-    checksums.write_text("".join(line for line in lines if "  mini-sd/" not in line))
+    lines = checksums.read_text(encoding="utf-8").splitlines(keepends=True)
+    checksums.write_text(
+        "".join(line for line in lines if "  mini-sd/" not in line), encoding="utf-8"
+    )
     with pytest.raises(FileNotFoundError, match="checkpoint mini-video: .*mini-sd"):
         zoo.load("mini-video")
 

@@ -1,6 +1,7 @@
 """A recipe from seed to card, stopped and resumed, and its command line."""
 
 import importlib
+import inspect
 import json
 import math
 import multiprocessing
@@ -16,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from course_lib import zoo
+from course_lib import files, zoo
 from course_lib.recipes import RECIPES, Recipe, TrainConfig, __main__, run_recipe
 from course_lib.recipes import recipe as engine
 from course_lib.recipes.recipe import check_targets, default_state_dir, save_fp16
-from course_lib.training.state import read_state
+from course_lib.training.state import StateError, read_state
 
 TESTS = Path(__file__).resolve().parent
 
@@ -31,6 +32,14 @@ def tiny(monkeypatch):
     monkeypatch.setenv("COURSE_DEVICE", "cpu")
     monkeypatch.setenv("COURSE_PROFILE", "ci")  # restored after `main` has set it
     return importlib.import_module("tiny")
+
+
+def unchecked(**values):
+    """`TrainConfig` without the types that tests check."""
+    config = object.__new__(TrainConfig)
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+    inspect.unwrap(TrainConfig.__post_init__)(config)
 
 
 def run(recipe, state_dir, **kwargs):
@@ -160,7 +169,7 @@ def test_stopped_by_minutes_it_stores_nothing_and_can_be_resumed(tiny, tmp_path)
     _, uninterrupted = run(tiny.SLOW, tmp_path / "uninterrupted")
     expected = weights(uninterrupted)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(folder).items())
-    metadata = json.loads((folder / "evaluation.json").read_text())
+    metadata = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert metadata["evaluation"] == zoo.card("slow", uninterrupted.parent).evaluation
 
 
@@ -178,6 +187,15 @@ def test_restart_discards_the_state(tiny, tmp_path):
     spy = replace(tiny.SLOW, loss_fn=lambda *args: steps.append(1) or tiny.loss_fn(*args))
     run(spy, tmp_path, restart=True)
     assert len(steps) == 40
+
+
+def test_restart_leaves_the_state_of_a_running_run(tiny, tmp_path):
+    run(tiny.SLOW, tmp_path, minutes=0.05 / 60)
+    states = list(tmp_path.rglob("*.safetensors"))
+    state = next(path for path in states if path.name == "ci.safetensors")
+    with files.locked(state), pytest.raises(StateError, match="in use by another run"):
+        run(tiny.SLOW, tmp_path, restart=True)
+    assert state.exists()
 
 
 @pytest.mark.parametrize(
@@ -214,8 +232,11 @@ def test_a_recipe_with_bad_targets_or_configs_is_refused(tiny):
         replace(tiny.RECIPE, targets={"error": ("==", 1.0)})
     with pytest.raises(ValueError, match="configs: expected cpu, gpu, ci; got cpu"):
         replace(tiny.RECIPE, configs={"cpu": tiny.CONFIG})
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        TrainConfig(num_steps=1, batch_size=0, lr=0.1)
+    sizes = {"batch_size": 8, "eval_samples": 8}
+    for name in sizes:
+        for value in (0, -1, 2.5, math.nan, True, "8"):
+            with pytest.raises(ValueError, match=f"{name}: expected an integer of at least 1, got"):
+                unchecked(num_steps=1, lr=0.1, **sizes | {name: value})
 
 
 def test_a_target_without_a_metric_is_refused(tiny, tmp_path):
@@ -279,7 +300,7 @@ def test_the_command_reports_an_error_in_one_line(tiny, tmp_path, capsys, monkey
 
     diverged = last_line(loss_fn=lambda *args: tiny.loss_fn(*args) * math.nan)
     assert diverged.startswith("slow: step 1: the loss is nan")
-    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow").mkdir(exist_ok=True)
     (tmp_path / "slow" / "ci.safetensors").write_bytes(b"nonsense")
     assert re.match("slow: .*ci.safetensors", last_line())
 
@@ -364,9 +385,11 @@ def test_a_recipe_of_the_course_is_complete(name):
 
 def test_recipes_import_none_of_each_other():
     files = {file.stem: file for file in Path(engine.__file__).parent.glob("*.py")}
-    recipes = [name for name, file in files.items() if "Recipe(\n    " in file.read_text()]
+    recipes = [
+        name for name, file in files.items() if "Recipe(\n    " in file.read_text(encoding="utf-8")
+    ]
     assert {"judge", "mini_clip", "mini_sd", "vdm", "mini_video"} <= set(recipes)
     for name in recipes:
         pattern = r"^from course_lib\.recipes(?:\.| import )(\w+)"
-        imported = re.findall(pattern, files[name].read_text(), re.MULTILINE)
+        imported = re.findall(pattern, files[name].read_text(encoding="utf-8"), re.MULTILINE)
         assert not set(imported) & set(recipes)

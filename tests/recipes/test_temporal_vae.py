@@ -108,14 +108,14 @@ def test_the_folder_has_the_temporal_layers_and_names_its_autoencoder(
 
     def save(folder):
         save_fp16(vae, folder / "vae")
-        (folder / "model_index.json").write_text("{}")
+        (folder / "model_index.json").write_text("{}", encoding="utf-8")
 
     metadata = {"evaluation": {}}
     zoo.store("mini-sd", save, metadata, "# mini-sd")
     folder = zoo.store(
         "temporal-vae", lambda folder: temporal_vae.save(model, folder), metadata, "# it"
     )
-    assert json.loads((folder / "base.json").read_text())["part"] == "vae"
+    assert json.loads((folder / "base.json").read_text(encoding="utf-8"))["part"] == "vae"
     other = temporal_vae.DecoderTrainer(inflate_decoder(build_autoencoder((8, 8, 8, 8))))
     with pytest.raises(ValueError, match="model: expected the weights of mini-sd/vae"):
         temporal_vae.save(other, tmp_path)

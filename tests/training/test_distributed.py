@@ -153,7 +153,7 @@ def _process(rank, port, job, folder):
     )
     torch.set_num_threads(1)
     result = job(rank, folder)
-    (folder / f"{rank}.json").write_text(json.dumps(result))
+    (folder / f"{rank}.json").write_text(json.dumps(result), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -175,7 +175,7 @@ def on_two(job, folder):
     for process in processes:
         process.kill()  # one that waits for the other for ever
     assert [process.exitcode for process in processes] == [0, 0]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 @pytest.fixture(autouse=True)

@@ -293,42 +293,6 @@ def test_clipping_may_be_off(max_grad_norm):
     assert moved > 1e-4 if max_grad_norm is None else moved == pytest.approx(1e-6, rel=0.3)
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
-        ({"lr": -1.0}, "lr: expected a positive number, got -1.0"),
-        ({"optimizer": "lion"}, "optimizer: expected one of adamw, adam, sgd; got 'lion'"),
-        ({"lr_schedule": "sine"}, "lr_schedule: expected one of .*cosine.*; got 'sine'"),
-        ({"warmup": 60}, "warmup: expected 0 to num_steps - 1 = 59, got 60"),
-        ({"ema_decay": 1.0}, "ema_decay: expected a number between 0 and 1 or None, got 1.0"),
-        ({"minutes": 0}, "minutes: expected a positive number, got 0"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm: expected a positive number or None, got -1.0"),
-        (
-            {"lr_schedule": "piecewise_constant"},
-            "lr_schedule: expected one of .*cosine.*; got 'piecewise_constant'",
-        ),
-        ({"save_every": -1}, "save_every: expected 0 seconds or more, got -1"),
-        ({"eval_every": 0, "evaluate": print}, "eval_every: expected 1 step or more, got 0"),
-        ({"eval_every": 5}, "evaluate, eval_every: expected both or neither"),
-        ({"evaluate": print}, "evaluate, eval_every: expected both or neither"),
-    ],
-)
-def test_bad_arguments_are_refused_by_the_call(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        train(line(), batch, squared, **{**OPTIONS, **wrong})
-
-
-def test_a_model_with_nothing_to_learn_is_refused():
-    with pytest.raises(ValueError, match="model: expected parameters that require a gradient"):
-        train(line().requires_grad_(False), batch, squared, **OPTIONS)
-
-
-def test_a_loss_that_is_not_a_scalar_is_refused():
-    with pytest.raises(ValueError, match=r"loss_fn: expected a scalar, got shape \(8, 1\)"):
-        next(train(line(), batch, lambda m, b, g: m(b["x"]), **OPTIONS))
-
-
 def test_evaluation_comes_when_it_is_due_and_after_the_last_step():
     evaluated = []
 

@@ -242,4 +242,4 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(tmp_path, u
     assert same(fitted(path), undisturbed[0])
     _, last = run(path)
     assert last.losses == undisturbed[1]
-    assert [file.name for file in tmp_path.iterdir()] == ["state"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".state.lock", "state"]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from course_lib.training import state
-from course_lib.training.state import StateError, read_state, remove_stale_parts, write_state
+from course_lib import files
+from course_lib.training.state import StateError, read_state, write_state
 
 SMALL = {
     "model.a": torch.tensor([1.0, -2.0]),
@@ -85,7 +85,7 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(state.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     message = (
         r"No space left .*: 0\.0 MB needed, [\d,.]+ MB free; the old file is unchanged: '.*state'"
     )
@@ -113,9 +113,7 @@ def test_a_limit_on_file_sizes_does_the_same(tmp_path):
 
 def test_an_interrupt_while_writing_leaves_the_old_state(tmp_path, monkeypatch):
     write_state(tmp_path / "state", SMALL, METADATA)
-    monkeypatch.setattr(
-        state.os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_state(tmp_path / "state", SMALL, {"step": 8})
     assert [file.name for file in tmp_path.iterdir()] == ["state"]
@@ -127,5 +125,5 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_left_alone(tmp
     other = tmp_path / f"elsewhere.{2**22 + 1}.part"
     for file in (dead, alive, other):
         file.write_bytes(b"half a state")
-    remove_stale_parts(tmp_path / "state")
+    files.remove_stale_parts(tmp_path / "state")
     assert not dead.exists() and alive.exists() and other.exists()

@@ -126,7 +126,7 @@ def test_elastic_distortion_has_the_given_rms():
     "call, message",
     [
         (lambda v: shuffle(v[:, :, :2], generator()), "at least 3 frames to shuffle, got 2"),
-        (lambda v: blur(v, 0), "sigma: expected a positive number of pixels, got 0"),
+        (lambda v: blur(v, 0), "sigma: expected a finite number above 0, got 0"),
         (lambda v: hard_cut(v[:1]), "at least 2 clips of 2 frames, got 1 of 8"),
         (lambda v: hard_cut(v[:, :, :1]), "at least 2 clips of 2 frames, got 4 of 1"),
     ],

@@ -109,7 +109,7 @@ def test_sizes(size):
         (
             2,
             ["background_only", "ghost"],
-            "kinds: expected background_only, chimera, .*; got ghost",
+            "kinds: expected background_only, chimera, .*, got ghost",
         ),
     ],
 )

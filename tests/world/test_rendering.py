@@ -180,7 +180,7 @@ def test_world_in_a_data_loader():
     assert batches[0]["subject"].tolist() == World().batch([0, 1]).labels["subject"].tolist()
     with pytest.raises(IndexError, match=r"index: expected one in \[0, 5\), got 5"):
         World(length=5)[5]
-    with pytest.raises(ValueError, match="length: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="length: expected an integer of at least 1, got 0"):
         World(length=0)
 
 
@@ -235,10 +235,10 @@ def test_an_empty_batch():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 4}, "size: expected at least 8 pixels, got 4"),
-        ({"num_frames": 0}, "num_frames: expected at least 1, got 0"),
-        ({"fps": 0.0}, "fps: expected a positive, finite number, got 0"),
-        ({"fps": float("inf")}, "fps: expected a positive, finite number, got inf"),
+        ({"size": 4}, "size: expected an integer of at least 8, got 4"),
+        ({"num_frames": 0}, "num_frames: expected an integer of at least 1, got 0"),
+        ({"fps": 0.0}, "fps: expected a finite number above 0, got 0"),
+        ({"fps": float("inf")}, "fps: expected a finite number above 0, got inf"),
     ],
 )
 def test_bad_arguments_raise_in_the_constructor(arguments, message):

@@ -99,7 +99,7 @@ def test_articles():
 
 
 def test_bad_captions_raise():
-    with pytest.raises(ValueError, match="paraphrase: expected 0 to 3, got 4"):
+    with pytest.raises(ValueError, match="paraphrase: expected an integer from 0 to 3, got 4"):
         caption(Scene("tiger"), 4)
     assert parse_caption("a  Tiger on a night   sky background")["background"] == "night sky"
     with pytest.raises(ValueError, match="text: expected at most one subject, got rabbit, tiger"):
@@ -110,13 +110,13 @@ def test_bad_captions_raise():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (("tigre",), "subject: expected one of tiger, .*; got 'tigre'"),
-        (("tiger", "flying"), "motion: expected one of standing still, .*; got 'flying'"),
-        (("tiger", "growing", "moon"), "background: expected one of white, .*; got 'moon'"),
+        (("tigre",), "subject: expected one of tiger, .*, got 'tigre'"),
+        (("tiger", "flying"), "motion: expected one of standing still, .*, got 'flying'"),
+        (("tiger", "growing", "moon"), "background: expected one of white, .*, got 'moon'"),
         (("red circle", "spinning"), "motion: expected any but 'spinning' for 'red circle'"),
         (
             ("tiger", "growing", "sea", -1),
-            r"variant: expected an integer in \[0, 2\*\*32\), got -1",
+            "variant: expected an integer from 0 to 4294967295, got -1",
         ),
     ],
 )
@@ -156,12 +156,12 @@ def test_sampling_covers_the_world_evenly():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "val"}, "split: expected one of train, test; got 'val'"),
-        ({"subset": "unseen"}, "subset: expected one of base, novel, composed, all; got 'unseen'"),
-        ({"seed": -1}, r"seed: expected an integer in \[0, 2\*\*63\), got -1"),
-        ({"seed": 2**64}, r"seed: expected an integer in \[0, 2\*\*63\), got"),
+        ({"split": "val"}, "split: expected one of train, test, got 'val'"),
+        ({"subset": "unseen"}, "subset: expected one of base, novel, composed, all, got 'unseen'"),
+        ({"seed": -1}, "seed: expected an integer from 0 to 9223372036854775807, got -1"),
+        ({"seed": 2**64}, "seed: expected an integer from 0 to 9223372036854775807, got"),
         ({"backgrounds": []}, "backgrounds: expected at least one name, got none"),
-        ({"subjects": ["dodo"]}, "subjects: expected one of tiger, .*; got 'dodo'"),
+        ({"subjects": ["dodo"]}, "subjects: expected one of tiger, .*, got 'dodo'"),
         (
             {"subset": "novel", "subjects": ["tiger"]},
             "subset: expected 'novel' pairs among .*, got none",
@@ -180,7 +180,7 @@ def test_bad_sampler_arguments_raise(arguments, message):
 @pytest.mark.parametrize("index", [-1, 2**63])
 def test_an_index_out_of_range_raises(index):
     with pytest.raises(
-        ValueError, match=rf"index: expected an integer in \[0, 2\*\*63\), got {index}"
+        ValueError, match=f"index: expected an integer from 0 to 9223372036854775807, got {index}"
     ):
         Sampler()(index)
 

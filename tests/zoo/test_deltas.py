@@ -193,10 +193,10 @@ def store_token(root, after=lambda folder: None):
 
 def test_the_checksums_of_another_base_are_refused(tmp_path):
     def edit(folder):
-        base = json.loads((folder / zoo.BASE_FILE).read_text())
+        base = json.loads((folder / zoo.BASE_FILE).read_text(encoding="utf-8"))
         assert len(base["sha256"]) == 10  # all files: the base makes a pipeline again
         base["sha256"]["unet/config.json"] = "0" * 64
-        (folder / zoo.BASE_FILE).write_text(json.dumps(base))
+        (folder / zoo.BASE_FILE).write_text(json.dumps(base), encoding="utf-8")
 
     store_token(tmp_path, edit)
     with pytest.raises(ValueError, match="checkpoint delta: made for another mini-sd"):

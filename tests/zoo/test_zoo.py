@@ -1,6 +1,8 @@
 """The zoo: stored checkpoints load; damaged, unlisted and unknown ones are refused by name."""
 
+import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -102,7 +104,7 @@ def test_classes_of_the_course_are_known(tmp_path):
     for name, module in zoo.COURSE_CLASSES.items():
         model_class = getattr(__import__(module, fromlist=[name]), name)
         assert issubclass(model_class, nn.Module)
-        (tmp_path / "config.json").write_text(f'{{"_class_name": "{name}"}}')
+        (tmp_path / "config.json").write_text(f'{{"_class_name": "{name}"}}', encoding="utf-8")
         assert registry._resolve_class(tmp_path) is model_class
 
 
@@ -158,7 +160,7 @@ def test_a_corrupt_file_is_named(root, file):
 
 
 def test_a_card_may_be_edited(root):
-    (root / "mini-vae" / "README.md").write_text("# Better words\n")
+    (root / "mini-vae" / "README.md").write_text("# Better words\n", encoding="utf-8")
     zoo.verify("mini-vae", root)
     assert zoo.card("mini-vae", root).text == "# Better words\n"
 
@@ -180,21 +182,37 @@ def test_pickles_are_refused(root, tmp_path, suffix):
         store(root, "new", save=lambda folder: (folder / f"weights{suffix}").write_bytes(b""))
 
 
-def test_it_is_verified_once_in_a_process(root, monkeypatch):
+def test_a_file_that_did_not_change_is_not_read_again(root, monkeypatch):
     zoo.load("mini-vae", root=root)
-    monkeypatch.setattr(registry, "verify", lambda name, root: pytest.fail("verified again"))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
     zoo.load("mini-vae", root=root)
+
+
+@pytest.mark.parametrize("file", ["config.json", "evaluation.json", "SHA256SUMS"])
+def test_a_change_after_the_first_load_is_noticed(root, file):
+    """Even with the old size and the old time, as a copying program may leave them."""
+    zoo.load("mini-vae", root=root)
+    path = root / "mini-vae" / file if file != "SHA256SUMS" else root / file
+    stat = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"0", b"1", 1) if file == "SHA256SUMS" else content[::-1])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    name = "mini-vae" if file != "SHA256SUMS" else "features/video"
+    with pytest.raises(ValueError, match="corrupt"):
+        [zoo.load(name, root=root) for name in zoo.names(root)]
+    path.write_bytes(content)
+    zoo.load(name, root=root)
 
 
 def test_storing_again_replaces_all_of_it_and_nothing_else(root):
     zoo.load("mini-vae", root=root)
-    before = (root / "SHA256SUMS").read_text()
-    (root / "mini-vae" / "left over").write_text("")
+    before = (root / "SHA256SUMS").read_text(encoding="utf-8")
+    (root / "mini-vae" / "left over").write_text("", encoding="utf-8")
     smaller = AutoencoderKL(**VAE | {"latent_channels": 1})
     folder = store(root, "mini-vae", smaller)
     assert folder == root / "mini-vae" and not (folder / "left over").exists()
     assert zoo.load("mini-vae", root=root).config.latent_channels == 1
-    after = (root / "SHA256SUMS").read_text()
+    after = (root / "SHA256SUMS").read_text(encoding="utf-8")
     assert [line for line in after.splitlines() if "features" in line] == before.splitlines()[:3]
     assert after != before and after.splitlines() == sorted(
         after.splitlines(), key=lambda line: line[66:]
@@ -204,7 +222,7 @@ def test_storing_again_replaces_all_of_it_and_nothing_else(root):
 
 def test_a_save_that_fails_leaves_what_was_there(root):
     def fails(folder):
-        (folder / "config.json").write_text("half")
+        (folder / "config.json").write_text("half", encoding="utf-8")
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
@@ -213,123 +231,10 @@ def test_a_save_that_fails_leaves_what_was_there(root):
     assert sorted(path.name for path in root.iterdir()) == ["SHA256SUMS", "features", "mini-vae"]
 
 
-def test_a_kill_between_the_two_renamings_costs_nothing(root):
-    """Then the only good copy has a hidden name; a failing run must not delete it."""
-    (root / "mini-vae").rename(root / ".mini-vae.old")
-
-    def fails(folder):
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space left"):
-        store(root, "mini-vae", save=fails)
-    zoo.verify("mini-vae", root)
-
-
 def test_metadata_without_an_evaluation_is_refused(tmp_path):
     with pytest.raises(ValueError, match="metadata: expected the key 'evaluation', got seed"):
         zoo.store("x", lambda folder: None, {"seed": 0}, "", tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-# An alias: a model that is also a part of a pipeline is kept there only
-
-
-def other_vae():
-    torch.manual_seed(1)
-    return AutoencoderKL(**VAE)
-
-
-@pytest.fixture
-def shared(tmp_path):
-    store(tmp_path, "mini-vae", vae())
-    store(tmp_path, "features/video", other_vae())
-    return tmp_path
-
-
-def pipeline(root, vae):
-    """A checkpoint with an autoencoder and something else in it, as diffusers would write it."""
-
-    def save(folder):
-        vae.half().save_pretrained(folder / "vae")
-        (folder / "model_index.json").write_text("{}")
-
-    return store(root, "mini-sd", save=save)
-
-
-@pytest.mark.parametrize("last", ["the part", "the pipeline"])
-def test_the_same_model_is_kept_once(shared, last):
-    pipeline(shared, vae())
-    if last == "the part":
-        store(shared, "mini-vae", vae())
-    assert sorted(file.name for file in (shared / "mini-vae").iterdir()) == [
-        "README.md",
-        "evaluation.json",
-    ]
-    assert zoo.path("mini-vae", shared) == shared / "mini-sd" / "vae"
-    assert (
-        zoo.card("mini-vae", shared).evaluation == {"psnr": 31.5}
-        and zoo.card("mini-vae", shared).text == "# mini-vae\n"
-    )
-    for loaded, stored in zip(
-        zoo.load("mini-vae", root=shared).parameters(), vae().half().parameters(), strict=True
-    ):
-        assert torch.equal(loaded, stored.float())
-    assert (shared / "features" / "video" / "config.json").exists()  # another model
-    listed = {line[66:] for line in (shared / "SHA256SUMS").read_text().splitlines()}
-    found = {file.relative_to(shared).as_posix() for file in shared.rglob("*") if file.is_file()}
-    assert listed == {file for file in found if not file.endswith(("README.md", "SHA256SUMS"))}
-
-
-def test_a_pipeline_with_another_part_than_the_stored_one_is_refused(shared):
-    with pytest.raises(ValueError, match="save: expected mini-sd/vae to be the stored mini-vae"):
-        pipeline(shared, other_vae())
-    assert zoo.names(shared) == ["features/video", "mini-vae"]
-    assert zoo.path("mini-vae", shared) == shared / "mini-vae"
-    zoo.verify("mini-vae", shared)
-
-
-def test_a_retrained_part_has_its_own_folder_and_the_pipeline_stays(shared):
-    pipeline(shared, vae())
-    store(shared, "mini-vae", other_vae())
-    assert zoo.path("mini-vae", shared) == shared / "mini-vae"
-    zoo.verify("mini-sd", shared)
-    pipeline(shared, other_vae())
-    assert zoo.path("mini-vae", shared) == shared / "mini-sd" / "vae"
-
-
-def test_a_pipeline_may_be_stored_again_but_not_with_another_part(shared):
-    pipeline(shared, vae())
-    pipeline(shared, vae())
-    zoo.verify("mini-vae", shared)
-    before = (shared / "SHA256SUMS").read_text()
-    with pytest.raises(ValueError, match="save: expected mini-sd/vae to be the stored mini-vae"):
-        pipeline(shared, other_vae())
-    assert (shared / "SHA256SUMS").read_text() == before and not list(shared.glob(".*"))
-    zoo.verify("mini-vae", shared)
-
-
-def test_what_is_wrong_with_the_pipeline_is_wrong_with_its_part(shared):
-    pipeline(shared, vae())
-    weights = shared / "mini-sd" / "vae" / "diffusion_pytorch_model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + b"?")
-    with pytest.raises(
-        ValueError, match="checkpoint mini-vae: corrupt mini-sd/vae/diffusion_pytorch_model"
-    ):
-        zoo.verify("mini-vae", shared)
-    weights.unlink()
-    with pytest.raises(
-        FileNotFoundError, match="checkpoint mini-vae: missing mini-sd/vae/diffusion_pytorch_model"
-    ):
-        zoo.load("mini-vae", root=shared)
-    lines = (shared / "SHA256SUMS").read_text().splitlines()
-    (shared / "SHA256SUMS").write_text(
-        "".join(f"{line}\n" for line in lines if "mini-sd" not in line)
-    )
-    with pytest.raises(
-        FileNotFoundError, match="checkpoint mini-vae: missing mini-sd/vae; restore it"
-    ):
-        zoo.verify("mini-vae", shared)
 
 
 # Deltas, and what is loaded once
@@ -337,7 +242,7 @@ def test_what_is_wrong_with_the_pipeline_is_wrong_with_its_part(shared):
 
 def test_a_delta_knows_its_kind_and_base():
     for name, part in (("mini-video", "unet"), ("temporal-vae", "vae")):
-        base = json.loads((zoo.path(name) / zoo.BASE_FILE).read_text())
+        base = json.loads((zoo.path(name) / zoo.BASE_FILE).read_text(encoding="utf-8"))
         assert (base["name"], base["kind"], base["part"]) == ("mini-sd", "temporal-layers", part)
         assert base["kind"] in zoo.DELTA_KINDS and part in zoo.BASE_PARTS
 
@@ -382,6 +287,7 @@ def test_cached_models_are_loaded_once():
     assert zoo.load_cached("judge") is zoo.load_cached("judge", runtime.device())
 
 
+@pytest.mark.filterwarnings("ignore:prompts. words that the tokenizer does not know")
 def test_the_text_encoder_is_mini_clips_and_reads_as_mini_sds():
     """One token per word, as the tokenizer that mini-sd brings along."""
     prompts = ["a poodle on a sea background", "xyzzy, an owl", ""]

@@ -1,7 +1,7 @@
 """Compares an attempt with the expected value and explains the difference to a student."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +24,10 @@ def require(condition: object, message: str) -> None:
 
 def describe_value(value: Any) -> str:
     """A value in a few words: "tensor of shape (2, 3), float32", "[1, 2]", "'left'"."""
+    return safe_text(value, _describe)
+
+
+def _describe(value: Any) -> str:
     match value:
         case Tensor(ndim=0):
             return f"tensor({value.item():.6g})"
@@ -39,6 +43,22 @@ def describe_value(value: Any) -> str:
             return f"{type(value).__name__} of ({', '.join(map(describe_value, value))})"
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def safe_text(value: object, convert: Callable[[object], str] = str) -> str:
+    """A value as text; if the conversion raises an error, words that say so.
+
+    Args:
+        value: anything, such as an object of a student's own class.
+        convert: makes the text.
+    """
+    try:
+        text = convert(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = f"a {type(value).__name__} without a text: {type(error).__name__}"
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate cannot be shown
 
 
 def as_tensor(value: object) -> object:

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 import linecache
 import pkgutil
 import re
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from course_lib import files
 from course_lib.lab.checks import present, progress
-from course_lib.lab.checks.compare import IncorrectAnswer, describe_value, require
+from course_lib.lab.checks.compare import IncorrectAnswer, describe_value, require, safe_text
 
 NOT_ATTEMPTED = "not attempted"
 WRONG = "not right yet"
@@ -110,9 +110,9 @@ def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
     inputs = ", ".join(values) or "nothing"
     try:
         result = function(*args, **kwargs)
-    except Exception as error:
-        if not getattr(error, "__notes__", None):
-            error.add_note(f"The input was: {inputs}.")
+    except (Exception, SystemExit) as error:
+        if "__notes__" not in error.__dict__:
+            BaseException.add_note(error, f"The input was: {inputs}.")
         raise
     require(result is not None, f"got None for the input {inputs}. Is a `return` missing?")
     return result
@@ -121,7 +121,8 @@ def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
 def check(id: Any, attempt: Any) -> None:
     """Checks an attempt and shows what is right and what is wrong.
 
-    No attempt makes it raise: a notebook runs to its end. Once solved, an exercise stays solved.
+    No attempt makes it raise, not even one that calls exit(): a notebook runs to its end. Only an
+    interrupt by the keyboard gets through. Once solved, an exercise stays solved.
 
     Args:
         id: the exercise, such as "1.2".
@@ -139,11 +140,17 @@ def check(id: Any, attempt: Any) -> None:
         for fact in exercise.verify(attempt):
             passed.append(fact)
     except IncorrectAnswer as answer:
-        work.status, message = WRONG, [str(answer)]
-    except (Exception, SystemExit) as error:
-        if _is_stub(error):
+        work.status, message = WRONG, [safe_text(answer)]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and others are no Exceptions
+        try:
+            is_stub, message = _is_stub(error), _explain(error)
+        except Exception:  # a class of errors whose attributes raise errors
+            is_stub, message = False, [type(error).__name__]
+        if is_stub:
             return _show_not_attempted(exercise)
-        work.status, message = ERROR, _explain(error)
+        work.status = ERROR
     else:
         work.status, message = RIGHT, []
         progress.record_solved(id)
@@ -186,15 +193,16 @@ def _is_stub(error: BaseException) -> bool:
     if not isinstance(error, NotImplementedError):
         return False
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    return "raise NotImplementedError" in line or str(error).startswith("Exercise ")
+    return "raise NotImplementedError" in line or safe_text(error).startswith("Exercise ")
 
 
 def _explain(error: BaseException) -> list[str]:
     """Type and message, the student's own line, and the input if `call` noted it."""
-    text = str(error).strip()
+    text = safe_text(error).strip()
     headline = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    line = _student_line(error)
-    return [headline, *([line] if line else []), *getattr(error, "__notes__", [])]
+    notes = error.__dict__.get("__notes__", [])  # a class may define anything of that name
+    notes = map(safe_text, notes if isinstance(notes, list) else [])
+    return [text for text in (headline, _student_line(error), *notes) if text]
 
 
 def _student_line(error: BaseException) -> str:
@@ -285,7 +293,5 @@ def report(path: str | Path | None = None, *, lesson: int | None = None) -> list
             })  # fmt: skip
     present.table(rows)
     if path is not None:
-        Path(path).write_text(
-            json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        files.write_json(Path(path), rows)
     return rows

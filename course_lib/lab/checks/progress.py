@@ -5,12 +5,11 @@ environment variable COURSE_PROGRESS names another file; if it is empty there is
 runs there is none unless the variable is set.
 """
 
-import contextlib
-import json
 import os
 from datetime import date
 from pathlib import Path
 
+from course_lib import files
 from course_lib.lab.checks import present
 
 FILE_NAME = ".course_progress.json"
@@ -41,15 +40,12 @@ def record_solved(id: str) -> None:
     today = _solved.setdefault(id, date.today().isoformat())
     if path is None or stored is None or id in stored:
         return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:  # atomic: a reader sees the old file or the new one
-        temporary.write_text(
-            json.dumps({"format": FORMAT, "solved": stored | {id: today}}, indent=1)
-        )
-        os.replace(temporary, path)
+    try:
+        with files.locked(path):  # another notebook of the folder may store one, too
+            stored = _read()
+            if stored is not None:
+                files.write_json(path, {"format": FORMAT, "solved": {id: today} | stored})
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         reason = f"{path} cannot be written ({error.strerror or error})"
         _show_once(f"Progress is kept only until the kernel ends: {reason}.")
 
@@ -60,7 +56,7 @@ def _read() -> dict[str, str] | None:
     if path is None or not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
         return {id: str(date.fromisoformat(day)) for id, day in content["solved"].items()}
