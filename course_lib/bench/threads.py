@@ -69,7 +69,7 @@ def request_fn(child: subprocess.Popen) -> Callable[[], None]:
 
 
 def bench_threads() -> list[BenchmarkRow]:
-    """Seconds per clip for both settings, idle and beside a busy program per core."""
+    """Seconds per clip for both settings, idle and with a busy program per core."""
     settings = {
         f"spin count {count}": count for count in (os.environ[VARIABLE], DEFAULT_SPIN_COUNT)
     }

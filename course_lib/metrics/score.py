@@ -62,7 +62,7 @@ class VideoMetric(Metric):
         self.add_state(f"settings {settings}", torch.tensor(0), "max")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch as `update` does, and return the value of this batch alone.
+        """Add a batch as `update` does, and return the value of this batch only.
 
         Raises:
             ValueError: for bad input, or a batch too small to have a value, which is not added.

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 
 import pytest
 
@@ -134,7 +135,7 @@ def add_entries(first, path):
 
 def test_two_processes_lose_none_of_each_others_results(tmp_path):
     path = tmp_path / "bench.json"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn" if os.name == "nt" else "fork")
     writers = [context.Process(target=add_entries, args=(first, path)) for first in (0, 1)]
     for writer in writers:
         writer.start()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import re
 
 import pytest
@@ -33,7 +34,7 @@ def add_records(first, path, record):
 
 def test_two_processes_lose_none_of_each_others_records(tmp_path):
     path, record = tmp_path / "claims.json", run_claim(fake(heights))
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn" if os.name == "nt" else "fork")
     writers = [context.Process(target=add_records, args=(first, path, record)) for first in (0, 1)]
     for writer in writers:
         writer.start()

@@ -19,6 +19,8 @@ import pytest
 
 from tests.fuzz.run import ROOMS
 
+# The wrong calls themselves do not depend on the system
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="no alarm there that ends a hang")
 ROOT = Path(__file__).resolve().parents[2]
 MIN_CALLS = 6000
 # Refusals that do not name the argument: as measured. A new check lowers its room's number

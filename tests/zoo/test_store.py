@@ -229,7 +229,10 @@ def test_a_foreign_journal_moves_and_deletes_nothing(tmp_path, change):
     store(root, FIRST)
     outside.mkdir()
     (outside / "file").write_text("precious", encoding="utf-8")
-    (root / "link").symlink_to(outside)
+    if change == {"name": "link/file"}:
+        if os.name == "nt":
+            pytest.skip("links need rights there")
+        (root / "link").symlink_to(outside)
     files.write_json(root / ".store.json", JOURNAL | change)
     with pytest.raises(ValueError, match=r"\.store\.json: expected a journal of zoo\.store"):
         zoo.verify("model", root)
