@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course_lib import zoo
-from course_lib.metrics import PromptAccuracy, frechet_distance
+from course_lib.metrics import PromptAccuracy, RenderingDistance, frechet_distance
 from course_lib.metrics import extract_features as extract_with_net
-from course_lib.validation import check_choice, check_prompts, check_video, require
+from course_lib.validation import check_choice, check_int, check_prompts, check_video, require
 from course_lib.world import MOTIONS, Clips
 
 BATCH_SIZE = 64
@@ -131,3 +131,42 @@ def frechet_report(
         f"{metric}/{label}": distance,
         f"{metric}_over_real_floor/{label}": distance / floor,
     }
+
+
+def rendering_report(
+    video: Float[Tensor, "b c f h w"], prompts: Sequence[str], max_frames: int = 2048
+) -> dict[str, Any]:
+    """Distance from the nearest renderings of the prompts, see `metrics.RenderingDistance`.
+
+    Args:
+        video: in [-1, 1], with 64 x 64 or 32 x 32 pixels.
+        prompts: one for each video.
+        max_frames: only the first videos are searched, so many that they have no more frames.
+
+    Returns:
+        "nearest_rendering/psnr_db", for several frames "…/subject_kept", "…/path_error_px" and
+        "…/morphing", and for each its 95 % interval, "…_interval".
+
+    Raises:
+        ValueError: for bad videos or prompts.
+    """
+    check_video("video", video)
+    check_prompts("prompts", prompts, len(video))
+    num_frames = video.shape[2]
+    check_int("max_frames", max_frames, num_frames)
+    count = max_frames // num_frames
+    distance = RenderingDistance()
+    distance.update(video[:count], prompts[:count])
+    scores = distance.compute()
+    names = {"psnr": "psnr_db"}
+    if num_frames > 1:
+        names |= {"subject_kept": "subject_kept", "path_error": "path_error_px"}
+        names |= {"morphing": "morphing"}
+    metrics: dict[str, Any] = {}
+    for key, name in names.items():
+        if scores[key].n > 0:  # without a motion in the prompts there is no path
+            metrics[f"nearest_rendering/{name}"] = scores[key].value
+            interval = scores[key].interval
+            if interval is not None:
+                metrics[f"nearest_rendering/{name}_interval"] = list(interval)
+    return metrics

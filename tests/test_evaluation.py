@@ -13,6 +13,7 @@ from course_lib.evaluation import (
     motion_accuracy,
     predict_logits,
     prompt_accuracy,
+    rendering_report,
 )
 from course_lib.metrics import frechet_distance
 from course_lib.world import World
@@ -127,3 +128,25 @@ def test_a_video_in_the_unit_range_is_warned_of():
     video = VIDEO / 2 + 0.5
     with pytest.warns(UserWarning, match=r"video: all values lie in \[0, 1\]"):
         predict_logits(zoo.load("judge"), video)
+
+
+def test_real_clips_are_their_own_nearest_renderings(clips):
+    metrics = rendering_report(clips.video[:, :, :4], clips.captions, max_frames=11)
+    names = {"psnr_db", "subject_kept", "path_error_px", "morphing"}
+    keys = {f"nearest_rendering/{name}" for name in names}
+    assert set(metrics) == keys | {f"{key}_interval" for key in keys}
+    assert metrics["nearest_rendering/psnr_db"] > 35
+    assert metrics["nearest_rendering/subject_kept"] == 1
+    first_two = rendering_report(clips.video[:2, :, :4], clips.captions[:2])  # 8 of 11 frames
+    assert metrics == first_two
+
+
+def test_images_have_neither_a_path_nor_morphing(clips):
+    metrics = rendering_report(clips.video[:3, :, :1], clips.image_captions[:3])
+    key = "nearest_rendering/psnr_db"
+    assert set(metrics) == {key, f"{key}_interval"}
+
+
+def test_fewer_frames_than_a_clip_has_are_refused(clips):
+    with pytest.raises(ValueError, match="max_frames: "):
+        rendering_report(clips.video, clips.captions, max_frames=7)

@@ -27,7 +27,7 @@ from course_lib.nn.compilation import compile_for_inference
 from course_lib.nn.convert_diffusers import to_motion_model, to_unet3d
 from course_lib.nn.inflate import inflate
 from course_lib.nn.profiling import count_parameters
-from course_lib.papers.latent_diffusion import build_unet
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS, build_unet
 
 # As mini-sd is used; guidance makes two clips of one
 BATCH_SIZE = 2
@@ -66,7 +66,7 @@ def networks() -> dict[str, nn.Module]:
 def random_inputs() -> tuple[Tensor, Tensor, Tensor]:
     """Latents, timesteps and text for all networks."""
     latents = torch.randn(
-        (BATCH_SIZE, 16, NUM_FRAMES, LATENT_SIZE, LATENT_SIZE),
+        (BATCH_SIZE, LATENT_CHANNELS, NUM_FRAMES, LATENT_SIZE, LATENT_SIZE),
         generator=torch.Generator().manual_seed(0),
     )
     text = torch.randn((BATCH_SIZE, 32, TEXT_DIM), generator=torch.Generator().manual_seed(1))

@@ -89,7 +89,7 @@ TEXT_ARMS = (
 @cache
 @torch.no_grad()
 def _data(seed: int) -> tuple[Tensor, list[str]]:
-    """Latents of clips of the training split (n, 16, 4, 8, 8), and their captions."""
+    """Latents of clips of the training split (n, c, 4, 8, 8), and their captions."""
     clips = load_clips(
         "train", TRAINING.num_examples, seed, subjects=VIDEO_SUBJECTS, **WORLD_KWARGS
     )

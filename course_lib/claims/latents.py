@@ -34,7 +34,7 @@ from course_lib.diffusion import (
 )
 from course_lib.evaluation import prompt_accuracy
 from course_lib.nn.profiling import count_flops, count_parameters
-from course_lib.papers.latent_diffusion import build_scheduler, build_unet
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS, build_scheduler, build_unet
 from course_lib.pipelines.latents import decode, encode
 from course_lib.pipelines.text_encoder import TextEncoder
 from course_lib.training import TrainStep
@@ -60,7 +60,7 @@ class Representation(Arm):
         patch_size: pixels are cut into patches of this size; None for latents of mini-vae.
     """
 
-    channels: int = 16
+    channels: int = LATENT_CHANNELS
     size: int = 8
     patch_size: int | None = None
 

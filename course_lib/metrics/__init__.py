@@ -16,6 +16,8 @@
 | `motion`          | frames of a video         | warping error, flicker, dynamic degree         |
 | `trajectory`      | video, path               | subject centres, trajectory error              |
 | `prompt_accuracy` | video, prompts            | accuracy per attribute, calibration, AUROC     |
+| `nearest`         | video, prompts            | the real pictures nearest to the frames        |
+| `rendering`       | video, prompts            | missing parts, wrong paths, morphing           |
 
 A metric is a `torchmetrics.Metric`: `update` takes a batch, `compute` returns a `Score` or a dict
 of scores, `reset` starts again. Metrics accumulate in float64, do not depend on the batch size, and
@@ -78,6 +80,7 @@ from course_lib.metrics.motion import (
     dynamic_degree,
     warping_error,
 )
+from course_lib.metrics.nearest import NearestRenderings, nearest_renderings
 from course_lib.metrics.prompt_accuracy import (
     Confusion,
     PromptAccuracy,
@@ -85,6 +88,7 @@ from course_lib.metrics.prompt_accuracy import (
     expected_calibration_error,
     subset_of_prompt,
 )
+from course_lib.metrics.rendering import RenderingDistance, morphing, path_error
 from course_lib.metrics.score import Score
 from course_lib.metrics.text import (
     ClipEncoder,
@@ -112,10 +116,12 @@ __all__ = [
     "FrechetInfinity",
     "InceptionScore",
     "KernelDistance",
+    "NearestRenderings",
     "PerClipMetric",
     "PerceptualDistance",
     "PrecisionRecall",
     "PromptAccuracy",
+    "RenderingDistance",
     "Score",
     "Smoothness",
     "TextAlignment",
@@ -144,7 +150,10 @@ __all__ = [
     "mean_frame_features",
     "mean_interval",
     "mean_score",
+    "morphing",
+    "nearest_renderings",
     "non_occluded_mask",
+    "path_error",
     "perceptual_distance",
     "precision_recall",
     "proportion_score",

@@ -55,11 +55,15 @@ def _masks_of_clip(clip: Float[Tensor, "f h w c"]) -> Bool[np.ndarray, "f h w"]:
     colours = clip[:, border].quantile(0.5, dim=0)  # a subject at the border is there only briefly
     colours = ((colours * QUANT_LEVELS).round() / QUANT_LEVELS).unique(dim=0)
     distance = torch.cdist(clip.flatten(0, 2), colours).amin(dim=1).view(clip.shape[:3])
-    return np.stack([_drop_specks(frame) for frame in (distance > COLOUR_THRESHOLD).numpy()])
+    return np.stack([drop_specks(frame) for frame in (distance > COLOUR_THRESHOLD).numpy()])
 
 
-def _drop_specks(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Large connected pieces of the mask."""
+def drop_specks(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Keep the large connected pieces of a mask, after a 3 x 3 median filter.
+
+    Args:
+        mask: of one frame.
+    """
     neighbours = np.ones((3, 3), dtype=bool)
     labels, count = ndimage.label(ndimage.median_filter(mask, 3), neighbours)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)

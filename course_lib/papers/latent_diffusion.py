@@ -31,10 +31,12 @@ from course_lib.pipelines.latents import decode
 from course_lib.pipelines.text_encoder import TextEncoder
 from course_lib.validation import check_choice
 
+LATENT_CHANNELS = 16  # of the course's models
+
 
 def build_autoencoder(
     block_out_channels: Sequence[int] = (16, 32, 64, 128),
-    latent_channels: int = 16,
+    latent_channels: int = LATENT_CHANNELS,
     sample_size: int = 64,
 ) -> AutoencoderKL:
     """An untrained autoencoder for RGB images. Rombach et al. 2022, section 3.1 and appendix G.
@@ -61,7 +63,7 @@ def build_autoencoder(
 
 
 def build_unet(
-    latent_channels: int = 16,
+    latent_channels: int = LATENT_CHANNELS,
     sample_size: int = 8,
     block_out_channels: Sequence[int] = (96, 192),
     cross_attention_dim: int = 128,
@@ -183,15 +185,8 @@ class LatentDiffusion:
         check_rows("latents", latents, len(text), channels, "(b, c, y, x)")
         uncond = self.encode_prompt(list_negatives(negative_prompt, len(text)))
         model = cfg_model(unet_denoiser(self.unet), uncond, guidance_scale, guidance_rescale)
-        return sample(
-            model,
-            self.scheduler,
-            latents.to(self.unet.device),
-            text,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            **step_kwargs,
-        )
+        step_kwargs |= {"num_inference_steps": num_inference_steps, "generator": generator}
+        return sample(model, self.scheduler, latents.to(self.unet.device), text, **step_kwargs)
 
     def generate(self, prompts: Iterable[str], **kwargs: Any) -> Float[Tensor, "b 3 h w"]:
         """Images in [-1, 1], float32 on the CPU. Arguments, raises: as `sample_iter`."""

@@ -14,6 +14,11 @@ GLOSSARY = {
     "`all_attributes_accuracy` that in which it sees all of it.",
     "_over_real_floor": "`…_over_real_floor` is a Fréchet distance divided by the distance between "
     "two sets of real samples; 1 is as good as real.",
+    "nearest_rendering/": "`nearest_rendering/…` compares the first samples, up to 2,048 frames, "
+    "with the real pictures that are nearest to them among all renderings of their prompts: PSNR "
+    "inside the subject; share of clips in which the subject explains every frame; distance from "
+    "the nearest path of the motion; change that neither pose nor animation explains (root mean "
+    "square, of 1).",
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from course_lib import files, zoo
 from course_lib.diffusion import make_noisy_batch
-from course_lib.evaluation import frechet_report, prompt_accuracy
+from course_lib.evaluation import frechet_report, prompt_accuracy, rendering_report
 from course_lib.papers.latent_diffusion import (
     LatentDiffusion,
     build_scheduler,
@@ -140,6 +140,7 @@ def evaluate(model: UNet2DConditionModel, config: TrainConfig) -> Mapping[str, A
     generator = torch.Generator()
     images = generate(model, reference.image_captions, generator.manual_seed(0))
     metrics = prompt_accuracy(images, reference.image_captions)
+    metrics |= rendering_report(images, reference.image_captions)
     held_out_images = generate(model, held_out.image_captions, generator.manual_seed(1))
     held_out_metrics = prompt_accuracy(held_out_images, held_out.image_captions)
     metrics |= {f"held_out_shapes/{name}": value for name, value in held_out_metrics.items()}

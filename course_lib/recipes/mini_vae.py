@@ -12,14 +12,14 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from course_lib.evaluation import frechet_report
+from course_lib.evaluation import frechet_report, rendering_report
 from course_lib.metrics import PSNR, SSIM
 from course_lib.nn.utils import fold_frames, unfold_frames
-from course_lib.papers.latent_diffusion import build_autoencoder
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS, build_autoencoder
 from course_lib.recipes.diffusion_recipe import batch_generator, batch_rows
 from course_lib.recipes.perceptual import PERCEPTUAL_WEIGHT, perceptual_loss
 from course_lib.recipes.recipe import Recipe, TrainConfig, save_fp16
-from course_lib.world import NOVEL_EMOJI, Sampler, World, render
+from course_lib.world import NOVEL_EMOJI, Clips, Sampler, World, render
 
 SEED = 41
 SIZE = 64
@@ -56,7 +56,7 @@ def make_batch(number: int, config: TrainConfig) -> dict[str, Tensor]:
     sampler = Sampler("train", seed=SEED)
     scenes = [sampler(row) for row in batch_rows(number, config.batch_size)]
     images = render(scenes, size=SIZE, num_frames=1, random_time_offset=True).video[:, :, 0]
-    noise = torch.randn(len(images), 16, 8, 8, generator=batch_generator(SEED, number))
+    noise = torch.randn(len(images), LATENT_CHANNELS, 8, 8, generator=batch_generator(SEED, number))
     return {"images": images, "noise": noise}
 
 
@@ -87,13 +87,14 @@ def evaluate(model: VAETrainer, config: TrainConfig) -> Mapping[str, Any]:
     """PSNR and SSIM on test images and on novel emoji, and FID from the very same images."""
     indices = range(config.eval_samples)
 
-    def test_images(**kwargs: Any) -> Tensor:
+    def test_images(**kwargs: Any) -> Clips:
         world = World("test", size=SIZE, num_frames=1, random_time_offset=True, **kwargs)
-        return world.batch(indices).video
+        return world.batch(indices)
 
     metrics: dict[str, Any] = {}
     novel = test_images(subset="novel", subjects=NOVEL_EMOJI)
-    for name, images in {"test": test_images(), "novel_emoji": novel}.items():
+    for name, clips in {"test": test_images(), "novel_emoji": novel}.items():
+        images = clips.video
         recon = reconstruct(model.vae, images)
         psnr, ssim = PSNR(), SSIM()
         for rows in torch.arange(len(images)).split(64):
@@ -102,7 +103,8 @@ def evaluate(model: VAETrainer, config: TrainConfig) -> Mapping[str, Any]:
         metrics[f"psnr_db/{name}"] = psnr.compute()["frame_mean"].value
         metrics[f"ssim/{name}"] = ssim.compute().value
         if name == "test":
-            metrics |= frechet_report(recon, images, test_images(seed=1), "reconstruction")
+            metrics |= rendering_report(recon, clips.image_captions)
+            metrics |= frechet_report(recon, images, test_images(seed=1).video, "reconstruction")
     return metrics | {"scaling_factor": model.vae.config.scaling_factor}
 
 

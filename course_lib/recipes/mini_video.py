@@ -20,11 +20,12 @@ from course_lib.evaluation import (
     frechet_report,
     motion_accuracy,
     prompt_accuracy,
+    rendering_report,
 )
 from course_lib.metrics import ClipEncoder, FrameConsistency, TextAlignment, kernel_distance
 from course_lib.nn.inflate import InflatedUNet
 from course_lib.papers import latent_diffusion
-from course_lib.papers.latent_diffusion import LatentDiffusion
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS, LatentDiffusion
 from course_lib.papers.video_ldm import build_scheduler, build_unet
 from course_lib.pipelines.frame_condition import (
     FrameCondition,
@@ -83,13 +84,13 @@ def encode_chunk(indices: range) -> dict[str, Tensor]:
     """Clips of the training split, encoded.
 
     Returns:
-        "latents" (n, 16, f, 8, 8) in float16, "frame_index" (n, f), the time of every frame in
+        "latents" (n, c, f, 8, 8) in float16, "frame_index" (n, f), the time of every frame in
         eighths of a second, and the "tokens" of a caption (n, l), on the CPU.
     """
     sampler = _sampler()
     scenes = [sampler(index) for index in indices]
     vae = zoo.load_cached("mini-vae")
-    latents = torch.empty(len(scenes), 16, NUM_FRAMES, 8, 8, dtype=torch.float16)
+    latents = torch.empty(len(scenes), LATENT_CHANNELS, NUM_FRAMES, 8, 8, dtype=torch.float16)
     frame_index = torch.empty(len(scenes), NUM_FRAMES)
     captions = [""] * len(scenes)
     for rows, fps, clips in render_by_rate(scenes, NUM_FRAMES, SIZE):
@@ -118,7 +119,8 @@ def curriculum(config: TrainConfig) -> list[Phase]:
 def make_batch(number: int, config: TrainConfig) -> dict[str, Tensor]:
     """One global batch: the fields of `NoisyBatch` and the conditioning of the U-Net.
 
-    "text" (b, 32, 256), "cond_channels" (b, 17, f, 8, 8), "frame_index" (b, f); see `curriculum`.
+    "text" (b, 32, 256), "cond_channels" (b, c + 1, f, 8, 8), "frame_index" (b, f);
+    see `curriculum`.
     """
     step = find_phase(curriculum(config), number)
     generator = batch_generator(SEED, number)
@@ -254,6 +256,7 @@ def evaluate(model: InflatedUNet, config: TrainConfig) -> Mapping[str, Any]:
     reference, real = (World("test", seed=seed).batch(indices) for seed in (1, 2))
     clips = generate(model, reference.captions, torch.Generator().manual_seed(0))
     metrics = prompt_accuracy(clips, reference.captions) | motion_accuracy(clips, reference)
+    metrics |= rendering_report(clips, reference.captions)
     metrics |= frechet_report(clips, real.video, reference.video, "guided")
     features = (extract_features("features/video", video) for video in (real.video, clips))
     metrics["kvd/guided"] = kernel_distance(*features)

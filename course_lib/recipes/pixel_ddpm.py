@@ -13,7 +13,7 @@ from diffusers import SchedulerMixin, UNet2DModel
 from torch import Tensor
 
 from course_lib.diffusion import cfg_model, sample, sample_noise
-from course_lib.evaluation import frechet_report, prompt_accuracy
+from course_lib.evaluation import frechet_report, prompt_accuracy, rendering_report
 from course_lib.papers.ddpm import (
     build_scheduler,
     build_unet,
@@ -120,7 +120,8 @@ def evaluate(model: UNet2DModel, config: TrainConfig) -> Mapping[str, Any]:
     num_samples = config.eval_samples
     classes = torch.arange(num_samples) % len(SUBJECTS_24)
     images = generate(model, classes, torch.Generator().manual_seed(0))
-    metrics = prompt_accuracy(images, [f"a {SUBJECTS_24[index]}" for index in classes])
+    prompts = [f"a {SUBJECTS_24[index]}" for index in classes]
+    metrics = prompt_accuracy(images, prompts) | rendering_report(images, prompts)
     reference, real = (_real_images(num_samples, seed) for seed in (1, 2))
     classes = torch.tensor([SUBJECTS_24.index(scene.subject) for scene in reference.scenes])
     guided = generate(model, classes, torch.Generator().manual_seed(1))

@@ -17,6 +17,7 @@ from course_lib.evaluation import extract_features
 from course_lib.metrics import PSNR, Flicker, frechet_distance
 from course_lib.nn.temporal_decoder import TemporalAutoencoder, inflate_decoder
 from course_lib.nn.utils import fold_frames
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS
 from course_lib.recipes.diffusion_recipe import batch_generator, batch_rows
 from course_lib.recipes.perceptual import PERCEPTUAL_WEIGHT, perceptual_loss
 from course_lib.recipes.recipe import Recipe, TrainConfig
@@ -44,7 +45,7 @@ def make_batch(number: int, config: TrainConfig) -> dict[str, Tensor]:
         )
     generator = batch_generator(SEED, number)
     std = LATENT_NOISE_STD * torch.rand(len(rows), 1, 1, 1, 1, generator=generator)
-    noise = std * torch.randn(len(rows), 16, NUM_FRAMES, 8, 8, generator=generator)
+    noise = std * torch.randn(len(rows), LATENT_CHANNELS, NUM_FRAMES, 8, 8, generator=generator)
     return {"video": torch.cat([clip.video for clip in clips]), "noise": noise}
 
 

@@ -12,9 +12,8 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from course_lib import zoo
+from course_lib import evaluation, zoo
 from course_lib.diffusion import make_noisy_batch, sample_noise
-from course_lib.evaluation import frechet_report, motion_accuracy, prompt_accuracy
 from course_lib.metrics import Flicker
 from course_lib.nn.unet import VideoUNet
 from course_lib.papers.vdm import append_images, build_scheduler, build_unet
@@ -296,9 +295,10 @@ def evaluate_prompted(model: VideoUNet, num_samples: int) -> dict[str, Any]:
     """
     reference, real = (_real_clips(num_samples, seed) for seed in (1, 2))
     clips = generate(model, reference.captions, torch.Generator().manual_seed(0))
-    metrics = prompt_accuracy(clips, reference.captions)
-    metrics |= frechet_report(clips, real.video, reference.video, "guided")
-    return metrics | motion_accuracy(clips, reference)
+    metrics = evaluation.prompt_accuracy(clips, reference.captions)
+    metrics |= evaluation.rendering_report(clips, reference.captions)
+    metrics |= evaluation.frechet_report(clips, real.video, reference.video, "guided")
+    return metrics | evaluation.motion_accuracy(clips, reference)
 
 
 def evaluate_unconditional(model: VideoUNet, num_samples: int) -> dict[str, Any]:
@@ -307,7 +307,7 @@ def evaluate_unconditional(model: VideoUNet, num_samples: int) -> dict[str, Any]
     generator = torch.Generator().manual_seed(1)
     unguided = {"guidance_scale": 1, "temporal_guidance_scale": None}
     clips = generate(model, [""] * num_samples, generator, **unguided)
-    return frechet_report(clips, real.video, reference.video, "unconditional")
+    return evaluation.frechet_report(clips, real.video, reference.video, "unconditional")
 
 
 def evaluate_long(model: VideoUNet, num_samples: int) -> dict[str, float]:
@@ -320,7 +320,7 @@ def evaluate_long(model: VideoUNet, num_samples: int) -> dict[str, float]:
     video = generate(model, prompts, generator, fps=32, num_frames=LONG_NUM_FRAMES)
     accuracies, flickers = [], []
     for part in (video[:, :, :NUM_FRAMES], video[:, :, -NUM_FRAMES:]):
-        accuracies.append(prompt_accuracy(part, prompts)["subject_accuracy"])
+        accuracies.append(evaluation.prompt_accuracy(part, prompts)["subject_accuracy"])
         flicker = Flicker()
         flicker.update(part)
         flickers.append(flicker.compute()["difference"].value)

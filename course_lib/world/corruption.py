@@ -3,7 +3,7 @@
 Every function takes clips (b, c, f, h, w), floats in [-1, 1], and keeps shape, range and dtype; its
 argument is the strength. Anything else is a ValueError that names the argument. Corruptions of
 frames come first (blur, noise, colour, compression), then those of time. For labelled defects of a
-data set, see `defects`.
+data set, see `defects`. `remove_top` needs to know the subject, so it takes rendered scenes.
 """
 
 import io
@@ -30,6 +30,7 @@ from course_lib.validation import (
 )
 from course_lib.world.checks import CLIPS_AXES, at_least_float32, check_clips, check_rgb
 from course_lib.world.film import encode_h264, from_uint8
+from course_lib.world.rendering import Clips, paint_backgrounds, pixel_grid
 
 Corruption = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -184,6 +185,28 @@ def elastic_distortion(
 
 
 # Corruptions of time
+
+
+def remove_top(clips: Clips, part: float | int = 1 / 3) -> Float[Tensor, "b 3 f h w"]:
+    """Replace the upper part of every subject by its background: cats without heads.
+
+    Args:
+        clips: rendered scenes, whose backgrounds are known.
+        part: fraction of the subject's height, in (0, 1].
+
+    Returns:
+        The changed videos, in [-1, 1].
+
+    Raises:
+        ValueError: a part out of range.
+    """
+    check_number("part", part, above=0.0, at_most=1.0)
+    size = clips.video.shape[-1]
+    y = pixel_grid(size, clips.video.device)[..., 1]  # h w
+    centre, extent = clips.path[:, None, :, 1:3, None, None].unbind(dim=3)  # b 1 f 1 1
+    is_top = y < centre - (1 - 2 * part) * extent  # b 1 f h w
+    backgrounds = paint_backgrounds(clips.scenes, size, clips.video.device) * 2 - 1
+    return backgrounds[:, :, None].where(is_top & (clips.alpha > 0.05), clips.video)
 
 
 def freeze(video: Tensor) -> Float[Tensor, "b c f h w"]:

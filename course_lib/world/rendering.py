@@ -196,7 +196,7 @@ def _render_batch(
     images, table = sprite_atlas()
     sprites = images[level[:, None], table[classes["subject"][:, None], frame]]
     positions = torch.from_numpy(paths).float().to(device)  # (b, f, 4)
-    moved = _transform(sprites.to(device).float().div(255), positions, internal_size)
+    moved = place_sprites(sprites.to(device).float().div(255), positions, internal_size)
     alpha = moved[:, :, 3:]  # (b, f, 1, h, w)
     background = paint_backgrounds(scenes, internal_size, device)[:, None]  # (b, 1, 3, h, w)
     video = moved[:, :, :3] + (1 - alpha) * background  # (b, f, 3, h, w)
@@ -253,10 +253,24 @@ def _animation_frames(
     return np.where(phase < SPRITE_FRAMES, phase, period - phase).astype(np.int64)
 
 
-def _transform(
+def place_sprites(
     sprites: Float[Tensor, "b f 4 64 64"], positions: Float[Tensor, "b f 4"], size: int
 ) -> Float[Tensor, "b f 4 h w"]:
-    """Place every sprite in its frame, by sampling it through the inverse of its path."""
+    """Place every sprite in its frame, by sampling it through the inverse of its path.
+
+    Args:
+        sprites: premultiplied RGBA in [0, 1].
+        positions: x, y, size and angle as in `Clips.path`.
+        size: height and width of the frames in pixels.
+
+    Raises:
+        ValueError: integers, another number of axes, or others than one position per sprite.
+    """
+    check_float("sprites", sprites, "(b, f, 4, h, w)")
+    check_float("positions", positions, "(b, f, 4)")
+    expected, got = (*sprites.shape[:2], 4), tuple(positions.shape)
+    require(got == expected, "positions", f"shape {expected}", got)
+    check_int("size", size, 1)
     if positions.numel() == 0:  # affine_grid rejects an empty batch
         return sprites.new_zeros(*positions.shape[:2], 4, size, size)
     x, y, scale, angle = positions.flatten(0, 1).unbind(-1)  # (b f) each

@@ -7,7 +7,7 @@ import torch
 
 from course_lib.bench import inflate as bench
 from course_lib.bench.timing import BenchmarkRow
-from course_lib.papers.latent_diffusion import build_unet
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS, build_unet
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def small(monkeypatch):
         bench,
         "build_unet",
         lambda sample_size, cross_attention_dim: build_unet(
-            16, sample_size, (32, 32), cross_attention_dim
+            LATENT_CHANNELS, sample_size, (32, 32), cross_attention_dim
         ),
     )
     monkeypatch.setattr(bench, "NUM_FRAMES", 3)

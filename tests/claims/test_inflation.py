@@ -83,7 +83,7 @@ def test_layers_with_null_text_are_as_large_and_ignore_the_prompt():
         width = unet.text_dim // 2
         text = torch.randn(1, 32, 2 * width)
         other = torch.cat([text[..., :width], torch.randn(1, 32, width)], dim=-1)
-        clip = torch.randn(1, 16, 4, 8, 8)
+        clip = torch.randn(1, unet.spatial.config.in_channels, 4, 8, 8)
         preds = [
             unet(clip, 500, each, frame_index=inflation.FRAME_INDEX[None]).sample
             for each in (text, other)

@@ -118,4 +118,10 @@ CLIPS = {"b": 1, "f": 16, "h": 64, "w": 64}
 WORDS = ("a tiger moving left on a sea background", "a penguin spinning")
 add("evaluation.prompt_accuracy", video=F("b 3 f h w", **CLIPS), prompts=P(1, words=WORDS))
 add("evaluation.motion_accuracy", video=F("b 3 f h w", **CLIPS), clips=X(clips))
+add(
+    "evaluation.rendering_report",
+    video=F("b 3 f h w", b=1, f=2, h=32, w=32),
+    prompts=P(1, words=("a red circle, snow background",)),
+    max_frames=N(4, low=2),
+)  # fmt: skip
 add("evaluation.extract_features", name=C("features/video"), video=F("b 3 f h w", **CLIPS))

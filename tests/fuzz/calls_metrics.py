@@ -13,7 +13,9 @@ from course_lib.metrics import (
     frechet,
     image,
     motion,
+    nearest,
     prompt_accuracy,
+    rendering,
     text,
     trajectory,
 )
@@ -303,6 +305,32 @@ add(
     "metrics.trajectory.TrajectoryError",
     updated(lambda: trajectory.TrajectoryError("given")),
     video=F(VIDEO), path=F("b f 2"), masks=B("b 1 f h w"),
+)  # fmt: skip
+
+
+SMALL = {"b": 1, "c": 3, "f": 2, "h": 32, "w": 32}
+CIRCLE = P(1, words=("a red circle moving left on a mint background",))
+
+
+@functools.cache
+def nearest_of_noise():
+    return nearest.nearest_renderings(torch.zeros(1, 3, 2, 32, 32), CIRCLE.make(None))
+
+
+add("metrics.nearest.nearest_renderings", video=F(VIDEO, **SMALL), prompts=CIRCLE)
+add(
+    "metrics.rendering.morphing",
+    lambda video: rendering.morphing(video, nearest_of_noise()),
+    video=F(VIDEO, **SMALL),
+)
+add(
+    "metrics.rendering.path_error",
+    pose=F("f d", f=4, d=4), motion=C("moving left"), fps=R(8, low=1e-9),
+)  # fmt: skip
+add(
+    "metrics.rendering.RenderingDistance",
+    updated(rendering.RenderingDistance),
+    video=F(VIDEO, **SMALL), prompts=CIRCLE,
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import torch
 
-from course_lib.world import Scene, World, defects, film, rendering, scenes
+from course_lib.world import Scene, World, corruption, defects, film, rendering, scenes
 from tests.fuzz.args import A, C, Dir, F, G, N, P, R, X, Y
 from tests.fuzz.harness import add
 
@@ -41,6 +41,10 @@ add("world.control.canny_edges", video=F(VIDEO, b=2, **LARGE), sigma=R(1.0, 1e-9
 video = F(VIDEO, b=2, **LARGE)
 add("world.corruption.blur", video=video, sigma=R(1.0, 0))
 add("world.corruption.noise", video=video, std=R(0.1, 0), generator=G())
+add(
+    "world.corruption.remove_top",
+    lambda part: corruption.remove_top(clips(), part), part=R(0.4, 1e-9, 1),
+)  # fmt: skip
 add("world.corruption.shift_hue", video=video, hue=R(0.1, -0.5, 0.5))
 add("world.corruption.jpeg", video=video, quality=N(50, high=100))
 add("world.corruption.h264", video=video, crf=N(30, low=0, high=51))
@@ -128,6 +132,11 @@ add(
     lambda batches: rendering.Clips.concat(batches),
     batches=X(lambda: [clips(), clips()]),
 )
+add(
+    "world.rendering.place_sprites",
+    sprites=F("b f c h w", b=1, f=2, c=4, h=64, w=64), positions=F("b f k", b=1, f=2, k=4),
+    size=N(16, low=8),
+)  # fmt: skip
 add("world.scenes.subset_of", subject=C("tiger"), motion=C("spinning"))
 add(
     "world.scenes.Sampler",

@@ -59,6 +59,9 @@ def prompts(n, seed):
     return [names[(seed + i) % 3] for i in range(n)]
 
 
+MOVING_CIRCLE = "a red circle moving left on a mint background"
+
+
 class Case(NamedTuple):
     """A metric, and a function of the batch's size and seed that makes arguments of `update`."""
 
@@ -119,6 +122,13 @@ CASES = {
     "TrajectoryError": Case(
         lambda: metrics.TrajectoryError("given"),
         lambda n, seed: (clips(n, seed), paths(n, seed), masks(n, seed)),
+    ),
+    "RenderingDistance": Case(
+        metrics.RenderingDistance,
+        lambda n, seed: (
+            clips(n, seed, 2, 32),
+            ["red circle moving left on a mint background"] * n,
+        ),
     ),
     "TextAlignment": Case(
         lambda: metrics.TextAlignment(Encoder(), "encoder"),

@@ -10,7 +10,7 @@ from torch import nn
 from course_lib import zoo
 from course_lib.diffusion import alpha_sigma_at
 from course_lib.nn.inflate import InflatedUNet
-from course_lib.papers.latent_diffusion import LatentDiffusion
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS, LatentDiffusion
 from course_lib.papers.latent_diffusion import build_unet as build_image_unet
 from course_lib.papers.video_ldm import build_unet
 from course_lib.pipelines.frame_condition import FrameCondition
@@ -55,7 +55,7 @@ def clean(batch):
 
 def test_a_chunk_holds_latents_of_its_scenes_at_their_rates(parts):
     clips, sampler = mini_video.CACHE.chunk(1), Sampler("train", seed=71)
-    assert clips["latents"].shape == (12, 16, 16, 8, 8)
+    assert clips["latents"].shape == (12, LATENT_CHANNELS, 16, 8, 8)
     assert clips["latents"].dtype == torch.float16
     for row in (0, 4, 5, 11):
         fps = FRAME_RATES[row % 6]
@@ -75,7 +75,7 @@ def test_it_is_trained_on_the_base_subset():
 def test_the_first_batches_are_of_every_fourth_frame_of_many_clips():
     batch, again = (mini_video.make_batch(1, SMALL) for _ in range(2))
     assert all(torch.equal(batch[name], again[name]) for name in batch)
-    assert batch["x_t"].shape == (8, 16, 4, 8, 8)
+    assert batch["x_t"].shape == (8, LATENT_CHANNELS, 4, 8, 8)
     assert batch["text"].shape == (8, mini_clip.MAX_TOKENS, 256)
     first = int(batch["frame_index"][0, 0])
     clips = mini_video.CACHE[torch.arange(8, 16)]  # the second batch of eight
@@ -89,7 +89,7 @@ def test_later_batches_are_full_clips_with_given_frames(monkeypatch):
     mask = torch.arange(16).expand(2, -1) < 3
     monkeypatch.setattr(mini_video, "sample_cond_masks", lambda num_clips, generator: mask)
     batch = mini_video.make_batch(3, SMALL)
-    assert batch["x_t"].shape == (2, 16, 16, 8, 8)
+    assert batch["x_t"].shape == (2, LATENT_CHANNELS, 16, 8, 8)
     # after two steps of eight clips and one of two
     clips = mini_video.CACHE[torch.tensor([18, 19])]
     x0 = clips["latents"].float()

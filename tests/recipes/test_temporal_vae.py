@@ -8,7 +8,7 @@ from torch import nn
 
 from course_lib import zoo
 from course_lib.nn.temporal_decoder import TemporalAutoencoder, inflate_decoder
-from course_lib.papers.latent_diffusion import build_autoencoder
+from course_lib.papers.latent_diffusion import LATENT_CHANNELS, build_autoencoder
 from course_lib.recipes import temporal_vae
 from course_lib.recipes.recipe import TrainConfig, save_fp16
 from course_lib.world import Sampler, subset_of
@@ -45,7 +45,8 @@ def randomize_temporal(model):
 def test_batches_are_pure_and_noise_has_its_own_strength_in_every_clip():
     batch, again = (temporal_vae.make_batch(3, SMALL) for _ in range(2))
     assert all(torch.equal(batch[name], again[name]) for name in batch)
-    assert batch["video"].shape == (2, 3, 16, 64, 64) and batch["noise"].shape == (2, 16, 16, 8, 8)
+    assert batch["video"].shape == (2, 3, 16, 64, 64)
+    assert batch["noise"].shape == (2, LATENT_CHANNELS, 16, 8, 8)
     noise = torch.cat([temporal_vae.make_batch(number, SMALL)["noise"] for number in range(6)])
     std = noise.flatten(1).std(dim=1)
     assert std.max() <= temporal_vae.LATENT_NOISE_STD * 1.05 and std.max() / std.min() > 2
@@ -80,7 +81,10 @@ class Brighten(nn.Module):
 
 
 def test_the_loss_has_three_terms(clip, monkeypatch):
-    batch = {"video": torch.zeros(1, 3, 2, 64, 64), "noise": torch.zeros(1, 16, 2, 8, 8)}
+    batch = {
+        "video": torch.zeros(1, 3, 2, 64, 64),
+        "noise": torch.zeros(1, LATENT_CHANNELS, 2, 8, 8),
+    }
     shifted, perfect = Brighten(0.1, 0.3), Brighten(0.0, 0.0)
     monkeypatch.setattr(temporal_vae, "PERCEPTUAL_WEIGHT", 0.0)
     loss = temporal_vae.loss_fn(shifted, batch, torch.Generator())
@@ -124,7 +128,7 @@ def test_the_folder_has_the_temporal_layers_and_names_its_autoencoder(
     for name, value in model.vae.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value.half().float(), rtol=0, atol=0)
     trained = temporal_vae.RECIPE.unwrap_checkpoint(loaded)
-    latents = torch.randn(1, 16, 3, 8, 8)
+    latents = torch.randn(1, LATENT_CHANNELS, 3, 8, 8)
     with torch.no_grad():
         expected = model.vae.decode(latents)
         torch.testing.assert_close(trained.vae.decode(latents), expected, atol=2e-2, rtol=0)

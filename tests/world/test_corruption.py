@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-from course_lib.world import World
+from course_lib.world import Scene, World, render
 from course_lib.world.corruption import (
     CORRUPTIONS,
     blur,
@@ -14,6 +14,7 @@ from course_lib.world.corruption import (
     hard_cut,
     jpeg,
     noise,
+    remove_top,
     reverse,
     shift_hue,
     shuffle,
@@ -134,3 +135,18 @@ def test_elastic_distortion_has_the_given_rms():
 def test_too_few_frames_or_clips_raise(video, call, message):
     with pytest.raises(ValueError, match=message):
         call(video)
+
+
+def test_the_upper_part_of_a_subject_is_replaced_by_its_background():
+    """A square's sides are upright: of its rows, half are left, and what is left is unchanged."""
+    clips = render([Scene("red square", "standing still", "mint", 3)], num_frames=2)
+    half = remove_top(clips, 0.5)
+    changed = (half != clips.video).any(dim=1)[0, 0]
+    subject = clips.alpha[0, 0, 0] > 0.5
+    assert changed.any(dim=1).sum() == pytest.approx(subject.any(dim=1).sum() / 2, abs=1)
+    assert torch.equal(half[..., ~changed], clips.video[..., ~changed])
+    assert changed.any(dim=1).nonzero().max() < (subject & ~changed).any(dim=1).nonzero().min()
+    everything = remove_top(clips, 1)
+    assert everything.flatten(3).std(dim=3).max() < 0.2 < clips.video.flatten(3).std(dim=3).max()
+    with pytest.raises(ValueError, match="part: "):
+        remove_top(clips, 0)
