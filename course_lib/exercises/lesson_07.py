@@ -1,23 +1,25 @@
 """Exercises of lesson 07, inflating a latent model: checks, hints and reference solutions.
 
-The references are loops over frames. The checks of 7.4 and 7.5, of layers that have to learn, are
-in `lesson_07_layers.py`.
+The checks of 7.2 and 7.3 are in `lesson_07_insertion.py`, those of 7.4 and 7.5, of layers that have
+to learn, in `lesson_07_layers.py`, and that of 7.6 in `lesson_07_given.py`.
 """
 
 import torch
 from torch import Tensor, nn
 
+from course_lib.exercises.lesson_07_given import verify_given_frames
+from course_lib.exercises.lesson_07_insertion import (
+    verify_call_with_layer,
+    verify_outlier_prediction,
+)
 from course_lib.exercises.lesson_07_layers import verify_alpha_blend, verify_zero_module
 from course_lib.lab.checks import (
     Exercise,
     Mistake,
     Recorder,
-    as_tensor,
     call_on_copies,
-    cfg_order_mistakes,
     describe_value,
     diagnose,
-    diagnose_order,
     per_frame_mistakes,
     randn,
     require,
@@ -97,64 +99,22 @@ def _verify_apply_per_frame(attempt):
 # 7.2 ----------------------------------------------------------------------------------------------
 
 
-def cfg_text_per_frame(uncond, cond, num_frames):
-    """The text of every frame under guidance, (2·b·f, l, d): all frames without a prompt first."""
-    return torch.cat([uncond, cond]).repeat_interleave(num_frames, dim=0)
-
-
-def _verify_cfg_text_per_frame(attempt):
-    for b, f in ((2, 3), (3, 2), (1, 4)):
-        uncond, cond = randn(73, b, 5, 4), randn(74, b, 5, 4)
-        letters = "abc"[:b] + "ABC"[:b]
-        case = (
-            f"{b} clip{'s' * (b > 1)} of {f} frames (A: the first clip's prompt, a: its empty one)"
-        )
-        result = as_tensor(call_on_copies(attempt, uncond=uncond, cond=cond, num_frames=f))
-        require(
-            isinstance(result, Tensor) and result.shape == (2 * b * f, 5, 4),
-            f"{case}: expected (2·b·f, l, d), that is {(2 * b * f, 5, 4)}; got "
-            f"{describe_value(result)}.",
-        )
-        diagnose_order(
-            result,
-            dict(zip(letters, torch.cat([uncond, cond]), strict=True)),
-            "".join(letter * f for letter in letters),
-            cfg_order_mistakes(letters[:b], letters[b:], f),
-            case,
-            "none of the texts. Repeat texts as they are, (l, d) each.",
-        )
-        yield f"{case}: every frame has its own clip's text, in the half that it belongs to"
+def call_with_layer(unet, part, layer, images):
+    """unet(images) with a layer behind one of its modules; afterwards unet is as it was."""
+    # What a forward hook returns takes the place of the module's output
+    handle = part.register_forward_hook(lambda module, args, output: layer(output))
+    try:
+        return unet(images)
+    finally:  # also if unet raises an error: a hook that stays changes every later call
+        handle.remove()
 
 
 # 7.3 ----------------------------------------------------------------------------------------------
 
 
-def framewise_norm(norm, video):
-    """A norm of images (n, c, h, w), for each frame of a video (b, c, f, h, w) by itself."""
-    b, c, f, h, w = video.shape
-    frames = video.transpose(1, 2).reshape(b * f, c, h, w)
-    return norm(frames).reshape(b, f, c, h, w).transpose(1, 2)
-
-
-def _verify_framewise_norm(attempt):
-    for b, c, f, h, w in ((2, 4, 3, 5, 2), (1, 6, 4, 2, 2), (3, 4, 1, 3, 3)):
-        norm = nn.GroupNorm(2, c, dtype=torch.float64).requires_grad_(False)
-        norm.weight += 0.3 * randn(70, c)
-        norm.bias += randn(71, c)
-        # Frames of unequal brightness, or the mistake would hardly show
-        brightness, contrast = torch.arange(f), torch.linspace(1, 3, f)
-        video = randn(72, b, c, f, h, w) * contrast[:, None, None] + brightness[:, None, None]
-        mistakes = [
-            (norm(video), "GroupNorm takes a clip as it is, and then its mean and variance are "
-                          "those of all frames together: a bright frame darkens the others, and "
-                          "in joint training an image leaks into the video."),
-            *per_frame_mistakes(norm, video),
-            (video, "That is the video as it was: the norm is not in it."),
-        ]  # fmt: skip
-        expected = torch.stack([norm(frame) for frame in video.unbind(2)], dim=2)
-        case = f"a video {(b, c, f, h, w)}"
-        diagnose(call_on_copies(attempt, norm=norm, video=video), expected, mistakes, case)
-        yield f"{case}: as a loop over its frames gives it"
+def predict_outlier():
+    """The variance is a mean of squares, over all frames: (5 · 1 + 400) / 6 = 67.5, root 8.2."""
+    return "c"
 
 
 # 7.4 ----------------------------------------------------------------------------------------------
@@ -183,6 +143,22 @@ class AlphaBlend(nn.Module):
         return alpha * video + (1 - alpha) * self.layer(video)
 
 
+# 7.6 ----------------------------------------------------------------------------------------------
+
+
+def given_frames(given, num_frames, stride):
+    """Mask (b, f) and channels (b, c + 1, f, h, w); given frames are 0, stride, 2 · stride, …"""
+    b, c, n, h, w = given.shape
+    # Zeros and a mask, because a frame of zeros may be given too
+    channels = given.new_zeros(b, c + 1, num_frames, h, w)
+    mask = torch.zeros(b, num_frames, dtype=torch.bool)
+    places = stride * torch.arange(n)
+    mask[:, places] = True
+    channels[:, :c, places] = given
+    channels[:, c, places] = 1
+    return mask, channels
+
+
 EXERCISES = (
     Exercise(
         "7.1", "A video through an image model", 15, 3, _verify_apply_per_frame,
@@ -193,21 +169,21 @@ EXERCISES = (
         apply_per_frame,
     ),
     Exercise(
-        "7.2", "Whose text is it?", 10, 2, _verify_cfg_text_per_frame,
-        ("Guidance doubles the batch: torch.cat([x, x]), all clips without a prompt, then all "
-         "clips with one. And then the frames of each clip go into the batch.",
-         "Write down the rows for 2 clips of 3 frames: uncond 0, uncond 0, uncond 0, uncond 1, "
-         "…, cond 1.",
-         "torch.cat first, .repeat_interleave(num_frames, dim=0) then."),
-        cfg_text_per_frame,
+        "7.2", "A layer behind a module", 15, 3, verify_call_with_layer,
+        ("part.register_forward_hook(hook): from then on hook(module, args, output) is called "
+         "after each call of part, and what it returns takes the place of output.",
+         "The hook has one line: return layer(output). It is registered before unet(images).",
+         "handle = part.register_forward_hook(hook); out = unet(images); handle.remove(); return "
+         "out."),
+        call_with_layer,
     ),
     Exercise(
-        "7.3", "A norm for each frame", 10, 2, _verify_framewise_norm,
-        ("The norm takes images. So every frame has to become a row of its batch.",
-         "video.transpose(1, 2) is (b, f, c, h, w); now .reshape(b * f, c, h, w) keeps every "
-         "frame in one piece.",
-         "Back: .reshape(b, f, c, h, w), then transpose(1, 2) once more."),
-        framewise_norm,
+        "7.3", "Predict first: one loud frame", 3, 1, verify_outlier_prediction,
+        ("Which axes does the norm average over, if frames are an axis behind the channels?",
+         "The variance of all frames together is the mean of their squares. Write it down for "
+         "five frames with squares of 1 and one with squares of 400.",
+         "(5 · 1 + 400) / 6 is about 67. By what are the quiet frames divided?"),
+        predict_outlier,
     ),
     Exercise(
         "7.4", "Zero output at first", 5, 1, verify_zero_module,
@@ -226,5 +202,14 @@ EXERCISES = (
          "To stay between 0 and 1 whatever it learns: alpha = self.mix_factor.sigmoid(), of a "
          "parameter that begins at 0."),
         AlphaBlend,
+    ),
+    Exercise(
+        "7.6", "Which frames are given?", 15, 2, verify_given_frames,
+        ("Given frame number k is frame k · stride of the clip. stride 1 is a clip to continue.",
+         "Begin with zeros: torch.zeros(b, num_frames, dtype=torch.bool) and "
+         "given.new_zeros(b, c + 1, num_frames, h, w).",
+         "places = stride * torch.arange(n); mask[:, places] = True, and the same places of the "
+         "channels get the frames (channels 0 to c - 1) and a 1 (channel c)."),
+        given_frames,
     ),
 )  # fmt: skip

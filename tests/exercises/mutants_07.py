@@ -5,12 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from course_lib.exercises.lesson_07 import (
-    EXERCISES,
-    cfg_text_per_frame,
-    framewise_norm,
-    zero_module,
-)
+from course_lib.exercises.lesson_07 import EXERCISES, zero_module
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
@@ -29,7 +24,7 @@ def fold(
     go=folded,
     back=None,
 ):
-    """A film through a picture model, with parts to replace."""
+    """A video through an image model, with parts to replace."""
 
     def attempt(unet, video, t, text):
         b, _, f, _, _ = video.shape
@@ -87,81 +82,6 @@ FOLD = [
         "the prediction for the first",
     ),
     (lambda unet, x, t, text: None, "Is a `return` missing?"),
-]
-
-# 7.2
-
-
-def side_by_side(empty, prompt):
-    return torch.stack([empty, prompt], dim=1).flatten(0, 1)
-
-
-TEXTS = [
-    (
-        lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1),
-        "You repeated the finished batch",
-    ),
-    (lambda e, p, f: torch.cat([e.repeat(f, 1, 1), p.repeat(f, 1, 1)]), "`repeat`, which tiles"),
-    (lambda e, p, f: torch.cat([e, p]).repeat(f, 1, 1), "The batch has two halves"),
-    (lambda e, p, f: cfg_text_per_frame(p, e, f), "The halves are swapped"),
-    (
-        lambda e, p, f: torch.cat([p.repeat(f, 1, 1), e.repeat(f, 1, 1)]),
-        "prompt. And the rows are tiled",
-    ),
-    (
-        lambda e, p, f: side_by_side(e, p).repeat_interleave(f, dim=0),
-        "Each prompt's two kinds of rows stand together",
-    ),
-    (
-        lambda e, p, f: side_by_side(e, p).repeat(f, 1, 1),
-        "Unconditional and conditional rows take turns",
-    ),
-    (
-        lambda e, p, f: cfg_text_per_frame(e, p, f).roll(1, 0),
-        "first all the unconditional rows",
-    ),
-    (lambda e, p, f: torch.cat([e, p]), "expected (2·b·f, l, d)"),
-    (lambda e, p, f: p.repeat_interleave(f, dim=0), "expected (2·b·f, l, d)"),
-    (
-        lambda e, p, f: torch.cat([e, p]).repeat_interleave(f, dim=0) + 0.3,
-        "row 0 is none of the texts",
-    ),
-    (lambda e, p, f: None, "got None"),
-    (lambda e, p, f: cfg_text_per_frame(e.mul_(2) / 2, p, f), "has changed `uncond` itself"),
-]
-
-# 7.3
-
-
-def norm_in_place(norm, video):
-    video += 0.5
-    return framewise_norm(norm, video - 0.5)
-
-
-NORM = [
-    (lambda norm, x: norm(x), "those of all frames together"),
-    (
-        lambda norm, x: norm(x.reshape(-1, x.shape[1], *x.shape[3:])).reshape(x.shape),
-        "reshape moves no number",
-    ),
-    (
-        lambda norm, x: (
-            norm(x.reshape(-1, x.shape[1], *x.shape[3:])).unflatten(0, (len(x), -1)).transpose(1, 2)
-        ),
-        "reshape moves no number",
-    ),
-    (lambda norm, x: norm(folded(x)).unflatten(0, (len(x), -1)), "the last transpose is missing"),
-    (lambda norm, x: norm(folded(x)), "still in the batch"),
-    (lambda norm, x: norm(folded(x)).reshape(x.shape), "The way in is right. On the way back"),
-    (
-        lambda norm, x: (
-            norm(x.permute(2, 0, 1, 3, 4).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
-        ),
-        "in the order (f b)",
-    ),
-    (lambda norm, x: x, "the norm is not in it"),
-    (lambda norm, x: None, "Is a `return` missing?"),
-    (norm_in_place, "has changed `video` itself"),
 ]
 
 # 7.4

@@ -11,27 +11,48 @@ from course_lib.exercises.lesson_07 import (
     EXERCISES,
     AlphaBlend,
     apply_per_frame,
-    framewise_norm,
+    call_with_layer,
+    given_frames,
 )
 from course_lib.lab.checks import IncorrectAnswer
 from course_lib.nn.temporal import AlphaBlend as LibraryBlend
 from course_lib.nn.utils import zero_module as library_zero_module
-from tests.exercises.mutants_07 import BLEND, FOLD, NORM, SILENCE, TEXTS, Lerp, Mix, frames_outside
+from course_lib.pipelines.frame_condition import FrameCondition
+from tests.exercises.mutants_07 import (
+    BLEND,
+    FOLD,
+    SILENCE,
+    Lerp,
+    Mix,
+    frames_outside,
+)
+from tests.exercises.mutants_07_insertion import CHOICES, GIVEN, HOOKS, hooked, wrapped_forward
 
 BY_ID = {exercise.id: exercise for exercise in EXERCISES}
 
 
-MISTAKES = {"7.1": FOLD, "7.2": TEXTS, "7.3": NORM, "7.4": SILENCE, "7.5": BLEND}
+MISTAKES = {
+    "7.1": FOLD,
+    "7.2": HOOKS,
+    "7.3": CHOICES,
+    "7.4": SILENCE,
+    "7.5": BLEND,
+    "7.6": GIVEN,
+}
+
+
+def by_condition(given, num_frames, stride):
+    condition = FrameCondition.keyframes(given, stride)
+    if stride == 1:
+        condition = FrameCondition.prefix(given, num_frames)
+    return condition.mask, condition.channels()
+
+
 RIGHT = [
     ("7.1", frames_outside),
-    (
-        "7.2",
-        lambda e, p, f: torch.cat([e.repeat_interleave(f, 0), p.repeat_interleave(f, 0)]).float(),
-    ),
-    (
-        "7.3",
-        lambda norm, x: torch.stack([norm(x[:, :, k]).float() for k in range(x.shape[2])], dim=2),
-    ),
+    ("7.2", hooked(lambda layer, args, output: layer(output))),
+    ("7.2", wrapped_forward),
+    ("7.6", by_condition),
     ("7.4", lambda layer: library_zero_module(layer)),
     ("7.5", Mix),
     ("7.5", LibraryBlend),
@@ -69,9 +90,6 @@ def test_the_references_are_the_librarys_own():
         ours.mix_factor.data.fill_(alpha)
         library.mix_factor.data.fill_(alpha)
         torch.testing.assert_close(ours(video), library(video))
-    norm = nn.GroupNorm(1, 3)
-    expected = torch.stack([norm(video[:, :, frame]) for frame in range(4)], dim=2)
-    torch.testing.assert_close(framewise_norm(norm, video), expected)
     text = torch.zeros(2, 1, 1)
     out = apply_per_frame(lambda images, t, text: images.sin(), video, torch.zeros(2), text)
     torch.testing.assert_close(out, video.sin())
@@ -84,3 +102,25 @@ def test_an_empty_exercise_is_not_attempted_and_stops_nothing(exercise, capsys):
 
     check(exercise.id, attempt)
     assert "not attempted yet" in capsys.readouterr().out.lower()
+
+
+def test_a_network_that_fails_keeps_no_hook():
+    part = nn.Identity()
+    unet = nn.Sequential(part, nn.Linear(3, 3))
+    with pytest.raises(RuntimeError):
+        call_with_layer(unet, part, nn.Identity(), torch.zeros(1, 2))
+    assert not part._forward_hooks
+
+
+def test_the_right_prediction_is_what_the_norm_does():
+    clip = torch.randn(1, 8, 6, 32, 32)
+    clip[:, :, 3] *= 20
+    quiet = nn.GroupNorm(4, 8)(clip)[:, :, 0].std()
+    assert 1 / 9 < quiet < 1 / 7.5
+
+
+def test_given_frames_are_those_of_the_library():
+    given = torch.randn(2, 3, 4, 2, 2)
+    mask, channels = given_frames(given, 13, 4)
+    condition = FrameCondition.keyframes(given, 4)
+    assert torch.equal(mask, condition.mask) and torch.equal(channels, condition.channels())
