@@ -1,7 +1,8 @@
 """Exercises of lesson 02, diffusion from first principles: checks, hints and solutions.
 
 The references are `course_lib.diffusion` and diffusers. The checks of 2.3 and 2.4 are in
-`lesson_02_steps.py`, that of 2.5 in `lesson_02_guidance.py`.
+`lesson_02_steps.py`, that of 2.5 in `lesson_02_guidance.py`; 2.6 and 2.7 are in
+`lesson_02_unet.py`.
 """
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from course_lib import diffusion
 from course_lib.exercises.lesson_02_guidance import verify_cfg_prediction
 from course_lib.exercises.lesson_02_steps import verify_ddim_step, verify_ddpm_step
+from course_lib.exercises.lesson_02_unet import UNET_EXERCISES
 from course_lib.lab.checks import (
     Exercise,
     Mistake,
@@ -290,4 +292,5 @@ EXERCISES = (
          "uncond_pred + guidance_scale * (cond_pred - uncond_pred)"),
         cfg_prediction,
     ),
+    *UNET_EXERCISES,
 )  # fmt: skip
