@@ -1,9 +1,11 @@
 """Exercises of lesson 02, diffusion from first principles: checks, hints and solutions.
 
 The references are `course_lib.diffusion` and diffusers. The checks of 2.3 and 2.4 are in
-`lesson_02_steps.py`, that of 2.5 in `lesson_02_guidance.py`; 2.6 and 2.7 are in
+`lesson_02_steps.py`, that of 2.5 in `lesson_02_guidance.py`, those of 2.6 and 2.7 in
 `lesson_02_unet.py`.
 """
+
+import math
 
 import torch
 from diffusers import DDPMScheduler
@@ -12,7 +14,7 @@ from torch import Tensor
 from course_lib import diffusion
 from course_lib.exercises.lesson_02_guidance import verify_cfg_prediction
 from course_lib.exercises.lesson_02_steps import verify_ddim_step, verify_ddpm_step
-from course_lib.exercises.lesson_02_unet import UNET_EXERCISES
+from course_lib.exercises.lesson_02_unet import verify_timestep_embedding, verify_unet_forward
 from course_lib.lab.checks import (
     Exercise,
     Mistake,
@@ -241,6 +243,33 @@ def cfg_prediction(model, x, t, cond, uncond, guidance_scale):
     return uncond_pred + guidance_scale * (cond_pred - uncond_pred)
 
 
+# 2.6 ----------------------------------------------------------------------------------------------
+
+
+def ddpm_timestep_embedding(t, dim):
+    """Sines, then cosines, whose frequencies fall geometrically from 1 to 1/10,000 exactly."""
+    half = dim // 2
+    k = torch.arange(half, device=t.device)
+    frequencies = torch.exp(-math.log(10000) * k / (half - 1))  # the last k is half - 1
+    angles = t[:, None] * frequencies  # (b, 1) times (half,) is (b, half)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+# 2.7 ----------------------------------------------------------------------------------------------
+
+
+def unet_forward(x, down, middle, up):
+    """Every layer on the way down leaves a skip; the way up takes the last one first."""
+    skips = []
+    for layer in down:
+        x = layer(x)
+        skips.append(x)
+    x = middle(x)
+    for layer in up:
+        x = layer(torch.cat([x, skips.pop()], dim=1))
+    return x
+
+
 EXERCISES = (
     Exercise(
         "2.1", "Noise in one step", 10, 2, _verify_add_noise,
@@ -292,5 +321,22 @@ EXERCISES = (
          "uncond_pred + guidance_scale * (cond_pred - uncond_pred)"),
         cfg_prediction,
     ),
-    *UNET_EXERCISES,
+    Exercise(
+        "2.6", "The timestep embedding of DDPM", 10, 2, verify_timestep_embedding,
+        ("Three steps: half of dim frequencies, the angles t times frequency, then their sines and "
+         "cosines.",
+         "k = torch.arange(half) runs from 0 to half - 1. By what must it be divided to run from 0 "
+         "to 1?",
+         "frequencies = 10000 ** (-k / (half - 1)); angles = t[:, None] * frequencies",
+         "torch.cat([angles.sin(), angles.cos()], dim=1)"),
+        ddpm_timestep_embedding,
+    ),
+    Exercise(
+        "2.7", "The skip connections", 10, 2, verify_unet_forward,
+        ("Keep a list. Every layer on the way down appends what it returns.",
+         "On the way up the resolution grows again, so the first skip needed is the one stored "
+         "last: skips.pop().",
+         "layer(torch.cat([x, skip], dim=1)): what comes from below, then the skip."),
+        unet_forward,
+    ),
 )  # fmt: skip

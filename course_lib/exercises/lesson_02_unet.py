@@ -1,10 +1,11 @@
-"""Exercises 2.6 and 2.7 of lesson 02: the timestep embedding and the U-Net's skip connections.
+"""The checks of exercises 2.6, the timestep embedding, and 2.7, a U-Net's skip connections.
 
-The reference of 2.6 is diffusers' `get_timestep_embedding`.
+The reference of 2.6 is diffusers' `get_timestep_embedding`. Solutions are in `lesson_02.py`.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -12,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from course_lib.lab.checks import (
-    Exercise,
     IncorrectAnswer,
     Mistake,
     as_tensor,
@@ -26,15 +26,6 @@ from course_lib.lab.checks import (
 )
 
 # 2.6 ----------------------------------------------------------------------------------------------
-
-
-def ddpm_timestep_embedding(t, dim):
-    """Sines, then cosines, whose frequencies fall geometrically from 1 to 1/10,000 exactly."""
-    half = dim // 2
-    k = torch.arange(half, device=t.device)
-    frequencies = torch.exp(-math.log(10000) * k / (half - 1))  # the last k is half - 1
-    angles = t[:, None] * frequencies  # (b, 1) times (half,) is (b, half)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def embedding_mistakes(t: Tensor, dim: int) -> list[Mistake]:
@@ -110,18 +101,6 @@ def verify_timestep_embedding(attempt: Callable) -> Iterator[str]:
 
 
 # 2.7 ----------------------------------------------------------------------------------------------
-
-
-def unet_forward(x, down, middle, up):
-    """Every layer on the way down leaves a skip; the way up takes the last one first."""
-    skips = []
-    for layer in down:
-        x = layer(x)
-        skips.append(x)
-    x = middle(x)
-    for layer in up:
-        x = layer(torch.cat([x, skips.pop()], dim=1))
-    return x
 
 
 class _Layer:
@@ -215,8 +194,18 @@ def real_unet() -> tuple[list[_Layer], _Layer, list[_Layer]]:
     return _connect(down, _Layer("middle", 91, (8, 8)), up)
 
 
-def _run(x: Tensor, parts: tuple, choose: Callable, join: Callable, see_middle=True) -> Tensor:
-    """A U-Net's forward pass with the skips chosen and joined by functions."""
+def _join(h: Tensor, skip: Tensor) -> Tensor:
+    return torch.cat([h, skip], dim=1)
+
+
+def _run(
+    x: Tensor,
+    parts: tuple,
+    choose: Callable = lambda states, i, h: states[-1 - i],
+    join: Callable = _join,
+    see_middle: bool = True,
+) -> Tensor:
+    """A U-Net's forward pass; choose: the i-th skip, from x and all outputs on the way down."""
     down, middle, up = parts
     states = [x]
     for layer in down:
@@ -230,17 +219,10 @@ def _run(x: Tensor, parts: tuple, choose: Callable, join: Callable, see_middle=T
 def skip_mistakes(x: Tensor, parts: tuple) -> list[Mistake]:
     """What likely mistakes in 2.7 return, for layers of one resolution and one width."""
 
-    def join(h: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([h, skip], dim=1)
+    run = partial(_run, x, parts)
 
     def swapped(h: Tensor, skip: Tensor) -> Tensor:
         return torch.cat([skip, h], dim=1)
-
-    def last(states: list, i: int, h: Tensor) -> Tensor:
-        return states[-1 - i]
-
-    def run(choose: Callable = last, join: Callable = join, see_middle: bool = True) -> Tensor:
-        return _run(x, parts, choose, join, see_middle)
 
     fifo = "first in, first out: the first layer on the way up gets the first skip"
     return [
@@ -277,7 +259,7 @@ def verify_unet_forward(attempt: Callable) -> Iterator[str]:
         ("three layers of three resolutions", real_unet(), randn(77, 2, 3, 8, 8)),
     ):  # fmt: skip
         down, middle, up = parts
-        expected = unet_forward(x, down, middle, up)
+        expected = _run(x, parts)
         mistakes = skip_mistakes(x, parts) if len({layer.resize for layer in down}) == 1 else []
         for layer in (*down, middle, *up):
             layer.calls = 0
@@ -300,25 +282,3 @@ def _require_calls(layers: list[_Layer], case: str) -> None:
         require(layer.calls != 0, f"{case}: {layer.name} was never called.")
         times = f"{case}: {layer.name} was called {layer.calls} times, expected once."
         require(layer.calls == 1, times)
-
-
-UNET_EXERCISES = (
-    Exercise(
-        "2.6", "The timestep embedding of DDPM", 10, 2, verify_timestep_embedding,
-        ("Three steps: half of dim frequencies, the angles t times frequency, then their sines and "
-         "cosines.",
-         "k = torch.arange(half) runs from 0 to half - 1. By what must it be divided to run from 0 "
-         "to 1?",
-         "frequencies = 10000 ** (-k / (half - 1)); angles = t[:, None] * frequencies",
-         "torch.cat([angles.sin(), angles.cos()], dim=1)"),
-        ddpm_timestep_embedding,
-    ),
-    Exercise(
-        "2.7", "The skip connections", 10, 2, verify_unet_forward,
-        ("Keep a list. Every layer on the way down appends what it returns.",
-         "On the way up the resolution grows again, so the first skip needed is the one stored "
-         "last: skips.pop().",
-         "layer(torch.cat([x, skip], dim=1)): what comes from below, then the skip."),
-        unet_forward,
-    ),
-)  # fmt: skip

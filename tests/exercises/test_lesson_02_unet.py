@@ -7,13 +7,11 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
-from course_lib.exercises.lesson_02 import EXERCISES
+from course_lib.exercises.lesson_02 import EXERCISES, ddpm_timestep_embedding, unet_forward
 from course_lib.exercises.lesson_02_unet import (
-    ddpm_timestep_embedding,
     embedding_mistakes,
     flat_unet,
     skip_mistakes,
-    unet_forward,
 )
 from course_lib.lab.checks import IncorrectAnswer, randn
 
