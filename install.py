@@ -28,7 +28,7 @@ DISK_GB = 8  # the environment itself and pip's cache of what it downloaded
 # While torch's threads wait for each other they spin, libgomp's for milliseconds, and starve each
 # other when another program runs. This many spins are enough: docs/decisions.md
 SPIN_COUNT = "3000"
-LESSON = os.path.join("notebooks", "00_start_here.ipynb")
+LESSON = "notebooks/00_start_here.ipynb"
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
 ROOT = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(ROOT, ".venv")
@@ -231,9 +231,7 @@ def settle_threads():
 
 
 def how_to_open():
-    lab = os.path.relpath(os.path.join(SCRIPTS, "jupyter-lab"), ROOT)
-    direct = lab + " " + LESSON
-    return direct if os.name == "nt" else "make lab (or " + direct + ")"
+    return "python install.py lab" if os.name == "nt" else "make lab (or python3 install.py lab)"
 
 
 def set_up():
@@ -276,11 +274,19 @@ def test(paths):
     run(*(pytest + paths), COURSE_PROFILE="ci", OMP_NUM_THREADS="1")
 
 
-def lab():
+def lab_flags():
+    """Serve the whole course, so that links to model cards and code answer; open lesson 00."""
     # a container often has no other user than root, for whom JupyterLab needs a flag
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    flags = ["--ServerApp.ip=localhost"] + ["--allow-root"] * is_root
-    run(*(["jupyter", "lab"] + flags + [LESSON]))
+    return [
+        "--ServerApp.ip=localhost",
+        "--ServerApp.root_dir=" + ROOT,
+        "--LabApp.default_url=/lab/tree/" + LESSON,
+    ] + ["--allow-root"] * is_root
+
+
+def lab():
+    run(*(["jupyter", "lab"] + lab_flags()))
 
 
 COMMANDS = {

@@ -313,7 +313,10 @@ def test_jupyterlab_opens_the_first_lesson(fake_install, monkeypatch):
     calls = recorded_commands(fake_install, monkeypatch)
     assert fake_install.main(["lab"]) == 0
     assert calls[0][0][:2] == ["jupyter", "lab"]
-    assert (ROOT / calls[0][0][-1]).is_file()
+    flags = dict(flag.partition("=")[::2] for flag in calls[0][0][2:])
+    assert flags["--ServerApp.root_dir"] == fake_install.ROOT
+    lesson = flags["--LabApp.default_url"].removeprefix("/lab/tree/")
+    assert (ROOT / lesson).is_file() and lesson.startswith("notebooks/00_")
 
 
 @pytest.mark.parametrize("arguments", [["tests"], ["test", "lab"], ["--help"]])
