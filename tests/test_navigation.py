@@ -1,28 +1,22 @@
 """From lesson to lesson: links, the tables of lessons, the map, and what JupyterLab serves."""
 
-import http.client
 import importlib.util
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from course_lib.lab.gallery import read_notebook, to_html
+from tests.jupyter_server import served, status
 from tools import write_navigation
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
-START_SECONDS = 60
 
 
 def cells(path, tag=""):
@@ -162,51 +156,6 @@ def test_a_lesson_that_the_readme_does_not_know_is_refused(course):
 # JupyterLab
 
 
-@contextmanager
-def served(folder):
-    """JupyterLab with the flags of `make lab`; yields its port, its token and a way to its log."""
-    spec = importlib.util.spec_from_file_location("install_flags", ROOT / "install.py")
-    install = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(install)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    token, log = secrets.token_hex(16), folder / "log.txt"
-    flags = [*install.lab_flags(), "--no-browser", f"--ServerApp.port={port}"]
-    flags += [f"--IdentityProvider.token={token}", "--ServerApp.port_retries=0"]
-    places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    env = {**os.environ, **{name: str(folder / name.lower()) for name in places}}
-    command = [sys.executable, "-m", "jupyter", "lab", *flags]
-    with open(log, "w", encoding="utf-8") as file:
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=file, stderr=file)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while status(port, token, "api/status") != 200:
-            said = log.read_text(encoding="utf-8", errors="replace")
-            assert server.poll() is None and time.monotonic() < deadline, said[-2000:]
-            time.sleep(0.3)
-        yield port, token, log
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def status(port, token, path):
-    """The answer to GET; None if nobody listens yet."""
-    connection = http.client.HTTPConnection("localhost", port, timeout=20)
-    try:
-        connection.request("GET", "/" + quote(path), headers={"Authorization": f"token {token}"})
-        return connection.getresponse().status
-    except OSError:
-        return None
-    finally:
-        connection.close()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     if not importlib.util.find_spec("jupyterlab"):
@@ -237,3 +186,22 @@ def test_jupyterlab_serves_every_link_of_every_lesson(server):
         if status(port, token, f"{kind}/{link}") != 200:
             missing.append(link)
     assert missing == []
+
+
+# Exported pages
+
+
+def test_links_between_exported_pages_answer():
+    """Of all lessons together, as `make course` writes them."""
+    pages = {f"{path.stem}.html": to_html(read_notebook(path)) for path in NOTEBOOKS}
+    ids = {name: set(re.findall(r'\bid="([^"]+)"', page)) for name, page in pages.items()}
+    broken = []
+    for name, page in pages.items():
+        for link in re.findall(r'<a\b[^>]*\bhref="([^"]+)"', page):
+            parts = urlsplit(link)
+            target = parts.path or name
+            places = ids.get(target, set())  # an id of a heading is itself in percent-encoding
+            known = not parts.fragment or {parts.fragment, unquote(parts.fragment)} & places
+            if not parts.scheme and not (target in pages and known):
+                broken.append(f"{name}: {link}")
+    assert broken == []

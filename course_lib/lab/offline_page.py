@@ -6,6 +6,7 @@ nbconvert's own pages load MathJax, require.js and Jupyter's widgets from server
 import re
 from html import escape
 from typing import Any
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from jinja2 import pass_context
@@ -68,7 +69,17 @@ def to_mathml(latex: str, display: str = "inline") -> str:
 
 
 class OfflineRenderer(IPythonRenderer):
-    """Markdown with formulas in MathML."""
+    """Markdown with formulas in MathML, and links that answer on a page outside the repository."""
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        """A link; one to another lesson leads to its page, one to another file is only named."""
+        parts = urlsplit(url)
+        if parts.scheme or parts.netloc or not parts.path:
+            return super().link(text, url, title)
+        if parts.path.endswith(".ipynb") and "/" not in parts.path:
+            page = parts.path.removesuffix(".ipynb") + ".html"
+            return super().link(text, parts._replace(path=page).geturl(), title)
+        return f'<span title="{escape(url)}">{text}</span>'
 
     def block_math(self, body: str) -> str:
         """A formula in its own line."""
