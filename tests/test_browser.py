@@ -101,7 +101,8 @@ def test_jupyterlab_opens_the_first_lesson(page, server):
 
 def test_widgets_answer_and_say_that_they_work(page, server):
     open_notebook(page, server, "widgets.ipynb")
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_timeout(4000)  # what is run before the kernel's channels are open gets lost
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     areas = page.locator(".jp-CodeCell")
     areas.nth(2).get_by_text("slept for 5").wait_for()
     picture = areas.nth(1).locator(".jp-OutputArea img").last
