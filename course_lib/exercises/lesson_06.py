@@ -207,6 +207,7 @@ def attention_map(query, key, num_heads):
     query = query.reshape(-1, num_heads, d).transpose(0, 1)  # (heads, n, d)
     key = key.reshape(-1, num_heads, d).transpose(0, 1)  # (heads, l, d)
     logits = query @ key.transpose(1, 2) / d**0.5  # (heads, n, l)
+    # The softmax runs over the tokens, because every pixel shares its attention among them
     return logits.softmax(dim=2).mean(dim=0)
 
 
@@ -290,6 +291,7 @@ def _verify_attention_map(attempt):
 
 def cfg_text_batch(prompt_embeds, uncond_embeds, num_images_per_prompt):
     """The U-Net's text for k images per prompt: (2·p·k, l, d), the empty prompts first."""
+    # repeat_interleave, because images of one prompt stand together, as the noise rows do
     cond = prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
     return torch.cat([uncond_embeds.expand(len(cond), -1, -1), cond])
 

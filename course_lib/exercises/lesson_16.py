@@ -34,6 +34,7 @@ from course_lib.lab.checks import (
 
 def mean_psnr(video, reference):
     """Mean over all frames of each frame's PSNR in dB; values in [-1, 1], so that the peak is 2."""
+    # f is kept, because the mean of logarithms is not the logarithm of the mean
     error = (video - reference).square().mean(dim=(1, 3, 4))  # (b, f)
     return (10 * torch.log10(2**2 / error)).mean()
 
@@ -219,6 +220,7 @@ def is_order_invariant(net, video):
 
 def frame_consistency(embeddings):
     """Mean cosine over all pairs of different frames, and over neighbours; embeddings (f, d)."""
+    # Length one first, because only then is a product of two rows their cosine
     unit = embeddings / embeddings.norm(dim=1, keepdim=True)
     cosine = unit @ unit.T  # (f, f)
     f = len(embeddings)
