@@ -4,13 +4,17 @@ It needs Playwright (`pip install -e .[browser]`) and a Chromium of the system; 
 tests are skipped. .ci/run installs both where it can.
 """
 
+import base64
+import io
 import json
 import re
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from course_lib.lab.gallery import read_notebook, to_html
 from tests.jupyter_server import served
@@ -56,7 +60,11 @@ def page(browser):
         add = page.problems.append
         page.on("console", lambda message: message.type == "error" and add(message.text))
         page.on("pageerror", lambda error: add(str(error)))
-        page.on("requestfailed", lambda request: add(f"{request.url}: {request.failure}"))
+        # aborted: JupyterLab puts another address in place of a picture's relative one
+        page.on(
+            "requestfailed",
+            lambda r: r.failure != "net::ERR_ABORTED" and add(f"{r.url}: {r.failure}"),
+        )
         page.on("response", lambda r: r.status >= 400 and add(f"{r.url}: {r.status}"))
         yield page
 
@@ -89,6 +97,31 @@ def open_notebook(page, server, name):
     page.locator('.jp-NotebookPanel-toolbar [data-status="idle"]').wait_for()
 
 
+def run_until(page, result):
+    """Run all cells; again if it gets lost, as it does before the kernel's channels are open."""
+    for _ in range(4):
+        page.wait_for_timeout(4000)
+        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        try:
+            result.wait_for(timeout=PATIENCE_MS // 2)
+        except playwright.TimeoutError:
+            continue
+        return
+    raise AssertionError("the cells do not run")
+
+
+def luminance(rgb):
+    """Relative luminance of a colour in [0, 255] (WCAG 2.2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb / 255.0]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def contrast(rgb, other):
+    """Contrast ratio of two colours, from 1 to 21 (WCAG 2.2; 4.5 is legible)."""
+    low, high = sorted((luminance(rgb), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_jupyterlab_opens_the_first_lesson(page, server):
     open_notebook(page, server, LESSON.name)
     assert page.locator(".jp-Notebook h1").first.inner_text().startswith("Start here")
@@ -101,10 +134,8 @@ def test_jupyterlab_opens_the_first_lesson(page, server):
 
 def test_widgets_answer_and_say_that_they_work(page, server):
     open_notebook(page, server, "widgets.ipynb")
-    page.wait_for_timeout(4000)  # what is run before the kernel's channels are open gets lost
-    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     areas = page.locator(".jp-CodeCell")
-    areas.nth(2).get_by_text("slept for 5").wait_for()
+    run_until(page, areas.nth(2).get_by_text("slept for 5"))
     picture = areas.nth(1).locator(".jp-OutputArea img").last
     handle = areas.nth(1).locator(".noUi-handle")
     seconds = []
@@ -120,6 +151,34 @@ def test_widgets_answer_and_say_that_they_work(page, server):
     areas.nth(2).get_by_text("drawing").wait_for(timeout=2500)  # before the three seconds are over
     areas.nth(2).get_by_text("slept for 6").wait_for()
     assert page.problems == []
+
+
+def test_the_dark_theme_is_legible(page, server):
+    open_notebook(page, server, LESSON.name)
+    theme = "window.jupyterapp.commands.execute('apputils:change-theme', {theme: '%s'})"
+    page.evaluate(theme % "JupyterLab Dark")
+    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    page.wait_for_timeout(1000)
+    cells = page.locator(".jp-MarkdownOutput:visible")
+    for cell in (cells.nth(i) for i in range(3)):
+        cell.scroll_into_view_if_needed()
+        pixels = pixels_of(cell.screenshot())
+        background, text = (np.quantile(pixels, q, axis=0) for q in (0.5, 0.999))
+        assert luminance(background) < 0.1 and contrast(background, text) >= 7
+    # Figures keep their own paper; the darkest pixels are their text
+    for cell in read_notebook(LESSON).cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                image = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+                assert image.convert("RGBA").getextrema()[3] == (255, 255), "a figure lets through"
+                pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+                paper, ink = (np.quantile(pixels, q, axis=0) for q in (0.999, 0.001))
+                assert contrast(paper, ink) >= 4.5
+    assert page.problems == []
+
+
+def pixels_of(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3)
 
 
 def test_an_exported_page_shows_formulas_and_plays_its_pictures(page, tmp_path):

@@ -175,14 +175,21 @@ def _show_result(result: Any, label: str, strip: bool) -> None:
 
 
 def _show_controls(f: Callable[..., Any], choices: dict[str, Any]) -> None:
-    """The live form: one control for each choice, and the result below them."""
+    """The live form: one control for each choice, "drawing …" while `f` works, the result."""
     import ipywidgets
 
+    status = ipywidgets.Label()  # keeps its line when it is empty: the result does not jump
+
+    def draw(**values: Any) -> None:
+        status.value = "drawing …"
+        try:
+            _show_result(_call(f, values), _label(values), strip=False)
+        finally:
+            status.value = ""
+
     controls = {name: _control(ipywidgets, name, choice) for name, choice in choices.items()}
-    output = ipywidgets.interactive_output(
-        lambda **values: _show_result(_call(f, values), _label(values), strip=False), controls
-    )
-    display(ipywidgets.VBox([*controls.values(), output]))
+    output = ipywidgets.interactive_output(draw, controls)
+    display(ipywidgets.VBox([*controls.values(), status, output]))
 
 
 def _control(ipywidgets: Any, name: str, choice: Any) -> Any:

@@ -123,11 +123,19 @@ def test_controls_drive_the_function(monkeypatch):
     things, calls = [], []
     monkeypatch.setattr(widgets, "display", things.append)
     monkeypatch.setattr(widgets, "is_live", lambda: True)
-    widgets.explore(lambda **v: calls.append(v), size=(0, 8, 2), kind=["a", "b"], on=True)
-    size, kind, on, _ = things[0].children
+    statuses = []
+
+    def record(**values):
+        calls.append(values)
+        if things:
+            statuses.append(things[0].children[3].value)
+
+    widgets.explore(record, size=(0, 8, 2), kind=["a", "b"], on=True)
+    size, kind, on, status, _ = things[0].children
     assert calls == [{"size": 4, "kind": "a", "on": True}]
     size.value, kind.value, on.value = 6, "b", False
     assert calls[-1] == {"size": 6, "kind": "b", "on": False} and len(calls) == 4
+    assert statuses == ["drawing …"] * 3 and status.value == ""
 
 
 def test_an_executed_notebook_is_static_and_keeps_no_widget(monkeypatch, tmp_path):
