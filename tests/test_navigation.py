@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from course_lib.lab.gallery import read_notebook, to_html
+from course_lib.lab.gallery import Lesson, read_notebook, write_gallery
+from course_lib.lab.offline_page import EXPORTED_DOCS
 from tests.jupyter_server import served, status
 from tools import write_navigation
 
@@ -191,9 +192,11 @@ def test_jupyterlab_serves_every_link_of_every_lesson(server):
 # Exported pages
 
 
-def test_links_between_exported_pages_answer():
-    """Of all lessons together, as `make course` writes them."""
-    pages = {f"{path.stem}.html": to_html(read_notebook(path)) for path in NOTEBOOKS}
+def test_links_between_exported_pages_answer(tmp_path):
+    """Of all lessons together, as `make course` writes them, and of the pages of docs/."""
+    write_gallery([Lesson(path, read_notebook(path), 1.0) for path in NOTEBOOKS], tmp_path, "")
+    pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
+    assert len(pages) == 1 + len(NOTEBOOKS) + len(EXPORTED_DOCS)
     ids = {name: set(re.findall(r'\bid="([^"]+)"', page)) for name, page in pages.items()}
     broken = []
     for name, page in pages.items():

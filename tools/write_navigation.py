@@ -10,7 +10,6 @@ the lessons themselves, and whether a lesson exists from the folder. Another run
 """
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from course_lib import files
+from course_lib.lab.gallery import source_id
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENTS = "Where-to-go-from-here"  # the heading in lesson 00, as JupyterLab links to it
@@ -152,7 +152,7 @@ def contents(lessons: list[Lesson]) -> str:
 
 def new_cell(source: str, taken: set[str], *tags: str) -> dict[str, Any]:
     """A Markdown cell; its id is the one that `make notebooks` would give it."""
-    digest = hashlib.sha256(f"markdown\n{source}".encode()).hexdigest()[:10]
+    digest = source_id("markdown", source)
     identifier = digest if digest not in taken else f"{digest}-2"
     taken.add(identifier)
     return {

@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from course_lib import files
-from course_lib.lab.offline_page import OfflineExporter
+from course_lib.lab.offline_page import EXPORTED_DOCS, OfflineExporter
 from course_lib.runtime import machine_summary
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -140,6 +140,11 @@ def kernel_environment() -> dict[str, str]:
     return {**os.environ, "COURSE_STATIC": "1", "COURSE_PROGRESS": ""}
 
 
+def source_id(cell_type: str, source: str) -> str:
+    """A cell's id, ten hex digits that depend on nothing but the cell."""
+    return hashlib.sha256(f"{cell_type}\n{source}".encode()).hexdigest()[:10]
+
+
 def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     """Remove what neither a reader nor a diff needs: widget state, timings, editor settings.
 
@@ -155,7 +160,7 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     counts: dict[str, int] = {}
     for cell in notebook.cells:
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:10]
+        digest = source_id(cell.cell_type, cell.source)
         counts[digest] = counts.get(digest, 0) + 1
         cell.id = digest if counts[digest] == 1 else f"{digest}-{counts[digest]}"
         kept = {key: cell.metadata[key] for key in KEPT_CELL_METADATA if key in cell.metadata}
@@ -250,11 +255,18 @@ def write_gallery(lessons: list[Lesson], folder: Path, machine: str) -> Path:
     for images in {lesson.path.parent / "images" for lesson in lessons}:
         if images.is_dir():  # images in the prose
             shutil.copytree(images, folder / "images", dirs_exist_ok=True)
+    for name in EXPORTED_DOCS:
+        text = (REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        files.write_text(folder / f"{name}.html", to_html(page))
     cards = "\n".join(lesson_card(lesson, folder) for lesson in lessons)
     minutes = f"{sum(lesson.minutes for lesson in lessons):.1f} minutes"
     summary = f"{len(lessons)} lessons, run from top to bottom in {minutes} on: "
+    docs = " · ".join(
+        f'<a href="{name}.html">{name.replace("_", " ")}</a>' for name in EXPORTED_DOCS
+    )
     index = folder / "index.html"
-    page = PAGE.format(summary=summary + html.escape(machine), cards=cards)
+    page = PAGE.format(summary=f"{summary}{html.escape(machine)}<br>{docs}", cards=cards)
     files.write_text(index, page)
     return index
 

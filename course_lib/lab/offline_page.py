@@ -5,6 +5,7 @@ nbconvert's own pages load MathJax, require.js and Jupyter's widgets from server
 
 import re
 from html import escape
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+EXPORTED_DOCS = ("glossary", "notation", "cheat_sheet")  # pages of docs/ that lessons link to
 # What is not written in the page itself is not loaded, whatever an output holds. Links work
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; font-src data:; img-src 'self' file: data:"
 # The scripts are replaced by nothing; LaTeX of an output is converted, too
@@ -76,8 +78,10 @@ class OfflineRenderer(IPythonRenderer):
         parts = urlsplit(url)
         if parts.scheme or parts.netloc or not parts.path:
             return super().link(text, url, title)
-        if parts.path.endswith(".ipynb") and "/" not in parts.path:
-            page = parts.path.removesuffix(".ipynb") + ".html"
+        path = PurePosixPath(parts.path)
+        is_lesson = path.suffix == ".ipynb" and path.parent.name == ""
+        if is_lesson or (path.suffix == ".md" and path.stem in EXPORTED_DOCS):
+            page = f"{path.stem}.html"
             return super().link(text, parts._replace(path=page).geturl(), title)
         return f'<span title="{escape(url)}">{text}</span>'
 
