@@ -187,17 +187,14 @@ def _show_controls(f: Callable[..., Any], choices: dict[str, Any]) -> None:
         finally:
             status.value = ""
 
-    controls = {name: _control(ipywidgets, name, choice) for name, choice in choices.items()}
+    style = {"description_width": f"{max(map(len, choices)) + 1}ch"}  # one left edge for all
+    controls = {name: _control(ipywidgets, name, choice, style) for name, choice in choices.items()}
     output = ipywidgets.interactive_output(draw, controls)
     display(ipywidgets.VBox([*controls.values(), status, output]))
 
 
-def _control(ipywidgets: Any, name: str, choice: Any) -> Any:
-    common = {
-        "description": name,
-        "value": _initial_value(choice),
-        "style": {"description_width": "initial"},
-    }
+def _control(ipywidgets: Any, name: str, choice: Any, style: dict[str, str]) -> Any:
+    common = {"description": name, "value": _initial_value(choice), "style": style}
     if isinstance(choice, bool):
         return ipywidgets.Checkbox(**common)
     if isinstance(choice, tuple):

@@ -213,7 +213,7 @@ def test_solution_after_an_attempt_is_shown_at_once(shown):
 
 def test_describe(shown):
     checks.describe("98.2")
-    assert repr(shown[0]) == "Exercise 98.2 · A number · 10 min · ●●●●○"
+    assert repr(shown[0]) == "10 minutes · ●●●●○"
 
 
 def test_report_counts_and_can_be_collected(shown, tmp_path):

@@ -253,10 +253,9 @@ def solution(id: Any) -> None:
 
 
 def describe(id: Any) -> None:
-    """Shows a headline, "Exercise 1.2 · title · 10 min · ●●○○○". Raises ValueError as `hint`."""
+    """Shows time and difficulty, "10 minutes · ●●○○○". Raises ValueError as `hint`."""
     exercise, _ = _find(id)
-    details = f"{exercise.minutes} min · {present.dots(exercise.difficulty)}"
-    present.line(f"Exercise {id} · {exercise.title} · {details}")
+    present.line(f"{exercise.minutes} minutes · {present.dots(exercise.difficulty)}")
 
 
 class Report(list):
