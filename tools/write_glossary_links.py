@@ -32,10 +32,15 @@ def slug(term: str) -> str:
     return "-".join(re.findall(r"[a-z0-9∞]+", term.lower().replace("é", "e")))
 
 
+def plain(text: str) -> str:
+    """A name in lower case with one space between its words."""
+    return " ".join(re.findall(r"[\w∞]+", text.lower()))
+
+
 def names(term: str) -> set[str]:
     """What a lesson may call the term of a row: its parts at commas, and what is in brackets."""
-    parts = re.findall(r"\(([^)]*)\)", term) + re.sub(r"\([^)]*\)", "", term).split(",")
-    return {re.sub(r"\W+", " ", part.lower()).strip() for part in parts} - {""}
+    parts = re.findall(r" \(([^)]*)\)", term) + re.sub(r" \([^)]*\)", "", term).split(",")
+    return {plain(part) for part in parts}
 
 
 def anchors(glossary: str) -> dict[str, str]:
@@ -68,7 +73,7 @@ def linked(cells: list[str], known: dict[str, str]) -> list[str]:
     used: set[str] = set()
 
     def link(match: re.Match[str]) -> str:
-        name = re.sub(r"\W+", " ", match[1].lower()).strip()
+        name = plain(match[1])
         anchor = known.get(name) or known.get(name.removesuffix("s"))
         if anchor is None or anchor in used:
             return match[0]
