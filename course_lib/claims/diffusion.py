@@ -260,6 +260,7 @@ CLAIMS = (
         run=_run_guidance,
         metric="subject_accuracy",
         metric_label="subject accuracy (judge)",
+        unit="%",
         better="guidance_6",
         worse="guidance_1",
         setup=f"{_GUIDED}; subjects recognised by the judge. With {_EARLIER} the effect was 0.053 "
@@ -275,6 +276,7 @@ CLAIMS = (
         run=_run_guidance,
         metric="recall",
         metric_label="recall",
+        unit="%",
         better="guidance_1",
         worse="guidance_6",
         setup=f"{_GUIDED}; precision and recall (k = 3) on features/image",

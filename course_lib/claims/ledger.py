@@ -2,8 +2,12 @@
 
 A claim is an experiment with two or more arms. Every arm runs once per seed and returns metrics.
 The record of a claim keeps all of them, the paired difference between the two arms that the claim
-compares, its 95 % confidence interval, the cost, and a verdict, which may well be "not reproduced
-at this scale".
+compares, its confidence interval, the cost, and a verdict, which may well be "not reproduced at
+this scale".
+
+Seeds are fixed before the first run, and the interval is at the 95 % level. If they leave a claim
+open, at most once two more are added, and the interval of all of them is at the 97.5 % level: a
+second look is a second chance to be wrong. The verdict says so.
 """
 
 import contextlib
@@ -26,6 +30,8 @@ Metrics = dict[str, float]
 VERDICTS = ("reproduced", "not reproduced at this scale", "opposite at this scale")
 REPRODUCED, NOT_REPRODUCED, OPPOSITE = VERDICTS
 MIN_SEEDS = 3
+LEVEL = 0.95
+LEVEL_WITH_ADDED_SEEDS = 0.975
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ class Hypothesis:
         better: id of the arm that the claim favours.
         worse: id of the arm that it is compared with.
         lower_is_better: the claim is about a smaller metric, such as an error.
-        added_seeds: how many of the last seeds were added after a look at the first ones.
+        added_seeds: how many of the last seeds were added after a look at the first ones; above
+            0, the interval is at the 97.5 % level.
+        unit: of the metric; "%" means that values are fractions, which plots show in per cent.
+        chance: value of the metric for an answer that is guessed, where there is one.
     """
 
     id: str
@@ -72,6 +81,13 @@ class Hypothesis:
     worse: str
     lower_is_better: bool = False
     added_seeds: int = 0
+    unit: str | None = None
+    chance: float | None = None
+
+    @property
+    def level(self) -> float:
+        """Confidence level of the interval that decides, 0.95 or 0.975."""
+        return confidence_level(self.added_seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +116,7 @@ class Record(Hypothesis):
         runs: arm id to one dictionary of metrics per seed.
         effect: mean over seeds of how much `better` exceeds `worse` in the direction of the claim,
             in units of `metric`. A positive effect supports the claim.
-        interval: 95 % confidence interval of the effect.
+        interval: confidence interval of the effect, at `level`.
         verdict: conclusion from the interval, see `paired_verdict`.
         minutes: duration of all runs.
         machine: hardware of the runs.
@@ -126,6 +142,22 @@ class Record(Hypothesis):
         """
         return [run[metric or self.metric] for run in self.runs[arm]]
 
+    def interval_name(self) -> str:
+        """What the interval is: "95 % interval" or "97.5 % interval"."""
+        return f"{100 * self.level:g} % interval"
+
+    def verdict_text(self) -> str:
+        """The verdict, with "(2 seeds added)" where seeds were added after a look."""
+        plural = "" if self.added_seeds == 1 else "s"
+        added = f" ({self.added_seeds} seed{plural} added)" if self.added_seeds else ""
+        return f"{self.verdict}{added}"
+
+    def differences(self) -> list[float]:
+        """By how much `better` exceeds `worse` in the direction of the claim, for every seed."""
+        sign = -1 if self.lower_is_better else 1
+        pairs = zip(self.values(self.better), self.values(self.worse), strict=True)
+        return [sign * (better - worse) for better, worse in pairs]
+
     def summary(self) -> str:
         """Verdict, means of the favoured and of the other arm, and effect, in one line."""
         low, high = self.interval
@@ -136,25 +168,41 @@ class Record(Hypothesis):
         added = f" ({self.added_seeds} added after a look)" if self.added_seeds else ""
         return (
             f"{self.verdict}; {self.metric_label}: {means}; effect {self.effect:+.3f}, "
-            f"95 % interval [{low:+.3f}, {high:+.3f}], {len(self.seeds)} seeds{added}"
+            f"{self.interval_name()} [{low:+.3f}, {high:+.3f}], {len(self.seeds)} seeds{added}"
         )
 
 
+def confidence_level(added_seeds: int) -> float:
+    """Level of the interval that decides: 0.95, or 0.975 if seeds were added after a look.
+
+    Args:
+        added_seeds: how many were added, at least 0.
+
+    Raises:
+        ValueError: `added_seeds` is no integer or negative.
+    """
+    check_int("added_seeds", added_seeds, 0)
+    return LEVEL_WITH_ADDED_SEEDS if added_seeds else LEVEL
+
+
 def paired_verdict(
-    better: Sequence[float], worse: Sequence[float]
+    better: Sequence[float], worse: Sequence[float], added_seeds: int = 0
 ) -> tuple[float, tuple[float, float], str]:
     """Compare two arms seed by seed; equal seeds mean equal data in equal order.
 
     Args:
         better: one value per seed of the arm that the claim favours; more is better.
         worse: values of the other arm, same seeds.
+        added_seeds: how many of the seeds were added after a look at the first ones.
 
     Returns:
-        Mean difference, its 95 % interval (Student's t), and the verdict: reproduced if the whole
-        interval is above zero, opposite if it is below, else not reproduced.
+        Mean difference, its interval (Student's t; 95 %, or 97.5 % with added seeds), and the
+        verdict: reproduced if the whole interval is above zero, opposite if it is below, else not
+        reproduced.
 
     Raises:
-        ValueError: different numbers of seeds, fewer than three, or a value that is not finite.
+        ValueError: different numbers of seeds, fewer than three, a value that is not finite, or a
+            negative `added_seeds`.
     """
     if len(better) != len(worse) or len(better) < MIN_SEEDS:
         raise ValueError(
@@ -165,7 +213,8 @@ def paired_verdict(
         raise ValueError(
             f"better, worse: expected finite numbers, got {list(better)} and {list(worse)}"
         )
-    mean, low, high = mean_interval([a - b for a, b in zip(better, worse, strict=True)])
+    differences = [a - b for a, b in zip(better, worse, strict=True)]
+    mean, low, high = mean_interval(differences, confidence_level(added_seeds))
     verdict = REPRODUCED if low > 0 else OPPOSITE if high < 0 else NOT_REPRODUCED
     return mean, (low, high), verdict
 
@@ -202,7 +251,7 @@ def run_claim(
     better, worse = (
         [sign * run[claim.metric] for run in runs[arm]] for arm in (claim.better, claim.worse)
     )
-    effect, interval, verdict = paired_verdict(better, worse)
+    effect, interval, verdict = paired_verdict(better, worse, claimed["added_seeds"])
     return Record(
         **claimed,
         arm_labels={arm.id: arm.label for arm in claim.arms},
@@ -284,7 +333,10 @@ def save_ledger(records: Mapping[str, Record], path: Path | None = None) -> None
         path: a JSON file; None is the course's own `data/claims.json`.
     """
     ordered = sorted(records.values(), key=lambda record: (record.lesson, record.id))
-    entries = [_rounded(asdict(record)) for record in ordered]
+    entries = [
+        {key: _rounded(value) for key, value in asdict(record).items() if value is not None}
+        for record in ordered
+    ]
     files.write_json(path or data_dir() / "claims.json", entries)
 
 

@@ -274,6 +274,7 @@ CLAIMS = (
         run=_run_collapse,
         metric="share_lost",
         metric_label="fraction of the score that is lost",
+        unit="%",
         better="recall",
         worse="inception_score",
         setup=f"features/image, {4 * NUM_CLIPS} images of the test split, one split for the "

@@ -163,6 +163,7 @@ CLAIMS = (
         run=_run,
         metric="error_reduction",
         metric_label="relative error reduction by the correct motion word",
+        unit="%",
         better="encoder_states_and_embeddings",
         worse="encoder_states",
         setup=f"{TRAINING.num_examples} clips of 32x32 pixels, {len(WORLD_SUBSET['subjects'])} "

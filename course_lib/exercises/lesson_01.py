@@ -1,70 +1,45 @@
-"""Exercises of lesson 01, convolutions for video: their checks, hints and reference solutions."""
+"""Exercises of lesson 01, convolutions for video: checks, hints and reference solutions.
+
+The checks of 1.1, 1.2 and 1.4 are in `lesson_01_counts.py`.
+"""
 
 import itertools
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from course_lib.exercises.lesson_01_counts import (
+    verify_midplanes,
+    verify_output_shape,
+    verify_temporal_receptive_field,
+)
 from course_lib.lab.checks import (
     Exercise,
-    as_number,
     as_tensor,
     call,
     call_on_copies,
     describe_value,
     diagnose,
-    diagnose_number,
+    is_close,
     require,
 )
-from course_lib.nn.convolution import inflate_kernel, r2plus1d_midplanes
-from course_lib.nn.profiling import receptive_field
+from course_lib.nn.convolution import inflate_kernel
 
 # 1.1 ----------------------------------------------------------------------------------------------
 
 
 def output_shape(shape, kernel_size, stride, padding):
-    """Frames, height and width after a convolution: along each axis, count the windows that fit."""
+    """Frames, height and width that come out; the + 1 because the first place costs no step."""
     axes = zip(shape, kernel_size, stride, padding, strict=True)
     return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
-
-
-def _verify_output_shape(attempt):
-    for shape, kernel_size, stride, padding in (
-        ((16, 64, 64), (3, 3, 3), (1, 1, 1), (0, 0, 0)),
-        ((16, 64, 64), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
-        ((8, 32, 48), (3, 7, 7), (1, 2, 2), (1, 3, 3)),
-        ((7, 33, 20), (5, 3, 2), (2, 3, 1), (2, 0, 1)),
-        ((1, 9, 9), (1, 3, 3), (1, 2, 2), (0, 0, 0)),
-    ):
-        conv = nn.Conv3d(1, 1, kernel_size, stride, padding, device="meta")
-        expected = torch.tensor(conv(torch.empty(1, 1, *shape, device="meta")).shape[2:])
-        case = f"shape={shape}, kernel_size={kernel_size}, stride={stride}, padding={padding}"
-        result = call(attempt, shape, kernel_size, stride, padding)
-        sizes = as_tensor(result)
-        got = f"for {case} you returned {describe_value(result)}"
-        require(
-            isinstance(sizes, Tensor) and sizes.shape == (3,),
-            f"{got}; expected three numbers (frames, height, width)",
-        )
-        require(not (sizes % 1).any(), f"{got}: half a window is no window; round down")
-        axes = zip(shape, kernel_size, stride, padding, strict=True)
-        one_sided = torch.tensor([(n + p - k) // s + 1 for n, k, s, p in axes])
-        diagnose(
-            sizes,
-            expected,
-            [(one_sided, "padding is added on both sides")],
-            f"the output shape for {case}",
-        )
-    yield "agrees with torch.nn.Conv3d, with odd sizes, strides and one frame too"
 
 
 # 1.2 ----------------------------------------------------------------------------------------------
 
 
 def temporal_receptive_field(kernel_sizes, strides):
-    """Each layer adds (kernel - 1) steps; a step is the product of the strides before it."""
+    """A layer adds kernel - 1 steps because windows overlap; a step is all strides before it."""
     field, step = 1, 1
     for kernel_size, stride in zip(kernel_sizes, strides, strict=True):
         field += (kernel_size - 1) * step
@@ -72,34 +47,11 @@ def temporal_receptive_field(kernel_sizes, strides):
     return field
 
 
-def _verify_temporal_receptive_field(attempt):
-    for kernel_sizes, strides in (
-        ([3], [1]),
-        ([3, 3, 3], [1, 1, 1]),
-        ([3, 3], [2, 1]),
-        ([3, 3, 3, 5], [1, 2, 2, 1]),
-        ([1, 3], [4, 1]),
-    ):
-        steps = itertools.accumulate(strides, lambda step, stride: step * stride)
-        own_stride = 1 + sum((k - 1) * step for k, step in zip(kernel_sizes, steps, strict=True))
-        mistakes = [
-            (receptive_field(kernel_sizes), "a stride makes every later layer's step longer"),
-            (own_stride, "a layer's stride lengthens the steps after it, not its own"),
-        ]
-        diagnose_number(
-            call(attempt, kernel_sizes, strides),
-            receptive_field(kernel_sizes, strides),
-            mistakes,
-            f"the number of frames for kernel_sizes={kernel_sizes}, strides={strides}",
-        )
-    yield "right for five stacks, with and without strides"
-
-
 # 1.3 ----------------------------------------------------------------------------------------------
 
 
 def motion_kernel(vx, vy, num_frames=5, size=9, sigma=1.0):
-    """A Gaussian's slope along its velocity, moving by (vx, vy) per frame: (1, 1, f, h, w)."""
+    """A slope that moves by (vx, vy), because an edge with that velocity then stays on it."""
     line = torch.arange(size) - size // 2
     y, x = torch.meshgrid(line, line, indexing="ij")
     taps = []
@@ -134,6 +86,20 @@ def _student_kernel(attempt, velocity: tuple[int, int]) -> Tensor:
     return kernel.float()
 
 
+def _require_anchor(kernel: Tensor) -> None:
+    """The blob of the kernel for (1, 0) must be in the middle in the middle frame."""
+    middle = kernel[0, 0, kernel.shape[2] // 2].square()
+    weights = middle / middle.sum().clamp(min=1e-12)
+    position = float((weights.sum(0) * torch.arange(weights.shape[1])).sum())
+    off = position - (weights.shape[1] - 1) / 2
+    require(
+        abs(off) < 0.9,
+        f"the kernel for (1, 0) moves the right way, but in its middle frame its blob is at "
+        f"x = {off:+.1f} instead of 0: count time from the middle frame, elapsed = t - num_frames "
+        "// 2",
+    )
+
+
 def _verify_motion_kernel(attempt):
     kernels = {name: _student_kernel(attempt, v) for name, v in _DIRECTIONS.items()}
     for kernel in kernels.values():
@@ -161,6 +127,7 @@ def _verify_motion_kernel(attempt):
             f"{text}: x and y are swapped (the last axis of a kernel is x)",
         )
         require(best == name, text)
+    _require_anchor(kernels["right"])
     for name, other in itertools.permutations(kernels, 2):
         ratio = energy[name][name] / energy[name][other]
         require(
@@ -188,48 +155,16 @@ def _verify_motion_kernel(attempt):
 
 
 def midplanes(in_channels, out_channels, kernel_t, kernel_s):
-    """Equate t d² Cin Cout with d² Cin M + t M Cout, solve for M, round down."""
+    """t d² Cin Cout = M (d² Cin + t Cout), rounded down because channels come whole."""
     full = kernel_t * kernel_s**2 * in_channels * out_channels
     return full // (kernel_s**2 * in_channels + kernel_t * out_channels)
-
-
-def _verify_midplanes(attempt):
-    for in_channels, out_channels, t, d in (
-        (64, 64, 3, 3),
-        (64, 128, 3, 3),
-        (8, 16, 3, 3),
-        (3, 16, 3, 7),
-        (16, 8, 5, 3),
-        (2, 1, 3, 1),
-    ):
-        case = (
-            f"M for in_channels={in_channels}, out_channels={out_channels}, kernel_t={t}, "
-            f"kernel_s={d}"
-        )
-        result = as_number(call(attempt, in_channels, out_channels, t, d))
-        require(
-            not (isinstance(result, Real) and result % 1 != 0),
-            f"{case}: you returned {result!r}: channels come whole; round down",
-        )
-        expected = r2plus1d_midplanes(in_channels, out_channels, t, d)
-        swapped = t * d**2 * in_channels * out_channels // (d**2 * out_channels + t * in_channels)
-        mistakes = [
-            (swapped, "The spatial kernel maps Cin to M and the temporal one M to Cout, so d² "
-                      "belongs to Cin and t to Cout."),
-            (expected + 1, "That has more weights than the full kernel; round down."),
-        ]  # fmt: skip
-        diagnose_number(result, expected, mistakes, case)
-    yield (
-        "gives 144 channels for (64, 64), as in the paper's formula, and never more weights than "
-        "the 3D kernel"
-    )
 
 
 # 1.5 ----------------------------------------------------------------------------------------------
 
 
 def inflate_causal(weight, kernel_t):
-    """All weight in the last tap: the present. The past, at the earlier taps, starts with zero."""
+    """All weight in the last tap, because padded before frame 0 only it sees the present."""
     taps = torch.zeros(*weight.shape[:2], kernel_t, *weight.shape[2:], dtype=weight.dtype)
     taps[:, :, -1] = weight
     return taps
@@ -239,12 +174,19 @@ def _verify_inflate_causal(attempt):
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     for t in (1, 3, 4):
         expected = inflate_kernel(weight, t, "causal")
+        third = "The time axis is the third of five: (o, i, kernel_t, h, w)."
         where = "Padded before frame 0 only, that sees"
         mistakes = [
             (expected.flip(2), f"The weight is in the first tap. {where} only the past."),
             (expected.roll(t // 2 + 1, 2), f"The weight is in the middle tap. {where} the future."),
             (inflate_kernel(weight, t, "mean"),
              "The weight is shared by all taps: right on a still clip, a ghost on a moving one."),
+            (weight[:, :, None].expand(-1, -1, t, -1, -1),
+             "Every tap has the whole weight: frames are added up. Only one tap gets it."),
+            (weight, f"The time axis is missing. {third}"),
+            (expected.movedim(2, 0), f"Time comes first in yours. {third}"),
+            (expected.movedim(2, 1), f"Time comes second in yours. {third}"),
+            (expected.movedim(2, -1), f"Time comes last in yours. {third}"),
         ]  # fmt: skip
         diagnose(
             call_on_copies(attempt, weight=weight, kernel_t=t),
@@ -259,11 +201,25 @@ def _verify_inflate_causal(attempt):
 
 
 def causal_pseudo3d(video, spatial, temporal):
-    """Per-frame 2D convolution, then a causal 1D one over time: it pads by its own size, t - 1."""
+    """2D, then causal 1D: padded by t - 1, because so much a window of t lacks at frame 0."""
     d, t = spatial.shape[-1], temporal.shape[-1]
     video = F.conv3d(video, spatial[:, :, None], padding=(0, d // 2, d // 2))
     video = F.pad(video, (0, 0, 0, 0, t - 1, 0))  # t - 1 frames of zeros before frame 0, none after
     return F.conv3d(video, temporal[:, :, :, None, None])
+
+
+def _require_padding(result: Tensor, zeros: Tensor, t: int, copies: Tensor, case: str) -> None:
+    """Zeros and copies of the first frame before the clip are both right."""
+    if is_close(result, zeros.double()) or is_close(result, copies.double()):
+        return
+    is_late_right = is_close(result[:, :, t - 1 :], zeros[:, :, t - 1 :].double())
+    require(
+        not is_late_right,
+        f"{case}: frames {t - 1} to 6 are right, but the first {t - 1}, which reach back before "
+        "frame 0, are not. Zeros stand there, or copies of frame 0",
+    )
+    mistakes = [(zeros.flip(2), "Time runs backwards in your output.")]
+    diagnose(result, zeros, mistakes, f"the output for {case}")
 
 
 def _verify_causal_pseudo3d(attempt):
@@ -280,12 +236,18 @@ def _verify_causal_pseudo3d(attempt):
         )
         require(
             isinstance(result, Tensor) and result.ndim == 5,
-            f"{case}: expected a video, got {describe_value(result)}",
+            f"{case}: expected a video (b, o, f, h, w), got {describe_value(result)}",
         )
         require(
             result.shape[2] == 7,
             f"{case}: {result.shape[2]} frames come out of 7. How many frames does a kernel of "
             f"{t} need?",
+        )
+        zeros = causal_pseudo3d(video, spatial, temporal)
+        require(
+            result.shape == zeros.shape,
+            f"{case}: a video of shape {tuple(result.shape)} comes out, expected "
+            f"{tuple(zeros.shape)}: rows and columns are padded by d // 2, frames by nothing else",
         )
         early = (other - result).abs().amax((0, 1, 3, 4))[:4] > 1e-6
         require(
@@ -293,7 +255,9 @@ def _verify_causal_pseudo3d(attempt):
             f"{case}: changing frames 4 to 6 changes frame {int(early.int().argmax())} of the "
             "output: it sees the future",
         )
-        diagnose(result, causal_pseudo3d(video, spatial, temporal), [], f"the output for {case}")
+        past = torch.cat([video[:, :, :1].expand(-1, -1, t - 1, -1, -1), video], dim=2)
+        copies = causal_pseudo3d(past, spatial, temporal)[:, :, t - 1 :]
+        _require_padding(result, zeros, t, copies, case)
     yield (
         "keeps all frames when the temporal kernel is as long as, longer or shorter than the "
         "spatial one"
@@ -303,14 +267,14 @@ def _verify_causal_pseudo3d(attempt):
 
 EXERCISES = (
     Exercise(
-        "1.1", "What comes out", 5, 1, _verify_output_shape,
+        "1.1", "What comes out", 5, 1, verify_output_shape,
         ("Do it for one axis first: 10 frames, a window of 3, no padding. Where can the window "
          "start?",
          "Along one axis: (n + 2 p - k) // s + 1. The // rounds down."),
         output_shape,
     ),
     Exercise(
-        "1.2", "How far back does it see?", 10, 3, _verify_temporal_receptive_field,
+        "1.2", "How far back does it see?", 10, 3, verify_temporal_receptive_field,
         ("Start from one output and walk down: a 3-tap layer needs 3 of the layer below, that is "
          "2 more.",
          "Keep two numbers while you go through the layers: the field so far, and how long one "
@@ -327,7 +291,7 @@ EXERCISES = (
         motion_kernel,
     ),
     Exercise(
-        "1.4", "The number of midplanes", 5, 2, _verify_midplanes,
+        "1.4", "The number of midplanes", 5, 2, verify_midplanes,
         ("Count the weights of the full kernel, t·d·d·Cin·Cout, and of the pair, d·d·Cin·M + "
          "t·M·Cout.",
          "Set them equal, solve for M, and use // to round down."),

@@ -71,6 +71,30 @@ def test_verdicts(better, worse, verdict):
     assert low <= effect <= high
 
 
+@given(
+    st.lists(st.tuples(st.floats(-100, 100), st.floats(-100, 100)), min_size=5, max_size=9),
+    st.sampled_from([(0, 0.95), (1, 0.975), (2, 0.975)]),
+)
+def test_with_added_seeds_the_interval_is_at_the_stricter_level(pairs, rule):
+    added_seeds, level = rule
+    better, worse = zip(*pairs, strict=True)
+    differences = np.subtract(better, worse)
+    effect, (low, high), verdict = paired_verdict(better, worse, added_seeds)
+    t = stats.t.ppf(1 - (1 - level) / 2, len(pairs) - 1)
+    half = t * differences.std(ddof=1) / math.sqrt(len(pairs))
+    assert (low, high) == pytest.approx((effect - half, effect + half), abs=1e-9)
+    assert verdict == (REPRODUCED if low > 0 else OPPOSITE if high < 0 else NOT_REPRODUCED)
+
+
+def test_an_added_seed_can_undo_a_verdict():
+    """Five differences whose 95 % interval is above zero and whose 97.5 % interval is not."""
+    better, worse = [1.0, 2.0, 3.0, 0.5, 1.0], [0.0] * 5
+    assert paired_verdict(better, worse)[2] == REPRODUCED
+    assert paired_verdict(better, worse, added_seeds=2)[2] == NOT_REPRODUCED
+    with pytest.raises(ValueError, match="added_seeds"):
+        paired_verdict(better, worse, added_seeds=-1)
+
+
 @pytest.mark.parametrize(
     ("better", "worse"), [([1.0, 2.0], [0.0, 1.0]), ([1.0, 2.0, 3.0], [1.0, 2.0])]
 )
@@ -109,9 +133,16 @@ def test_a_summary_names_both_arms_with_their_means_the_better_first():
 
 def test_seeds_added_after_a_look_are_recorded():
     claim = fake(heights, seeds=(0, 1, 2, 3, 4), added_seeds=2)
-    assert run_claim(claim).added_seeds == 2
+    record = run_claim(claim)
+    assert record.added_seeds == 2 and record.level == 0.975
+    assert record.verdict_text() == "reproduced (2 seeds added)"
+    assert record.interval_name() == "97.5 % interval"
+    verdict = paired_verdict(record.values("up"), record.values("down"), added_seeds=2)
+    assert (record.effect, record.interval, record.verdict) == verdict
     assert run_claim(claim).summary().endswith("5 seeds (2 added after a look)")
-    assert run_claim(claim, seeds=(7, 8, 9)).added_seeds == 0  # chosen before the run
+    record = run_claim(claim, seeds=(7, 8, 9))  # chosen before the run
+    assert record.added_seeds == 0 and record.verdict_text() == "reproduced"
+    assert record.interval_name() == "95 % interval"
 
 
 def test_an_interrupted_run_is_resumed_where_it_stopped(tmp_path):
@@ -257,8 +288,10 @@ def test_the_shipped_ledger_follows_from_its_runs(id):
         "worse",
         "lower_is_better",
         "added_seeds",
+        "unit",
     ):
         assert getattr(record, name) == getattr(claim, name), f"{name} changed: run `make claims`"
+    assert record.chance == (claim.chance and pytest.approx(claim.chance, rel=1e-4))
     assert record.arm_labels == {arm.id: arm.label for arm in claim.arms}
     assert list(record.runs) == list(record.arm_labels)
     assert record.seeds == list(claim.seeds) and len(set(record.seeds)) == len(record.seeds) >= 3
@@ -267,8 +300,9 @@ def test_the_shipped_ledger_follows_from_its_runs(id):
     values = [
         [sign * value for value in record.values(arm)] for arm in (record.better, record.worse)
     ]
-    effect, interval, verdict = paired_verdict(*values)
+    effect, interval, verdict = paired_verdict(*values, added_seeds=record.added_seeds)
     assert record.verdict == verdict
+    assert record.differences() == [a - b for a, b in zip(*values, strict=True)]
     # The file has five digits of every run
     rounding = 1e-4 * max(1, *(abs(value) for arm in values for value in arm))
     expected = pytest.approx((effect, *interval), rel=1e-3, abs=rounding)
