@@ -48,7 +48,7 @@ OUTSIDE = ("tools", "tests")  # course_lib is installed without them
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_LINE_LENGTH = 400, 60, 100
 MAX_PAPER_LINES = 200  # a paper's file is read in a lesson
 # Of course_lib in total: what is added has to be earned. The aim is 10,600, see docs/decisions.md
-MAX_STATEMENTS = 14_100
+MAX_STATEMENTS = 14_550
 
 
 def modules(package):

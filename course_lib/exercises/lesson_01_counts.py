@@ -31,11 +31,8 @@ def _whole_number(result: object, case: str) -> Real:
 
 def _require_count(number: Real, expected: int, mistakes: CountMistakes, case: str) -> None:
     """As `diagnose_number`, without a word on ratios: counts are no multiples of each other."""
-    if number != expected:
-        wrong = f"{case}: got {number:.6g}, expected {expected}"
-        for value, message in mistakes:
-            require(number != value, f"{wrong}. {message}")
-        require(False, wrong)
+    message = next((text for value, text in mistakes if value == number), "")
+    require(number == expected, f"{case}: got {number:.6g}, expected {expected}. {message}".strip())
 
 
 # 1.1 -------------------------------------------------------------------------------------------
@@ -88,11 +85,8 @@ def verify_output_shape(attempt: Callable) -> Iterator[str]:
         require(len(sizes) == 3, f"{got}; expected three numbers (frames, height, width)")
         require(not (sizes % 1).any(), f"{got}: half a window is no window; round down (//)")
         axes = list(zip(shape, kernel_size, stride, padding, strict=True))
-        wrong = f"{got}, expected {tuple(expected)}"
-        if sizes.tolist() != expected:
-            for values, message in _shape_mistakes(axes):
-                require(sizes.tolist() != values, f"{wrong}. {message}")
-        require(sizes.tolist() == expected, wrong)
+        message = next((text for x, text in _shape_mistakes(axes) if x == sizes.tolist()), "")
+        require(sizes.tolist() == expected, f"{got}, expected {tuple(expected)}. {message}".strip())
     yield "agrees with torch.nn.Conv3d, with odd sizes, strides and one frame too"
 
 

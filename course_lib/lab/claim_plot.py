@@ -42,6 +42,8 @@ def show_claim(record: Record) -> None:
         figure.suptitle(title, fontsize=14, x=0.01, ha="left")
         _plot_arms(arms, record, labels)
         _plot_difference(difference, record)
+        for axes in (arms, difference):
+            axes.locator_params(axis="x", nbins=6)
         show_figure(figure, _alt(record))
     low, high = (_shown(record, end) for end in record.interval)
     points = " points" if record.unit == "%" else ""
