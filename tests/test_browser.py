@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
     None,
 )
-REDRAW_SECONDS, PATIENCE_MS = 2, 60_000
+REDRAW_SECONDS, PATIENCE_MS = 2, 180_000
 # A widget that takes its time: what is said meanwhile?
 SLOW = """\
 import time
@@ -91,23 +92,24 @@ def server(tmp_path_factory):
 
 
 def open_notebook(page, server, name):
-    port, token, _ = server
-    page.goto(f"http://localhost:{port}/lab/tree/notebooks/{name}?token={token}")
+    port, token, _ = server  # in a workspace of its own: no tab of an earlier test comes back
+    workspace = f"http://localhost:{port}/lab/workspaces/{uuid.uuid4().hex}"
+    page.goto(f"{workspace}/tree/notebooks/{name}?token={token}")
     page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for()
     page.locator('.jp-NotebookPanel-toolbar [data-status="idle"]').wait_for()
 
 
 def run_until(page, result):
-    """Run all cells; again if it gets lost, as it does before the kernel's channels are open."""
-    for _ in range(4):
-        page.wait_for_timeout(4000)
-        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        try:
-            result.wait_for(timeout=PATIENCE_MS // 2)
-        except playwright.TimeoutError:
-            continue
-        return
-    raise AssertionError("the cells do not run")
+    """Run all cells, once the kernel's channels are open: before that, requests get lost."""
+    page.wait_for_function(
+        """() => {
+            const context = window.jupyterapp.shell.currentWidget?.sessionContext
+            const kernel = context?.isReady ? context.session?.kernel : null
+            return kernel?.connectionStatus === 'connected' && kernel.status === 'idle'
+        }"""
+    )
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    result.wait_for()
 
 
 def luminance(rgb):

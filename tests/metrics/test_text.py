@@ -289,8 +289,8 @@ def test_batches_do_not_matter(encoder, sizes):
         start += size
     full = measured(TextAlignment(encoder, "tiny"), video, PROMPTS)
     for key, score in metric.compute().items():
-        assert score.value == pytest.approx(full[key].value, abs=1e-5)
-        assert score.interval == pytest.approx(full[key].interval, abs=1e-5)
+        assert score.value == pytest.approx(full[key].value, rel=1e-4, abs=1e-5)
+        assert score.interval == pytest.approx(full[key].interval, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize(
