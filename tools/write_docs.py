@@ -104,7 +104,7 @@ before this rule was written; it is open at either level. `make claims` runs all
 ## Checkpoints
 
 `python -m course_lib.recipes NAME` trains one anew (`--minutes` stops it, the same command goes on;
-`--measure` evaluates what is stored; `accelerate launch -m course_lib.recipes NAME` uses many
+`--evaluate` evaluates what is stored; `accelerate launch -m course_lib.recipes NAME` uses many
 devices). Machine, settings and everything else that was measured are in the model cards.
 
 {checkpoints}"""
